@@ -21,7 +21,6 @@ import binascii
 import json
 import os
 import re
-import subprocess
 import sys
 import urllib.parse
 from collections import deque
@@ -168,7 +167,7 @@ def parse_host_port(place: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-NAME = re.compile(r"[a-z0-9._-]{1,%d}" % MAX_NAME)
+NAME = re.compile(f"[a-z0-9._-]{{1,{MAX_NAME}}}")
 
 
 def fold_name(text: str) -> str:
@@ -277,7 +276,8 @@ COMMANDS = {
         Command("sendgrouprealm", "T REALM GROUP-or-USERS TEXT…", USER, "Mengirim pesan ke group di realm lain",
                 "Send a message to a group (`group:NAME`) or to several people (`u1,u2`) of another realm.",
                 "sendgrouprealm mesin2 henderson,lineker hello"),
-        Command("sendgroupfilerealm", "T REALM GROUP-or-USERS NAME BASE64", USER, "Mengirim file ke group di realm lain",
+        Command("sendgroupfilerealm", "T REALM GROUP-or-USERS NAME BASE64", USER,
+                "Mengirim file ke group di realm lain",
                 "Send a file to a group (`group:NAME`) or to several people (`u1,u2`) of another realm.",
                 "sendgroupfilerealm mesin2 group:jarkom3 file.txt"),
         Command("getrealminbox", "T REALM", USER, "Melihat pesan dari realm lain",
