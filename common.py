@@ -42,7 +42,8 @@ MAX_FULL_NAME = 128            # bytes of a person's name or country
 MAX_FILE_NAME = 255            # bytes: what Linux, macOS and Windows can store
 MAX_FILE = 64 * MIB            # bytes of one file (--max-file): a minute on a busy lab network
 
-LINES_PER_TURN = 256           # requests of one connection in one turn of the loop, so that none starves the rest
+LINES_PER_TURN = 128           # requests of one connection in one turn of the loop, so that none starves the rest
+TURN_SECONDS = 0.02            # and of all connections: past this the turn is committed, the others come next
 RECEIVE_SIZE = 64 * KIB        # bytes asked of a socket at once: one allocation that malloc keeps at hand
 OUTPUT_MARK = 256 * KIB        # bytes unsent: past this no request of the connection is read, no event is queued
 FEED_PAGE = 200                # messages that a subscriber who fell behind is fed at a time
@@ -71,6 +72,7 @@ LINK_BATCH = 1000              # messages of one batch between realms: two commi
 LINK_BATCH_BYTES = 256 * KIB   # the most that a batch's messages weigh
 LINK_LINE = 4 * MIB            # bytes of one line between realms: a batch, each byte escaped six-fold, and a piece
 LINK_PIECE = 192 * KIB         # bytes of a file in one `piece`: small enough that talk passes between two of them
+LINK_PIECES = 2                # pieces under way at once: one is written there while the next is on its way
 
 # ---- errors ------------------------------------------------------------------------------------
 
@@ -221,6 +223,11 @@ class Command:
         return self.parameters.endswith("…")
 
     @cached_property
+    def is_send(self) -> bool:
+        """Whether it stores a message, so that a repeated tag must not store it again."""
+        return self.word.startswith("send")
+
+    @cached_property
     def takes_file(self) -> bool:
         """Whether the last parameter is a file's content."""
         return self.parameters.endswith("BASE64")
@@ -286,10 +293,10 @@ COMMANDS = {
                 "Ask whether the peer table holds this row (the table is fixed).",
                 "addrealm mesin2 172.16.16.102 8890"),
         # Between realms; no person types these.
-        Command("peer", "NAME EPOCH NONCE", STRANGER, "", "Open a link: who calls, and its fresh nonce.", ""),
+        Command("peer", "NAME EPOCH NONCE", STRANGER, "", "Open a link: who calls, its database, a fresh nonce.", ""),
         Command("peerproof", "[PROOF]", STRANGER, "", "Prove to be that realm; from here on the link is up.", ""),
         Command("deliver", "STREAM AFTER ITEMS…", REALM, "", "Items of the outbox, in order, as JSON.", ""),
-        Command("piece", "FILE OFFSET BYTES", REALM, "", "A piece of a file that an item will name, in base64.", ""),
+        Command("piece", "SHA256 SIZE OFFSET [BYTES]", REALM, "", "A piece of a file that an item will name.", ""),
         Command("ping", "", REALM, "", "A sign of life.", ""),
     )
 }
@@ -359,7 +366,7 @@ def parse_request(tag: str | None, line: bytes) -> Request:
 def split_arguments(text: str, count: int, takes_rest: bool) -> list[str]:
     """Splits at runs of spaces; with `takes_rest` the argument number `count` is all that is left, spaces and all."""
     arguments = text.split(" ", count - 1 if takes_rest else -1)
-    if "" not in arguments:
+    if "" not in arguments and not arguments[-1].startswith(" "):
         return arguments
     arguments, rest = [], text.lstrip(" ")         # the rarer case: runs of spaces, or nothing at all
     while rest and not (takes_rest and len(arguments) == count - 1):
@@ -377,9 +384,20 @@ LINE_BREAK = "\u2028"          # how a line break inside a message travels (LINE
 encode_text = json.encoder.encode_basestring_ascii     # a str -> its JSON string in pure ASCII, quotes included
 
 
+class Json(str):
+    """A text that is JSON already, and goes into a frame as it is."""
+
+
+def encode_json(value: object) -> str:
+    """A value -> compact JSON in pure ASCII."""
+    if isinstance(value, Json):
+        return value
+    return encode_text(value) if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
 def format_frame(fields: dict[str, object]) -> bytes:
     """A reply (or an event) as it goes on the wire: one JSON object in pure ASCII, then CR LF CR LF."""
-    return json.dumps(fields, separators=(",", ":")).encode("ascii") + FRAME_END
+    return ("{" + ",".join(f'"{name}":{encode_json(value)}' for name, value in fields.items()) + "}\r\n\r\n").encode()
 
 
 def format_reply(fields: dict[str, object], tag: str | None = None) -> bytes:
