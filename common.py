@@ -169,15 +169,14 @@ def parse_host_port(place: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-NAME = re.compile(f"[a-z0-9._-]{{1,{MAX_NAME}}}")
+NAME = re.compile(f"[A-Za-z0-9._-]{{1,{MAX_NAME}}}")
 
 
 def fold_name(text: str) -> str:
     """A user's, group's or realm's name, letters folded to lower case. Raises ChatError `bad_name`."""
-    name = text.lower()
-    if not NAME.fullmatch(name):
+    if not NAME.fullmatch(text):
         raise ChatError("bad_name", text[:MAX_NAME])
-    return name
+    return text.lower()
 
 
 def parse_address(text: str, home: str) -> tuple[str, str]:
@@ -532,6 +531,8 @@ class Base64Decoder:
 
     @staticmethod
     def _decode(text: bytes) -> bytes:
+        if len(text) % 4:                          # Python 3.10 lets a lone "=" through
+            raise ChatError("bad_base64")
         try:
             return base64.b64decode(text, validate=True)
         except binascii.Error:

@@ -1097,13 +1097,19 @@ class RealmLink:
         if self.transfer:
             self._send_pieces(self.transfer)
         elif self.fresh[FILES] and not self.busy[FILES]:
-            rows = self._next(FILES)
-            texts = list(itertools.takewhile(lambda row: "file" not in json.loads(row[1]), rows))
-            file = File(**json.loads(rows[0][1])["file"]) if rows and not texts else None
-            if file and file.sha256 not in self.there:
-                self._start_transfer(file)
-            else:
-                self._deliver(FILES, texts or rows[:1])
+            self._pump_files()
+
+    def _pump_files(self) -> None:
+        """Sends the next file, or texts that wait behind one; none before the talk that was said before it."""
+        rows = self._next(FILES)
+        file = File(**json.loads(rows[0][1])["file"]) if rows and "file" in json.loads(rows[0][1]) else None
+        if file and file.sha256 not in self.there:
+            self._start_transfer(file)
+            return
+        talk = self.store.outbox(self.realm.name, TALK, self.sent[TALK], 1)
+        rows = [row for row in rows if not talk or row[0] < talk[0][0]]
+        self._deliver(FILES, rows[:1] if file else list(
+            itertools.takewhile(lambda row: "file" not in json.loads(row[1]), rows)))
 
     def _next(self, stream: int) -> list[tuple[int, str]]:
         rows = self.store.outbox(self.realm.name, stream, self.sent[stream], common.LINK_BATCH)
@@ -1271,6 +1277,7 @@ class Chat:
         self.drained: set[Connection] = set()      # connections whose `inbox` reply has been sent off whole
         self.subscribers: set[Connection] = set()
         self.guesses: dict[str, Guesses] = {}      # by account, existing or not
+        self.next_sweep = 0.0                      # when `guesses` is next looked through for what can be forgotten
         self.hashes = 0                            # logins that wait for a hash
         self.deadlines: deque[tuple[float, RealmLink, int, int]] = deque()
         self._runs: list[Run] = []
@@ -1296,6 +1303,12 @@ class Chat:
             conn = self.drained.pop()
             if conn.taking:
                 self.take_inbox(conn)
+        if now >= self.next_sweep:
+            self.next_sweep = now + common.GUESS_SECONDS
+            for account, guesses in list(self.guesses.items()):
+                guesses.next(now)
+                if guesses.idle:
+                    del self.guesses[account]
         while self.deadlines and self.deadlines[0][0] <= now:
             _, link, stream, seq = self.deadlines.popleft()
             pending = link.waiting[stream].get(seq)
@@ -1310,6 +1323,8 @@ class Chat:
         A request that brings a file is not carried out yet: its Upload is returned, with all of the content.
         """
         conn.tag = None
+        if conn.taking:                            # that the client asks on says that it got the reply to its `inbox`
+            self.guarded(lambda: self.take_inbox(conn), "inbox")
         try:
             if len(line) > conn.buffer.limit:
                 return self.begin_upload(conn, line)
@@ -1335,8 +1350,6 @@ class Chat:
 
         def handle() -> object:
             nonlocal sender
-            if conn.taking:
-                self.take_inbox(conn)
             if upload and upload.error:
                 raise upload.error
             person, arguments = self.admit(conn, request)
@@ -1578,7 +1591,7 @@ class Chat:
             succeeded = result.result() and stored is not None
             guesses.done(self.now, succeeded)
             if not succeeded:
-                log.warning("failed login from %s", conn.host)
+                log.warning("failed login of %s from %s", address if stored else "an unknown user", conn.host)
                 self.end_hash(conn, slot, ChatError("bad_credentials").reply())
             else:
                 self.end_hash(conn, slot, self.guarded(lambda: self.log_in(conn, person), "auth"))
