@@ -27,7 +27,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -389,14 +389,18 @@ class Json(str):
 
 def encode_json(value: object) -> str:
     """A value -> compact JSON in pure ASCII."""
-    if isinstance(value, Json):
-        return value
-    return encode_text(value) if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    kind = type(value)
+    if kind is str:
+        return encode_text(value)
+    if kind is int:
+        return str(value)
+    return value if kind is Json else json.dumps(value, separators=(",", ":"))
 
 
 def format_frame(fields: dict[str, object]) -> bytes:
     """A reply (or an event) as it goes on the wire: one JSON object in pure ASCII, then CR LF CR LF."""
-    return ("{" + ",".join(f'"{name}":{encode_json(value)}' for name, value in fields.items()) + "}\r\n\r\n").encode()
+    members = [f'"{name}":{encode_json(value)}' for name, value in fields.items()]
+    return f"{{{','.join(members)}}}\r\n\r\n".encode()
 
 
 def format_reply(fields: dict[str, object], tag: str | None = None) -> bytes:
@@ -413,6 +417,7 @@ def format_event(kind: str, **fields: object) -> bytes:
     return format_frame({"event": kind, **fields})
 
 
+@lru_cache(maxsize=1024)
 def format_time(milliseconds: int) -> str:
     """Milliseconds since 1970 -> UTC in RFC 3339, to the millisecond: `2024-05-04T17:03:09.250Z`."""
     moment = datetime.fromtimestamp(milliseconds // 1000, timezone.utc)

@@ -160,18 +160,22 @@ class Message(NamedTuple):
     text: str | None
     file: File | None
 
-    def json(self) -> Json:
-        """The message as clients see it."""
+    def fields(self) -> str:
+        """The message as clients see it: a JSON object without its braces."""
         if self.file is None:
-            body = f'"msg":{encode_text(self.text or "")}'
+            body = f'"msg":{encode_text(self.text)}'
         else:
             body = f'"file":{encode_json({"id": self.id, **self.file._asdict()})}'
-        return Json(f'{{"id":{self.id},"ts":"{format_time(self.ts)}",{self.conversation.head(self.sender)},{body}}}')
+        return f'"id":{self.id},"ts":"{format_time(self.ts)}",{self.conversation.head(self.sender)},{body}'
+
+    def event(self) -> bytes:
+        """The frame that tells a subscriber of it."""
+        return f'{{"event":"message",{self.fields()}}}\r\n\r\n'.encode()
 
 
-def message_event(message: Message) -> bytes:
-    """The frame that tells a subscriber of a message."""
-    return f'{{"event":"message",{message.json()[1:]}\r\n\r\n'.encode()
+def json_list(messages: Iterable[Message]) -> Json:
+    """Messages as a reply lists them."""
+    return Json(f"[{','.join([f'{{{message.fields()}}}' for message in messages])}]")
 
 
 # ---- Store -------------------------------------------------------------------------------------
@@ -1284,7 +1288,7 @@ class Chat:
         self._news: list[bytes] = []               # what the other realms are told of our people and groups
         self._handlers = {word: getattr(self, f"do_{word}") for word in COMMANDS}
         self.tick(0.0)
-        self.guarded(self.settle_left, "start")
+        self.guarded(self.settle_left)
         store.commit()
         self._runs.clear()
 
@@ -1324,7 +1328,7 @@ class Chat:
         """
         conn.tag = None
         if conn.taking:                            # that the client asks on says that it got the reply to its `inbox`
-            self.guarded(lambda: self.take_inbox(conn), "inbox")
+            self.guarded(self.take_inbox, conn)
         try:
             if len(line) > conn.buffer.limit:
                 return self.begin_upload(conn, line)
@@ -1345,35 +1349,35 @@ class Chat:
     def carry_out(self, conn: Connection, request: Request, upload: Upload | None = None) -> None:
         """Carries out a parsed request and stages its reply."""
         conn.tag = request.tag
-        command = request.command
-        sender = None
-
-        def handle() -> object:
-            nonlocal sender
-            if upload and upload.error:
-                raise upload.error
-            person, arguments = self.admit(conn, request)
-            if command.is_send and request.tag:
-                sender = person
-                earlier = self.earlier_reply(person, request.tag)
-                if earlier:
-                    return earlier
-            if upload:
-                arguments[-1:] = [File(common.decode_file_name(arguments[-1]), upload.size, upload.path.name)]
-            return self._handlers[command.word](conn, person, *arguments)
-
-        reply = self.guarded(handle, command.word)
+        reply = self.guarded(self._carry_out, conn, request, upload)
         if isinstance(reply, dict):
-            self.stage_reply(conn, reply, request.tag, sender)
+            conn.reply(format_reply(reply, request.tag), request.tag)
         elif reply is not LATER:
-            conn.reply(reply, request.tag)         # a frame that is ready: a file's iterator, or an earlier reply
+            conn.reply(reply, request.tag)         # a frame that is ready: a file's pieces, or an earlier reply
 
-    def guarded(self, action: Callable[[], object], name: str) -> object:
+    def _carry_out(self, conn: Connection, request: Request, upload: Upload | None) -> object:
+        command = request.command
+        if upload and upload.error:
+            raise upload.error
+        person, arguments = self.admit(conn, request)
+        tagged = command.is_send and request.tag is not None
+        if tagged:
+            earlier = self.earlier_reply(person, request.tag)
+            if earlier:
+                return earlier
+        if upload:
+            arguments[-1] = File(common.decode_file_name(arguments[-1]), upload.size, upload.path.name)
+        reply = self._handlers[command.word](conn, person, *arguments)
+        if tagged and reply is not LATER:
+            self.store.remember_tag(person, request.tag, format_reply(reply, request.tag).decode())
+        return reply
+
+    def guarded(self, action: Callable, *arguments: object) -> object:
         """Does something as one request: what it wrote is undone alone if it fails. An error becomes its reply."""
         store = self.store
         store.start_request()
         try:
-            result = action()
+            result = action(*arguments)
             store.end_request()
             return result
         except ChatError as error:
@@ -1383,16 +1387,9 @@ class Chat:
             store.fail(error)
             return ChatError("storage").reply()
         except Exception:
-            log.exception("%s failed", name)
+            log.exception("%s failed", action.__name__)
             store.revert()
             return ChatError("internal_error").reply()
-
-    def stage_reply(self, conn: Connection, reply: dict[str, object], tag: str | None, sender: Person | None) -> None:
-        """Stages a reply, and keeps that of a tagged send for its repetition."""
-        frame = format_reply(reply, tag)
-        if tag and sender and "id" in reply:
-            self.store.remember_tag(sender, tag, frame.decode())
-        conn.reply(frame, tag)
 
     def begin_upload(self, conn: Connection, start: bytes) -> Upload:
         """A line past the limit: the Upload of the file at its end, else one that swallows it. Never raises."""
@@ -1530,10 +1527,10 @@ class Chat:
         """Publishes a message to its conversation's members of this moment."""
         members = message.conversation.members
         if self._runs and self._runs[-1].members is members and self._runs[-1].last_id:
-            self._runs[-1].frames.append(message_event(message))
+            self._runs[-1].frames.append(message.event())
             self._runs[-1].last_id = message.id
         else:
-            self._runs.append(Run(members, [message_event(message)], message.id))
+            self._runs.append(Run(members, [message.event()], message.id))
 
     def stage_events(self) -> None:
         """The turn is on disk: its events go to who has subscribed."""
@@ -1566,7 +1563,7 @@ class Chat:
         messages = self.store.messages_after(conn.session.person, lambda conversation: conn.cursor)
         page = list(itertools.islice(messages, common.FEED_PAGE))
         if page:
-            chunk = b"".join(map(message_event, page))
+            chunk = b"".join([message.event() for message in page])
             conn.output.append(chunk)
             conn.unsent += len(chunk)
             conn.cursor = page[-1].id
@@ -1594,7 +1591,7 @@ class Chat:
                 log.warning("failed login of %s from %s", address if stored else "an unknown user", conn.host)
                 self.end_hash(conn, slot, ChatError("bad_credentials").reply())
             else:
-                self.end_hash(conn, slot, self.guarded(lambda: self.log_in(conn, person), "auth"))
+                self.end_hash(conn, slot, self.guarded(self.log_in, conn, person))
         guesses.ask(self.now, go)
         return LATER
 
@@ -1629,17 +1626,13 @@ class Chat:
             raise ChatError("user_exists")
         slot = self.hash_slot(conn)
 
-        def add() -> dict[str, object]:
+        def add(hashed: str) -> dict[str, object]:
             if self.is_taken(name):                # by somebody who asked meanwhile
                 raise ChatError("user_exists")
-            person = self.store.add_person(name, self.realm, nama, negara, hashed.result())
-            return self.log_in(conn, person)
+            return self.log_in(conn, self.store.add_person(name, self.realm, nama, negara, hashed))
 
         def done(result: Future) -> None:
-            nonlocal hashed
-            hashed = result
-            self.end_hash(conn, slot, self.guarded(add, "register"))
-        hashed: Future | None = None
+            self.end_hash(conn, slot, self.guarded(add, result.result()))
         self.workers.hash(done, hash_password, password)
         return LATER
 
@@ -1794,12 +1787,12 @@ class Chat:
         conn.taking = (person, [realm] if realm else realms, taken)
         self.store.on_undo(lambda: setattr(conn, "taking", None))
         if realm:
-            messages = Json(f"[{','.join(message.json() for message in page)}]")
+            messages = json_list(page)
         else:
-            by_sender: dict[str, list[str]] = {}
+            by_sender: dict[str, list[Message]] = {}
             for message in page:
-                by_sender.setdefault(message.sender.address, []).append(message.json())
-            lists = [f'"{name}":[{",".join(texts)}]' for name, texts in by_sender.items()]
+                by_sender.setdefault(message.sender.address, []).append(message)
+            lists = [f'"{sender}":{json_list(by_sender[sender])}' for sender in by_sender]
             messages = Json(f"{{{','.join(lists)}}}")
         return {"messages": messages, "more": more}
 
@@ -1867,7 +1860,7 @@ class Chat:
         conversation = self.conversation(person, target)
         page = self.store.history(conversation, person, newest, most + 1) if conversation else []
         more = len(page) > most
-        return {"messages": Json(f"[{','.join(message.json() for message in page[1 if more else 0:])}]"), "more": more}
+        return {"messages": json_list(page[1:] if more else page), "more": more}
 
     def conversation(self, person: Person, target: str) -> Conversation | None:
         """A person's conversation with a user or (`group:NAME`, or where no user is called so) a group."""
@@ -2108,7 +2101,7 @@ class Chat:
         try:
             frame = json.loads(line)
             hear = self.hear_event if "event" in frame else self.hear_reply
-            failure = self.guarded(lambda: hear(link, frame), "link")
+            failure = self.guarded(hear, link, frame)
         except (ValueError, TypeError, RecursionError):
             raise ChatError("realm_refused", "not a frame") from None
         if failure:
@@ -2171,7 +2164,7 @@ class Chat:
             for stream in (TALK, FILES):
                 for seq in list(link.waiting[stream]):
                     self.stop_waiting(link, stream, seq)
-        self.guarded(stop_all, "link")
+        self.guarded(stop_all)
         if was_up:
             log.warning("link to %s is down", link.realm.name)
             self.announce("realm", None, realm=link.realm.name, link=DOWN)
@@ -2406,7 +2399,7 @@ class Server:
             else:
                 key.data()
         now = self.clock()
-        chat.guarded(lambda: chat.tick(now), "tick")
+        chat.guarded(chat.tick, now)
         chat.workers.finish()
         self.check_times(now)
         self.serve_all(now)
