@@ -828,7 +828,7 @@ class Connection:
         self.slots: deque[Slot] | tuple = ()
         self.staged: list[tuple[str | None, bytes | Iterator[bytes]]] = []    # this turn's replies: not on disk yet
         self.output: deque[bytes | Iterator[bytes]] = deque()
-        self.unsent = 0                            # bytes of output, what an iterator will give not counted
+        self.unsent = 0                            # bytes staged and in output; what an iterator will give not counted
         self.sending: memoryview | None = None     # what a send left over
         # who
         self.session: Session | None = None
@@ -853,7 +853,12 @@ class Connection:
             slot.frame = frame
             self.slots.append(slot)
         else:
-            self.staged.append((tag, frame))
+            self._stage(tag, frame)
+
+    def _stage(self, tag: str | None, frame: bytes | Iterator[bytes]) -> None:
+        self.staged.append((tag, frame))
+        if isinstance(frame, bytes):
+            self.unsent += len(frame)
 
     def later(self, realm: str | None = None, sender: Person | None = None) -> Slot:
         """A place for a reply that is to come."""
@@ -868,7 +873,7 @@ class Connection:
         slot.frame = frame
         while self.slots and self.slots[0].frame is not None:
             done = self.slots.popleft()
-            self.staged.append((done.tag, done.frame))
+            self._stage(done.tag, done.frame)
 
     def push(self, chunk: bytes, last_id: int) -> None:
         """Queues events, unless the subscriber is fed from the table."""
@@ -1283,6 +1288,7 @@ class Chat:
         self.guesses: dict[str, Guesses] = {}      # by account, existing or not
         self.next_sweep = 0.0                      # when `guesses` is next looked through for what can be forgotten
         self.hashes = 0                            # logins that wait for a hash
+        self.waiting_tags: dict[tuple[Person, str], list[tuple[RealmLink, int, int]]] = {}
         self.deadlines: deque[tuple[float, RealmLink, int, int]] = deque()
         self._runs: list[Run] = []
         self._news: list[bytes] = []               # what the other realms are told of our people and groups
@@ -1477,11 +1483,9 @@ class Chat:
 
     def earlier_reply(self, person: Person, tag: str) -> bytes | None:
         """The reply to an earlier send with the same tag. One that still waits for another realm is ended by it."""
-        for link in self.links.values():
-            for stream in (TALK, FILES):
-                for seq in [seq for seq, pending in link.waiting[stream].items()
-                            if pending.tag == tag and pending.person is person]:
-                    self.stop_waiting(link, stream, seq)
+        for link, stream, seq in self.waiting_tags.pop((person, tag), ()):
+            if seq in link.waiting[stream]:
+                self.stop_waiting(link, stream, seq)
         reply = self.store.tagged(person, tag)
         return reply.encode() if reply else None
 
@@ -1983,6 +1987,8 @@ class Chat:
         slot = slot or conn.later(realm, person)
         link.waiting[stream][seq] = Pending(conn, slot, person, item, conn.tag)
         self.deadlines.append((self.now + common.REALM_REPLY_SECONDS, link, stream, seq))
+        if conn.tag:
+            self.waiting_tags.setdefault((person, conn.tag), []).append((link, stream, seq))
 
         def undo() -> None:
             if link.waiting[stream].pop(seq, None):
@@ -1999,8 +2005,10 @@ class Chat:
             return
         reply = self.combine(slot.results) if slot.expected > 1 else reply
         frame = format_reply(reply, slot.tag)
-        if slot.tag and slot.sender and "id" in reply and not self.store.failed:
-            self.store.remember_tag(slot.sender, slot.tag, frame.decode())
+        if slot.tag and slot.sender:
+            self.waiting_tags.pop((slot.sender, slot.tag), None)
+            if "id" in reply and not self.store.failed:
+                self.store.remember_tag(slot.sender, slot.tag, frame.decode())
         if not conn.dropped:
             conn.fill(slot, frame)
             self.touched.add(conn)
@@ -2379,8 +2387,7 @@ class Server:
         self.listener.close()
         deadline = self.clock() + common.DRAIN_SECONDS
         for conn in self.connections:
-            conn.finished = conn.finished or not conn.slots        # no further request, but those that wait
-            conn.ending = True
+            conn.ending = True                     # no further request
             self.chat.touched.add(conn)
         while self.connections and self.clock() < deadline:
             self.turn()
@@ -2552,7 +2559,7 @@ class Server:
                 upload = self.chat.execute(conn, line)
                 if upload:
                     self.end_upload(conn, upload)
-        if conn.finished and not conn.has_work and not conn.slots and not conn.upload:
+        if conn.finished and not conn.has_work and not conn.slots and not (conn.upload and conn.upload.whole):
             conn.ending = True
 
     def serve_overlong(self, conn: Connection) -> bool:
@@ -2588,9 +2595,7 @@ class Server:
     def write(self, conn: Connection) -> None:
         """Sends what a connection is owed, and asks the selector for what it has to wait for."""
         if conn.staged:
-            for _, frame in conn.staged:
-                conn.output.append(frame)
-                conn.unsent += len(frame) if isinstance(frame, bytes) else 0
+            conn.output.extend([frame for _, frame in conn.staged])
             conn.staged.clear()
         try:
             blocked = not self.send(conn)
