@@ -576,7 +576,7 @@ class Parsing(ChatTest):
     def test_nonsense_is_refused_not_fatal(self):
         """Whatever the bytes, parsing yields a request or a ChatError."""
         chance = random.Random(4)
-        words = [word.encode() for word in COMMANDS] + [b"T", b"@t", b" ", b"  ", b"\0", b"\xff", b"\xe2\x80\xa8", b"messi"]
+        words = [*(word.encode() for word in COMMANDS), b"T", b"@t", b" ", b"  ", b"\0", b"\xff", b"messi"]
         for _ in range(5000):
             line = b" ".join(chance.choices(words, k=chance.randrange(6))) + chance.randbytes(chance.randrange(8))
             with contextlib.suppress(ChatError):
@@ -585,8 +585,9 @@ class Parsing(ChatTest):
                 self.assertNotIn("", request.arguments, line)
 
     def test_frames_are_ascii_and_compact(self):
-        frame = common.format_reply({"message": "h\u00e9\u2028\U0001f600\r\n\"\\"}, tag="t1")
-        self.assertEqual(frame, b'{"status":"OK","tag":"t1","message":"h\\u00e9\\u2028\\ud83d\\ude00\\r\\n\\"\\\\"}\r\n\r\n')
+        frame = common.format_reply({"message": "\u00e9\u2028\U0001f600\r\n\"\\"}, tag="t1")
+        self.assertEqual(frame, b'{"status":"OK","tag":"t1",'
+                                b'"message":"\\u00e9\\u2028\\ud83d\\ude00\\r\\n\\"\\\\"}\r\n\r\n')
         self.assertEqual(common.format_event("presence", user="a", online=True),
                          b'{"event":"presence","user":"a","online":true}\r\n\r\n')
         self.assertEqual(json.loads(common.format_reply({"status": "ERROR"}))["status"], "ERROR")
@@ -845,7 +846,8 @@ class Starting(ChatTest):
 
     def test_help_names_every_option(self):
         program = ROOT / REALMS["mesin1"].folder / "ChatServer.py"
-        done = subprocess.run([sys.executable, str(program), "--help"], capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run([sys.executable, str(program), "--help"], stdout=subprocess.PIPE, text=True,
+                              timeout=PATIENCE)
         self.assertEqual(done.returncode, 0)
         for option in ("realm", "bind", "port", "data", "peer", "local", "realm-key", "no-default-users", "max-file",
                        "log-level"):
@@ -924,7 +926,6 @@ class Accounts(OneServer):
 
     def test_register_keeps_any_letters(self):
         wire = self.wire()
-        wire.ask("register jos\u00e9 x a b".replace("\u00e9", "e") + "")
         wire.ask("register soren pass\u00f8rd S\u00f8ren_\u00c5 Danmark")
         self.assertEqual(self.wire().ask("auth soren pass\u00f8rd")["status"], "OK")
         users = {user["user"]: user["nama"] for user in self.server.login("messi").ok("info")["users"]}
@@ -1074,8 +1075,9 @@ class Private(OneServer):
     def test_refusals(self):
         (alice,) = self.people("alice")
         for words, code in (("send nosuch hi", "user_not_found"), ("send messi@nowhere hi", "realm_not_found"),
-                            ("send a/b hi", "bad_name"), ("send messi@ hi", "bad_name"), ("send messi", "bad_arguments"),
-                            ("history nosuch", "user_not_found"), ("history messi x", "bad_arguments"),
+                            ("send a/b hi", "bad_name"), ("send messi@ hi", "bad_name"),
+                            ("send messi", "bad_arguments"), ("history nosuch", "user_not_found"),
+                            ("history messi x", "bad_arguments"),
                             ("history messi 10 x", "bad_arguments"), ("getfile x", "bad_arguments"),
                             ("subscribe x", "bad_arguments"), ("getfile 999999", "file_not_found"),
                             ("sendprivaterealm nowhere messi hi", "realm_not_found"),
@@ -1091,8 +1093,8 @@ class Private(OneServer):
     def test_texts_arrive_as_they_were_sent(self):
         alice, bob = self.people("alice", "bob")
         texts = ["a  b   c", "h\u00e9llo \U0001f600", "one\u2028two", '"quoted" \\ {json}', "x" * common.MAX_TEXT,
-                 "\u00e9" * (common.MAX_TEXT // 2), "'; DROP TABLE message; --", "%s %d {}", "\x7f\x01 \u202e", "@tag no tag",
-                 "group:x", "b'YQ=='"]
+                 "\u00e9" * (common.MAX_TEXT // 2), "'; DROP TABLE message; --", "%s %d {}", "\x7f\x01 \u202e",
+                 "@tag no tag", "group:x", "b'YQ=='"]
         bob.ok("subscribe")
         for text in texts:
             with self.subTest(text[:40]):
@@ -1222,8 +1224,8 @@ class TagsAndOrder(OneServer):
 
     def test_spaces_case_and_bare_line_feeds(self):
         alice, bob = self.people("alice", "bob")
-        token = alice.token
-        alice.write(f"send {token} {bob}  one \r\nSEND {token} {str(bob).upper()} two\n  Send   {token}   {bob}   three  \n"
+        token, shouted = alice.token, str(bob).upper()
+        alice.write(f"send {token} {bob}  one \r\nSEND {token} {shouted} two\n  Send   {token}   {bob}   three  \n"
                     f"  @x   inbox {token}  \r\n".encode())
         self.assertEqual([alice.reply()["status"] for _ in range(4)], ["OK"] * 4)
         self.assertEqual([message["msg"] for message in bob.inbox()], ["one", "two", "three"])
@@ -1264,7 +1266,8 @@ class BadInput(OneServer):
             (send + b" " + b"x" * (common.MAX_LINE + 1), "too_long"),
             (b"x" * (common.MAX_LINE + 1), "too_long"),
             (alice.line(f"send {bob}\0 hi").encode(), "bad_name"), (alice.line("addgroup a\0b").encode(), "bad_name"),
-            (alice.line("addgroup " + "g" * 33).encode(), "bad_name"), (alice.line("addgroup a b").encode(), "bad_arguments"),
+            (alice.line("addgroup " + "g" * 33).encode(), "bad_name"),
+            (alice.line("addgroup a b").encode(), "bad_arguments"),
             (sendfile + b" f.txt !!!!", "bad_base64"), (sendfile + b" f.txt YQ", "bad_base64"),
             (sendfile + b" f.txt b'YQ==", "bad_base64"), (sendfile + b" f.txt YQ==YQ==", "bad_base64"),
             (sendfile + b" f.txt \xff\xff\xff\xff", "bad_base64"), (sendfile + b" f.txt", "bad_arguments"),
@@ -1293,10 +1296,10 @@ class BadInput(OneServer):
         good = alice.line(f"send {bob} good").encode() + b"\r\n"
         bad = [b"x" * 70_000 + b"\n", b"\xff\n", alice.line(f"sendfile {bob} f !").encode() + b"\n",
                alice.line(f"sendfile {bob} f {as_base64(bytes(2 * MIB))}").encode() + b"\r\n", b"nosuch\r\n"]
-        alice.write(good + good.join(bad) + good)
+        alice.write(good + b"".join(line + good for line in bad))
         codes = [alice.reply().get("code", "OK") for _ in range(11)]
-        self.assertEqual(codes, ["OK", "too_long", "OK", "bad_encoding", "OK", "bad_base64", "OK", "too_large", "OK",
-                                 "unknown_command", "OK"][:11] if len(bad) == 5 else [])
+        self.assertEqual(codes[::2], ["OK"] * 6)
+        self.assertEqual(codes[1::2], ["too_long", "bad_encoding", "bad_base64", "too_large", "unknown_command"])
         self.assertEqual(len(bob.inbox()), 6)
 
     @unittest.skipUnless(ON_LINUX, "reads /proc")
@@ -1320,7 +1323,7 @@ class BadInput(OneServer):
             lines = []
             for _ in range(100):
                 line = " ".join(chance.choices(words, k=chance.randrange(1, 7))).encode()
-                if not line.startswith((b"logout", b"subscribe", b"register", b"auth", b"peer")):   # no change of state, no hash
+                if not line.startswith((b"logout", b"subscribe", b"register", b"auth", b"peer")):
                     lines.append(line + (chance.randbytes(9).replace(b"\n", b"") if chance.random() < 0.3 else b""))
             wire = self.wire()
             wire.write(b"\r\n".join(lines) + b"\r\n")
@@ -1331,8 +1334,8 @@ class BadInput(OneServer):
 
     def test_hostile_file_names(self):
         alice, bob = self.alice, self.bob
-        for name in ("../../evil", "..%2f..%2fevil", "/etc/evil", "%2fetc%2fevil", "C:\\evil", "evil%00.txt", "..", ".", "%2e%2e",
-                     "x" * 5000, "%ff%fe", "~", "-rf", "chat.db", "a%0ab", "%"):
+        for name in ("../../evil", "..%2f..%2fevil", "/etc/evil", "%2fetc%2fevil", "C:\\evil", "evil%00.txt", "..", ".",
+                     "%2e%2e", "x" * 5000, "%ff%fe", "~", "-rf", "chat.db", "a%0ab", "%"):
             with self.subTest(name[:40]):
                 reply = alice.do(f"sendfile {bob} {name} {as_base64(name.encode())}")
                 if reply["status"] == "OK":
@@ -1370,15 +1373,14 @@ class BadInput(OneServer):
         wires = [Wire(server) for _ in range(common.HASH_QUEUE + 60)]
         for wire in wires:
             wire.write(b"auth messi surabaya\r\n")
-        while not (ready := select.select(wires_sockets := [wire.socket for wire in wires], [], [], PATIENCE)[0]):
-            self.fail("no answer")
-        replies = []
-        while len(replies) < 50:
-            ready = select.select(wires_sockets, [], [], PATIENCE)[0]
-            for wire in [wire for wire in wires if wire.socket in ready]:
-                replies.append(wire.reply())
-                wires_sockets.remove(wire.socket)
-        self.assertIn("busy", [reply.get("code") for reply in replies])
+        codes: list[str] = []
+        waiting = {wire.socket: wire for wire in wires}
+        while len(codes) < 60:                                  # those who are told so hear it before the others
+            ready, _, _ = select.select(list(waiting), [], [], PATIENCE)
+            self.assertTrue(ready, "no answer")
+            codes += [waiting.pop(connection).reply().get("code", "OK") for connection in ready]
+        self.assertGreater(codes.count("busy"), 0, codes)
+        self.assertLessEqual(set(codes), {"busy", "OK"})
         server.kill()
         for wire in wires:
             wire.close()
@@ -1484,7 +1486,8 @@ class Subscriptions(OneServer):
         events = [bob.event("message") for _ in range(900)]
         self.assertEqual([event["id"] for event in events], sorted({event["id"] for event in events}))
         for sender in senders:
-            self.assertEqual([int(event["msg"]) for event in events if event["from"] == sender.address], list(range(300)))
+            numbers = [int(event["msg"]) for event in events if event["from"] == sender.address]
+            self.assertEqual(numbers, list(range(300)))
 
     def test_presence(self):
         alice, bob = self.people("alice", "bob")
@@ -1577,7 +1580,8 @@ class Groups(OneServer):
                 (bob, f"history {group}", "not_member"), (bob, f"leavegroup {group}", "not_member"),
                 (bob, "sendgroup nosuch hi", "group_not_found"), (bob, "leavegroup nosuch", "group_not_found"),
                 (bob, "addgroup a/b", "bad_name"), (bob, "joingroup g@nowhere", "realm_not_found"),
-                (bob, "sendgroup g@nowhere hi", "realm_not_found"), (bob, "sendgrouprealm nowhere group:g hi", "realm_not_found")):
+                (bob, "sendgroup g@nowhere hi", "realm_not_found"),
+                (bob, "sendgrouprealm nowhere group:g hi", "realm_not_found")):
             with self.subTest(words):
                 self.assertRefused(person.do(words), code)
 
@@ -1662,7 +1666,8 @@ class FileTransfer(OneServer):
     def test_a_file_in_small_pieces(self):
         alice, bob = self.people("alice", "bob")
         content, chance = some_bytes(150_000), random.Random(3)
-        data = (alice.line(f"@f sendfile {bob} f.bin {as_base64(content)}") + "\r\n" + alice.line("inbox") + "\r\n").encode()
+        lines = [alice.line(f"@f sendfile {bob} f.bin {as_base64(content)}"), alice.line("inbox"), ""]
+        data = "\r\n".join(lines).encode()
         while data:
             size = chance.choice([1, 2, 3, 100, 5000, 70_000])
             alice.write(data[:size])
@@ -1773,7 +1778,8 @@ class OldClients(TwoRealms):
         self.assertIn("messi", ok("info \r\n")["message"])
 
         messages = henderson.sendstring(f"inbox {token_henderson} \r\n")["messages"]["messi@mesin1"]
-        self.assertEqual([message.get("msg") for message in messages], ["hello world", None, "hallo guys \U0001f600", None])
+        self.assertEqual([message.get("msg") for message in messages],
+                         ["hello world", None, "hallo guys \U0001f600", None])
         self.assertEqual({message["msg_from"] for message in messages}, {"Lionel Messi"})
         self.assertEqual(messages[0]["msg_to"], "Jordan Henderson")
         self.assertEqual(messages[1]["file"]["name"], "file.txt")
@@ -1828,7 +1834,8 @@ class Secrets(ChatTest):
         alice.ok(f"send {bob.address} text-of-a-message")
         alice.ok(f"@1 sendfile {bob.address} f.txt {as_base64(b'text-of-a-file')}")
         for line in ("auth alice Passw0rd-wrong", f"send {alice.token}", f"nosuch {alice.token} text-of-a-message",
-                     f"send {alice.token} nosuch text-of-a-message", f"auth Passw0rd-alice {alice.token} text-of-a-message",
+                     f"send {alice.token} nosuch text-of-a-message",
+                     f"auth Passw0rd-alice {alice.token} text-of-a-message",
                      f"@t\0 send {alice.token} text-of-a-message", f"send {alice.token} \xff text-of-a-message"):
             with self.subTest(line):
                 self.assertEqual(alice.ask(line.encode("latin-1"))["status"], "ERROR")
@@ -1877,7 +1884,8 @@ class BetweenRealms(TwoRealms):
 
     def test_unknown_there_is_an_error_at_once(self):
         (alice,) = self.people("alice")
-        for words, code in (("send nosuch@mesin2 hi", "user_not_found"), ("sendgroup nosuch@mesin2 hi", "group_not_found"),
+        for words, code in (("send nosuch@mesin2 hi", "user_not_found"),
+                            ("sendgroup nosuch@mesin2 hi", "group_not_found"),
                             ("joingroup nosuch@mesin2", "group_not_found"),
                             (f"sendfile nosuch@mesin2 f.txt {as_base64(b'x' * 200_000)}", "user_not_found"),
                             ("sendprivaterealm mesin2 nosuch hi", "user_not_found")):
@@ -2067,7 +2075,8 @@ class LinkDown(ChatTest):
 
     def test_a_send_at_the_moment_of_the_break_arrives_once(self):
         """The peer dies with messages under way; what was acknowledged comes once, in order."""
-        self.messi.write("".join(self.messi.line(f"send henderson@mesin2 {number}") + "\r\n" for number in range(800)).encode())
+        lines = [self.messi.line(f"send henderson@mesin2 {number}") + "\r\n" for number in range(800)]
+        self.messi.write("".join(lines).encode())
         self.messi.reply()
         self.there.kill()
         for _ in range(799):
@@ -2210,7 +2219,8 @@ class RealmAway(ChatTest):
         def send(numbers: range) -> None:
             replies = messi.again().ok_all(f"{'sendgroup g' if number % 5 == 0 else 'send henderson@mesin2'} m{number}"
                                            for number in numbers)
-            self.assertEqual({reply.get("queued") for number, reply in zip(numbers, replies, strict=True) if number % 5}, {True})
+            private = [reply for number, reply in zip(numbers, replies, strict=True) if number % 5]
+            self.assertEqual({reply.get("queued") for reply in private}, {True})
 
         send(range(700))
         self.assertIs(messi.again().ok(f"sendfile henderson@mesin2 f.bin {as_base64(content)}")["queued"], True)
@@ -2354,7 +2364,8 @@ class Documents(ChatTest):
 
     def test_only_these_stand_at_the_top(self):
         names = {path.name for path in ROOT.iterdir() if not path.name.startswith((".", "__pycache__"))}
-        self.assertEqual(names, {"common.py", "run_tests.py", "README.md", *(realm.folder for realm in REALMS.values())})
+        folders = {realm.folder for realm in REALMS.values()}
+        self.assertEqual(names, {"common.py", "run_tests.py", "README.md"} | folders)
 
     def test_mesin2_has_launchers_only(self):
         for path in (ROOT / REALMS["mesin2"].folder).glob("*.py"):
@@ -2591,7 +2602,8 @@ class Benchmark:
                                       {receiver: 5000 for _, receiver, _ in pairs}) for _ in range(ROUNDS)]
         lockstep = [50 * 500 / load.run_in_lockstep(pairs, 500, answered=False) for _ in range(ROUNDS)]
         one = [load.run_in_lockstep(pairs[:1], 1, answered=False) for _ in range(3000)]
-        self.yardsticks.update(R=statistics.median(rates), RL=statistics.median(lockstep), R1=1e6 * statistics.median(one))
+        self.yardsticks.update(R=statistics.median(rates), RL=statistics.median(lockstep),
+                               R1=1e6 * statistics.median(one))
         load.close()
         process.wait(PATIENCE)
         process.stdout.close()
@@ -2736,8 +2748,8 @@ class Benchmark:
             with contextlib.closing(Wire(server)) as wire:
                 wire.ask("help")
         server.stop()
-        yield Measurement("W4", "5,000 subscribed connections, memory of each", "B", costs[:1], goal=2000, less_is_better=True)
-        yield Measurement("W4", "5,000 connected and subscribed", "s", times, goal=2.0, less_is_better=True)
+        yield Measurement("W4", "memory of each of 5,000 subscribed", "B", costs[:1], None, 2000, True)
+        yield Measurement("W4", "5,000 connected and subscribed", "s", times, None, 2.0, True)
 
     def w5(self) -> Iterator[Measurement]:
         """Start, history, inbox and a subscription over 1,000 and 1,000,000 stored messages."""
@@ -2760,18 +2772,18 @@ class Benchmark:
                 server.start()
                 times["start"].append(1000 * (time.perf_counter() - started))
                 self.pin(server.process)
+                (_, sender_token), (receiver, token) = users[number], users[number + 10]
                 with contextlib.closing(Wire(server)) as wire:
-                    last = wire.ask(f"subscribe {users[number][1]}")["last_id"]
-                    for what, words in (("history", f"history {users[number][1]} {users[number + 10][0]}"),
-                                        ("inbox of 2,000", f"inbox {users[number + 10][1]}"),
-                                        ("subscribe 10,000 back", f"subscribe {users[number + 10][1]} {last - 10_000}")):
+                    after = max(wire.ask(f"subscribe {sender_token}")["last_id"] - 10_000, 0)
+                    for what, words in (("history", f"history {sender_token} {receiver}"),
+                                        ("inbox of 2,000", f"inbox {token}"),
+                                        ("subscribe 10,000 back", f"subscribe {token} {after}")):
                         started = time.perf_counter()
                         assert wire.ask(words)["status"] == "OK"
                         times[what].append(1000 * (time.perf_counter() - started))
             for what, values in times.items():
-                goal = {"start": 1000, "history": 2}.get(what)
-                yield Measurement("W5", f"{what}, {total:,} stored", "ms", values, small.get(what), goal if total > 1000 and what
-                                  == "start" else None, True)
+                goal = None if total == 1000 else 1.2           # as quick as with 1,000, within 20 %
+                yield Measurement("W5", f"{what}, {total:,} stored", "ms", values, small.get(what), goal, True)
                 small[what] = statistics.median(values)
         server.stop()
 
@@ -2828,7 +2840,8 @@ def table_row(measured: Measurement, earlier: dict[str, float]) -> str:
     value = statistics.median(measured.values)
     spread = (max(measured.values) - min(measured.values)) / value / 2 if value else 0
     measure = value / measured.yardstick if measured.yardstick else value
-    cells = [f"{measured.workload:3}", f"{measured.what:50}", f"{value:>11,.{0 if value >= 100 else 2}f} {measured.unit:4}",
+    cells = [f"{measured.workload:3}", f"{measured.what:50}",
+             f"{value:>11,.{0 if value >= 100 else 2}f} {measured.unit:4}",
              f"±{100 * spread:3.0f} %", f"{measured.yardstick:11,.0f}" if measured.yardstick else " " * 11,
              f"{measure:6.2f}" if measured.yardstick else " " * 6]
     reached = ""
@@ -2853,7 +2866,7 @@ def bench(arguments: list[str]) -> int:
     results, benchmark = {}, Benchmark()
     print(f"Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}, servers on core {benchmark.server_core}, "
           f"load on core {benchmark.load_core}, median of {ROUNDS}")
-    print(f"| {'':3} | {'workload':50} | {'measured':16} | {'spread':6} | {'yardstick':11} | {'ratio':6} | {'goal':18} | change |")
+    print(f"| {'':3} | {'workload':50} | {'measured':16} | spread | {'yardstick':11} | ratio  | {'goal':18} | change |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for workload in workloads:
         for measured in getattr(benchmark, workload.lower())():
