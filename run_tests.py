@@ -134,9 +134,8 @@ class Server:
         return KIB * int(re.search(rf"{field}:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[1])
 
     def files(self) -> list[str]:
-        """Every file below the data folder but the database's own."""
-        return sorted(str(path.relative_to(self.data)) for path in self.data.rglob("*")
-                      if path.is_file() and not path.name.startswith("chat.db"))
+        """What lies in the folder of the stored files."""
+        return sorted(path.name for path in (self.data / "files").rglob("*"))
 
     def login(self, user: str, password: str = "surabaya") -> Person:
         """A new connection of a user whose account exists."""
@@ -2050,8 +2049,11 @@ class LinkDown(ChatTest):
         henderson = self.henderson.again()
         self.keep(henderson)
         henderson.ok("subscribe 0")
-        henderson.expect("one", "two", "three")
-        self.assertEqual(henderson.fetch(henderson.event("message")["file"]["id"]), b"four")
+        events = [henderson.event("message") for _ in range(4)]
+        self.assertEqual([event["msg"] for event in events if "group" in event], ["three"])
+        *texts, file = [event for event in events if "to" in event]
+        self.assertEqual([event["msg"] for event in texts], ["one", "two"])
+        self.assertEqual(henderson.fetch(file["file"]["id"]), b"four")
         eventually(lambda: messi.ok("realms")["realms"]["mesin2"]["queued"] == 0, "an empty queue")
 
     def test_who_turns_out_not_to_exist_is_answered(self):
@@ -2189,12 +2191,11 @@ class KillNine(ChatTest):
                         if (user != "lineker" if number % 16 == 7 else number % 4 in parts)]
             messages = [person.event("message") for _ in expected]
             person.expect_nothing()
-            got = [int(message["msg"] if "msg" in message else message["file"]["name"][:-4]) for message in messages]
-            self.assertEqual(got, expected, user)
-            for message in messages[-200:]:
+            names = [message["msg"] if "msg" in message else message["file"]["name"][:-4] for message in messages]
+            self.assertEqual([int(name) for name in names], expected, user)
+            for number, message in zip(expected, messages, strict=True):
                 if "file" in message:
-                    number = int(message["file"]["name"][:-4])
-                    self.assertEqual(person.fetch(message["file"]["id"]), some_bytes(20_000, seed=number))
+                    self.assertEqual(person.fetch(message["id"]), some_bytes(20_000, seed=number))
         server.stop()
         server.start()
         self.assertEqual(len(server.files()), len([number for number in range(sent) if number % 16 == 7]))
@@ -2237,8 +2238,12 @@ class RealmAway(ChatTest):
             if break_at <= len(texts):
                 there.kill()
         person.expect_nothing()
-        self.assertEqual([message.get("msg") for message in got], [*texts[:700], None, *texts[700:]])
-        self.assertEqual(person.fetch(got[700]["file"]["id"]), content)
+        private = [message for message in got if "to" in message]
+        self.assertEqual([message["msg"] for message in got if "group" in message], texts[::5])
+        texts[700] = None                                       # a message to the group; before the next is the file
+        self.assertEqual([message.get("msg") for message in private],
+                         [text for number, text in enumerate(texts) if number % 5 or text is None])
+        self.assertEqual(person.fetch(private[560]["file"]["id"]), content)
         self.assertEqual([message["id"] for message in got], sorted({message["id"] for message in got}))
         self.assertEqual(len(person.inbox()), 1501)
         eventually(lambda: messi.again().ok("realms")["realms"]["mesin2"]["queued"] == 0, "an empty queue")
