@@ -1370,8 +1370,8 @@ class BadInput(OneServer):
     def test_many_logins_at_once_are_told_busy(self):
         server = Server()
         wires = [Wire(server) for _ in range(common.HASH_QUEUE + 60)]
-        for wire in wires:
-            wire.write(b"auth messi surabaya\r\n")
+        for number, wire in enumerate(wires):
+            wire.write(f"register busy{number} x a b\r\n".encode())
         codes: list[str] = []
         waiting = {wire.socket: wire for wire in wires}
         while len(codes) < 60:                                  # those who are told so hear it before the others
