@@ -2140,6 +2140,114 @@ class RealmKey(ChatTest):
         self.assertEqual(messi.ok("realms")["realms"]["mesin2"]["link"], "down")
 
 
+# ---- two prompts -------------------------------------------------------------------------------
+
+
+class Prompt:
+    """The client's prompt fed from a pipe: one line of result for each command."""
+
+    def __init__(self, server: Server) -> None:
+        program = ROOT / REALMS[server.realm].folder / "ChatClient.py"
+        self.downloads = Path(tempfile.mkdtemp(dir=SCRATCH))
+        self.process = subprocess.Popen(
+            [sys.executable, str(program), "--prompt", "--server", f"127.0.0.1:{server.port}",
+             "--downloads", str(self.downloads)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
+            env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+
+    def type(self, line: str) -> str:
+        """Types a line and returns what is shown of it."""
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        shown = first_line(self.process)
+        assert shown.endswith("\n"), f"no answer to {line!r}"
+        return shown[:-1]
+
+    def end(self) -> int:
+        """The end of the input; returns the exit status."""
+        self.process.stdin.close()
+        try:
+            return self.process.wait(PATIENCE)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self.process.stdout.close()
+
+
+class Prompts(TwoRealms):
+    """Two realms, two prompts: the commands as the README documents them."""
+
+    def prompt(self, server: Server) -> Prompt:
+        prompt = Prompt(server)
+        self.addCleanup(prompt.end)
+        return prompt
+
+    def test_the_documented_commands(self):
+        here, there = self.prompt(self.here), self.prompt(self.there)
+        file = SCRATCH / "file.txt"
+        file.write_bytes(b"content of the file\n")
+        self.assertIn("messi@mesin1", here.type("auth messi surabaya"))
+        self.assertIn("joni@mesin2", there.type("register joni admin joni_perkasa Indonesia"))
+        for line in ("addgroup jarkom3", "send henderson hello world", f"sendfile henderson {file}",
+                     "sendgroup jarkom3 hallo guys welcome", f"sendgroupfile jarkom3 {file}",
+                     "send joni@mesin2 hello joni", "sendprivaterealm mesin2 joni hello again",
+                     f"sendfilerealm mesin2 joni {file}", "sendgrouprealm mesin2 joni,henderson hello both",
+                     f"sendgroupfilerealm mesin2 joni,henderson {file}",
+                     f"addrealm mesin2 127.0.0.1 {self.there.port}"):
+            here.type(line)
+        there.type("joingroup jarkom3@mesin1")
+        here.type("sendgroup jarkom3 halo joni")
+        there.type("sendgroup jarkom3@mesin1 halo messi")
+        self.assertIn("jarkom3", here.type("groups"))
+        self.assertIn("joni", here.type("info mesin2"))
+        self.assertIn("messi", here.type("info"))
+        self.assertIn("mesin2", here.type("realms"))
+        self.assertIn("sendgroup", here.type("help"))
+        inbox = there.type("inbox")
+        for text in ("hello joni", "hello again", "hello both", "file.txt", "halo joni"):
+            self.assertIn(text, inbox)
+        self.assertIn("halo messi", here.type("getrealminbox mesin2"))
+        self.assertIn("hello again", there.type("history messi@mesin1"))
+        file_id = re.search(r"#(\d+)", here.type(f"sendfile joni@mesin2 {file}"))[1]
+        here.type(f"getfile {file_id}")
+        self.assertEqual([path.read_bytes() for path in here.downloads.iterdir()], [file.read_bytes()])
+        here.type("leavegroup jarkom3")
+        for prompt in (here, there):
+            prompt.type("logout")
+            self.assertEqual(prompt.end(), 0)                   # not one of them failed
+
+    def test_getfile_never_overwrites(self):
+        alice, bob = self.people("alice", "bob")
+        file_id = alice.ok(f"sendfile {bob} ..%2f..%2fevil.txt {as_base64(b'content')}")["id"]
+        prompt = self.prompt(self.here)
+        prompt.type(f"auth {bob} rahasia")
+        for _ in range(3):
+            self.assertIn("evil", prompt.type(f"getfile {file_id}"))
+        self.assertEqual(prompt.end(), 0)
+        saved = list(prompt.downloads.iterdir())
+        self.assertEqual([path.read_bytes() for path in saved], [b"content"] * 3)
+
+    def test_a_failed_command_is_the_exit_status(self):
+        for line in ("send messi hi", "auth messi wrong", "nosuch", "send"):
+            with self.subTest(line):
+                prompt = self.prompt(self.here)
+                self.assertTrue(prompt.type(line))
+                self.assertEqual(prompt.end(), 1)
+
+    def test_the_server_comes_back_under_an_open_prompt(self):
+        alice, bob = self.people("alice", "bob")
+        prompt = self.prompt(self.here)
+        prompt.type(f"auth {alice} rahasia")
+        prompt.type(f"send {bob} before")
+        self.here.kill()
+        prompt.process.stdin.write(f"send {bob} meanwhile\n")
+        prompt.process.stdin.flush()
+        self.here.start()
+        self.assertTrue(first_line(prompt.process))
+        self.assertEqual(prompt.end(), 0)
+        self.assertEqual([message["msg"] for message in bob.again().inbox()], ["before", "meanwhile"])
+
+
 # ---- faults and loads --------------------------------------------------------------------------
 
 
