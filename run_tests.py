@@ -808,8 +808,8 @@ class Starting(ChatTest):
         server = self.start()
         for user in ("messi", "henderson", "lineker"):
             server.login(user)
-        self.assertIn("surabaya", server.log.lower())           # the documented password, not a secret
-        self.assertRegex(server.log.lower(), "key")             # none is configured
+        self.assertIn("documented users", server.log)
+        self.assertIn("no realm key", server.log)
         server.stop()
 
     def test_no_default_users(self):
@@ -858,7 +858,7 @@ class Starting(ChatTest):
         port = ["--port", "0", "--data", data]
         self.assertIn(str(server.port), self.refuse("--port", str(server.port), "--data", data))
         self.assertIn("nosuch", self.refuse(*port, "--realm", "nosuch"))
-        self.assertIn("mesin2", self.refuse(*port, "--peer", "mesin2"))
+        self.assertIn("HOST:PORT", self.refuse(*port, "--peer", "mesin2"))
         self.assertIn("nokey", self.refuse(*port, "--realm-key", str(SCRATCH / "nokey")))
         server.stop()
 
@@ -1125,7 +1125,7 @@ class Private(OneServer):
         self.assertEqual([message["msg"] for message in older["messages"]], texts[10:70])
         oldest = bob.ok(f"history {alice.address} {older['messages'][0]['id']} 60")
         self.assertEqual(([message["msg"] for message in oldest["messages"]], oldest["more"]), (texts[:10], False))
-        self.assertEqual(len(alice.ok(f"history {bob} {2 ** 60} {2 ** 40}")["messages"]), 120)
+        self.assertEqual(len(alice.ok(f"history {bob} {10 ** 17} {10 ** 12}")["messages"]), 120)
         self.assertEqual(len(bob.inbox()), 80)                  # history has consumed nothing
 
     def test_history_is_for_its_two(self):
@@ -1243,7 +1243,7 @@ class TagsAndOrder(OneServer):
         """The server stops reading where replies pile up, and goes on when they are read."""
         alice, bob = self.people("alice", "bob")
         alice.ok_all(f"send {bob} {'x' * 4000}" for _ in range(100))
-        history = alice.line(f"history {bob} {2 ** 60} 100")
+        history = alice.line(f"history {bob} {10 ** 17} 100")
         self.server.forget_most_memory()
         before = self.server.memory
         replies = alice.ask_all([history] * 60)                 # 24 MB of replies
@@ -1279,7 +1279,7 @@ class BadInput(OneServer):
             (alice.line("addgroup a b").encode(), "bad_arguments"),
             (sendfile + b" f.txt !!!!", "bad_base64"), (sendfile + b" f.txt YQ", "bad_base64"),
             (sendfile + b" f.txt b'YQ==", "bad_base64"), (sendfile + b" f.txt YQ==YQ==", "bad_base64"),
-            (sendfile + b" f.txt \xff\xff\xff\xff", "bad_base64"), (sendfile + b" f.txt", "bad_arguments"),
+            (sendfile + b" f.txt YQ\0=", "bad_base64"), (sendfile + b" f.txt", "bad_arguments"),
             (sendfile + b" f.txt " + base64.b64encode(bytes(MIB + 1)), "too_large"),
             (sendfile + b" f.txt " + base64.b64encode(bytes(MIB)) + b"!!!!", "bad_base64"),
             (b"deliver 1 0 []", None), (b"piece x 0 YQ==", None), (b"ping", None), (b"peer nosuch 1 2", None),
@@ -1327,13 +1327,14 @@ class BadInput(OneServer):
 
     def test_junk_gets_a_reply_a_line(self):
         chance = random.Random(31)
-        words = [*COMMANDS, self.alice.token, "messi", "@t", "1", "-1", "b''", "messi@mesin2", "*", "\0", "'", "%s"]
+        left_out = {"auth", "register", "logout", "subscribe", "peer", "peerproof"}
+        words = sorted(set(COMMANDS) - left_out)
+        words += [self.alice.token, "messi", "@t", "1", "-1", "b''", "messi@mesin2", "*", "\0", "'", "%s", ","]
         for _ in range(40 * (50 if LONG else 1)):
             lines = []
             for _ in range(100):
                 line = " ".join(chance.choices(words, k=chance.randrange(1, 7))).encode()
-                if not line.startswith((b"logout", b"subscribe", b"register", b"auth", b"peer")):
-                    lines.append(line + (chance.randbytes(9).replace(b"\n", b"") if chance.random() < 0.3 else b""))
+                lines.append(line + (chance.randbytes(9).replace(b"\n", b"") if chance.random() < 0.3 else b""))
             wire = self.wire()
             wire.write(b"\r\n".join(lines) + b"\r\n")
             for line in lines:
@@ -1518,7 +1519,7 @@ class Subscriptions(OneServer):
         second = self.again(bob)
         second.ok("inbox")
         bob.close()                                             # one of two connections: still there
-        alice.ok("help")
+        alice.ok_raw("help")
         self.assertFalse([event for event in alice.events["presence"] if event["user"] == bob.address])
         second.close()
         self.assertIs(state_of(bob), False)
@@ -1529,19 +1530,23 @@ class Subscriptions(OneServer):
         alice, bob = self.people("alice", "bob")
         text, batch = "x" * (common.MAX_TEXT - 6), 100
 
-        def send(first: int, batches: int) -> None:
-            for start in range(first, first + batch * batches, batch):
+        def send(first: int, last: int, reading: bool) -> None:
+            for start in range(first, last, batch):
                 alice.ok_all(f"send {bob} {number:05} {text}" for number in range(start, start + batch))
+                if reading:
+                    read(start, start + batch)
 
-        send(0, 20)                                             # what sending itself costs, once
-        before = self.server.memory
+        def read(first: int, last: int) -> None:
+            numbers = [bob.event("message")["msg"][:5] for _ in range(first, last)]
+            self.assertEqual(numbers, [f"{number:05}" for number in range(first, last)])
+
         bob.ok("subscribe")
-        send(10_000, 125)
+        send(0, 12_500, reading=True)                           # the database's cache has filled
+        before = self.server.memory
+        send(12_500, 25_000, reading=False)
         self.assertLess(self.server.memory - before, MIB)
-        numbers = [bob.event("message")["msg"][:5] for _ in range(12_500)]
-        self.assertEqual(numbers, [str(number) for number in range(10_000, 22_500)])
-        send(30_000, 1)                                         # and she is fed at once again
-        self.assertEqual(bob.event("message")["msg"][:5], "30000")
+        read(12_500, 25_000)
+        send(25_000, 25_100, reading=True)
 
 
 class Groups(OneServer):
@@ -1712,7 +1717,7 @@ class FileTransfer(OneServer):
         for person in (alice, bob):
             self.assertEqual((person.fetch(private), person.fetch(of_group)), (b"private", b"of the group"))
         for person, file_id in ((carol, private), (carol, of_group), (eve, private), (eve, of_group), (bob, message),
-                                (bob, 0), (bob, 2 ** 62)):
+                                (bob, 0), (bob, 10 ** 17)):
             with self.subTest(person.name, file=file_id):
                 self.assertRefused(person.do(f"getfile {file_id}"), "file_not_found")
         bob.ok(f"leavegroup g-{alice}")
@@ -1837,7 +1842,7 @@ class Secrets(ChatTest):
     """What must not be found afterwards in the log and the database."""
 
     def test_no_secret_in_log_or_database(self):
-        here, there = two_realms("--log-level", "DEBUG")
+        here, there = two_realms("--log-level", "debug")
         self.addCleanup(here.kill)
         self.addCleanup(there.kill)
         alice = Person(here, "alice", "register alice Passw0rd-alice a b")
@@ -2025,11 +2030,11 @@ class BetweenRealms(TwoRealms):
 
     def test_a_stranger_cannot_speak_for_a_realm(self):
         """Nothing that realms say to each other is for a connection that has not proved to be one."""
-        alice, wire = self.people("alice")[0], Wire(self.here)
-        self.keep(wire)
+        (alice,) = self.people("alice")
         item = json.dumps([{"from": "henderson@mesin2", "to": alice.address, "msg": "forged"}])
         for line in (f"deliver 1 0 {item}", "piece x 0 YQ==", "ping", "peerproof", "peerproof 00"):
-            for asking in (wire, alice):
+            self.keep(stranger := Wire(self.here))
+            for asking in (stranger, alice):
                 with self.subTest(line):
                     self.assertEqual(asking.ask(line)["status"], "ERROR")
         self.assertEqual(alice.inbox(), [])
@@ -2147,7 +2152,8 @@ class RealmKey(ChatTest):
 
     def test_a_wrong_key_is_refused(self):
         here, there = self.realms(b"a" * 32, b"b" * 32)
-        eventually(lambda: "refused" in here.log.lower() and "refused" in there.log.lower(), "a word in both logs")
+        refused = common.ERRORS["realm_refused"]
+        eventually(lambda: refused in here.log and refused in there.log, "a word in both logs")
         messi = here.login("messi")
         self.keep(messi)
         self.assertIs(messi.ok("send henderson@mesin2 hi")["queued"], True)
@@ -2157,13 +2163,13 @@ class RealmKey(ChatTest):
         """By its address alone it would be believed; where a key is configured that is not enough."""
         here = Server("--realm-key", self.key(b"c" * 32))
         self.keep(here)
-        wire = Wire(here)
-        self.keep(wire)
-        self.assertNotEqual(wire.ask("peerproof " + "0" * 64)["status"], "OK")
-        wire.ask("peer mesin2 1 " + "0" * 32)
-        with contextlib.suppress(EOFError, ConnectionError):
-            self.assertNotEqual(wire.ask("peerproof " + "0" * 64)["status"], "OK")
-            self.assertNotEqual(wire.ask("deliver 1 0 []")["status"], "OK")
+        for proof in ("", "0" * 64, "\u00e9"):
+            wire = Wire(here)
+            self.keep(wire)
+            self.assertEqual(wire.ask("peer mesin2 1 " + "0" * 32)["status"], "OK")
+            self.assertRefused(wire.ask(f"peerproof {proof}"), "realm_refused")
+            with contextlib.suppress(EOFError, ConnectionError):
+                self.assertEqual(wire.ask("deliver 1 0 []")["status"], "ERROR")
         messi = here.login("messi")
         self.keep(messi)
         self.assertEqual(messi.ok("realms")["realms"]["mesin2"]["link"], "down")
