@@ -2611,7 +2611,9 @@ class Load:
                     before = pipe.count
                     pipe.take(self.buffer)
                     missing -= before < 0 <= pipe.count
-        return time.perf_counter() - started
+        taken = time.perf_counter() - started
+        assert not any(pipe.count for pipe in expected), "more came than was sent"
+        return taken
 
     def run_in_lockstep(self, pairs: list[tuple[Pipe, Pipe, bytes]], count: int, answered: bool) -> float:
         """Each pair's next line goes out when the last has arrived (and was answered); seconds for `count` each."""
