@@ -1,0 +1,3092 @@
+#!/usr/bin/env python3
+"""Every test of the chat system, and its benchmark. Only the standard library is needed.
+
+  python3 run_tests.py                       every test, from pure to slow, in the order of this file
+  python3 run_tests.py Groups                one class; `Groups.test_maker_is_admin` is one test
+  python3 run_tests.py -k tag                every test with "tag" in its name
+  python3 run_tests.py --long                the long versions too
+  python3 run_tests.py --no-browser          without the tests that need a browser (classes named Browser…)
+  python3 run_tests.py --bench [W1 W3 …]     the benchmark instead; --bench-save FILE, --bench-compare FILE
+
+The servers under test are real processes with real sockets and real databases, each in a temporary folder and at a
+free port of 127.0.0.1. A server that leaves a traceback in its log, or does not end with status 0, fails its test.
+In this order: helpers; pure tests of common.py; one server; two realms; faults and loads; documents; benchmark.
+"""
+from __future__ import annotations
+
+import argparse
+import ast
+import atexit
+import base64
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import random
+import re
+import select
+import selectors
+import shutil
+import signal
+import socket
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+import common
+from common import COMMANDS, FRAME_END, KIB, MIB, REALMS, ROOT, ChatError, LineBuffer
+
+PATIENCE = 20.0 * float(os.environ.get("TEST_PATIENCE", "1"))   # seconds to wait for what ought to come at once
+LONG = "--long" in sys.argv
+SCRATCH = Path(tempfile.mkdtemp(prefix="chat-tests-"))          # everything that the tests write; removed at the end
+NOWHERE = "127.0.0.1:1"                                         # nobody listens there: a realm that is away
+ON_LINUX = Path("/proc/self/status").exists()
+
+# ---- helpers: processes ------------------------------------------------------------------------
+
+
+class Server:
+    """A real server process with its own data folder; `start` again after `stop` or `kill` finds the same data."""
+
+    running: set[Server] = set()
+
+    def __init__(self, *options: str, realm: str = "mesin1", peer: str = NOWHERE, port: int = 0) -> None:
+        self.realm, self.port = realm, port
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{realm}-", dir=SCRATCH))
+        self.data, self.log_file = self.folder / "data", self.folder / "log"
+        other = "mesin2" if realm == "mesin1" else "mesin1"
+        self.options = ["--bind", "127.0.0.1", "--data", str(self.data), "--peer", f"{other}={peer}", *options]
+        self.process: subprocess.Popen[str] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Starts the process and waits for its start line, which says the port."""
+        program = ROOT / REALMS[self.realm].folder / "ChatServer.py"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("CHAT_")}
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(program), *self.options, "--port", str(self.port)],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        Server.running.add(self)
+        line = first_line(self.process)
+        found = re.fullmatch(rf"realm {self.realm} listening on 127\.0\.0\.1:(\d+)\n", line)
+        if not found:
+            self.kill()
+            raise AssertionError(f"not the start line: {line!r}\n{self.log}")
+        self.port = int(found[1])
+
+    def stop(self) -> None:
+        """SIGTERM; the server must leave with status 0 and no traceback in its log."""
+        if self in Server.running:
+            self._end(signal.SIGTERM)
+            assert self.process.returncode == 0, f"status {self.process.returncode}\n{self.log[-4000:]}"
+        assert "Traceback" not in self.log, self.log[-4000:]
+
+    def kill(self) -> None:
+        """As a power cut would: SIGKILL."""
+        if self in Server.running:
+            self._end(signal.SIGKILL)
+
+    def _end(self, number: int) -> None:
+        self.process.send_signal(number)
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"does not end at signal {number}\n{self.log[-4000:]}") from None
+        finally:
+            self.process.stdout.close()
+            Server.running.discard(self)
+
+    @property
+    def log(self) -> str:
+        """What the server wrote to standard error so far."""
+        return self.log_file.read_text("utf-8", "replace")
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that the process holds now."""
+        return self._status("VmRSS")
+
+    @property
+    def most_memory(self) -> int:
+        """Bytes of memory that the process held at most, since `forget_most_memory`."""
+        return self._status("VmHWM")
+
+    def forget_most_memory(self) -> None:
+        """Starts the count of `most_memory` anew."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+    def _status(self, field: str) -> int:
+        return KIB * int(re.search(rf"{field}:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[1])
+
+    def files(self) -> list[str]:
+        """What lies in the folder of the stored files."""
+        return sorted(path.name for path in (self.data / "files").rglob("*"))
+
+    def login(self, user: str, password: str = "surabaya") -> Person:
+        """A new connection of a user whose account exists."""
+        return Person(self, user, f"auth {user} {password}")
+
+    def register(self, name: str) -> Person:
+        """A new connection of a new user, whose name begins with `name`."""
+        Person.count += 1
+        user = f"{name}{Person.count}"
+        return Person(self, user, f"register {user} rahasia {name.capitalize()}_{Person.count} Indonesia")
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    """The first line of a process's output, empty if it ends or says nothing for too long."""
+    ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
+    return process.stdout.readline() if ready else ""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at, below those that outgoing connections are given."""
+    ports: list[int] = []
+    while len(ports) < count:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.randrange(20000, 32000)))
+            ports.append(probe.getsockname()[1])
+    return ports
+
+
+def two_realms(*options: str) -> tuple[Server, Server]:
+    """A server of each realm, that know each other's ports."""
+    first, second = free_ports(2)
+    return (Server(*options, realm="mesin1", port=first, peer=f"127.0.0.1:{second}"),
+            Server(*options, realm="mesin2", port=second, peer=f"127.0.0.1:{first}"))
+
+
+def eventually(question: Callable[[], object], what: str) -> None:
+    """Waits until the answer is true, where nothing announces it (a log, a folder)."""
+    deadline = time.monotonic() + PATIENCE
+    while not question():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"never came: {what}")
+        time.sleep(0.005)
+
+
+@atexit.register
+def clean_up() -> None:
+    """Leaves nothing running and nothing lying about, however the run ended."""
+    for server in list(Server.running):
+        server.kill()
+    shutil.rmtree(SCRATCH, ignore_errors=True)
+
+
+# ---- helpers: clients --------------------------------------------------------------------------
+
+
+class Wire:
+    """A client with nothing between the test and the bytes: sends lines, reads frames, keeps events by their kind."""
+
+    def __init__(self, server: Server, receive_buffer: int = 0) -> None:
+        self.socket = socket.socket()
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(PATIENCE)
+        self.socket.connect(("127.0.0.1", server.port))
+        self.realm = server.realm
+        self.frames: deque[bytes] = deque()                    # whole frames that nobody asked for yet
+        self.rest = bytearray()
+        self.replies: deque[dict] = deque()
+        self.events: defaultdict[str, deque[dict]] = defaultdict(deque)
+
+    def write(self, data: bytes) -> None:
+        """Sends it all, taking in meanwhile what comes back, as a pipelining client must."""
+        view = memoryview(data)
+        while view:
+            readable, writable, _ = select.select([self.socket], [self.socket], [], PATIENCE)
+            if not readable and not writable:
+                raise AssertionError("the server neither reads nor writes")
+            if readable:
+                self._receive()
+            if writable:
+                view = view[self.socket.send(view[:256 * KIB]):]
+
+    def _receive(self) -> None:
+        data = self.socket.recv(256 * KIB)
+        if not data:
+            raise EOFError("the server ended the connection")
+        start = max(len(self.rest) - 3, 0)
+        self.rest += data
+        if self.rest.find(FRAME_END, start) >= 0:
+            *frames, rest = bytes(self.rest).split(FRAME_END)
+            self.frames.extend(frames)
+            self.rest = bytearray(rest)
+
+    def frame(self) -> dict:
+        """The next frame, which must be one JSON object in pure ASCII."""
+        while not self.frames:
+            self._receive()
+        return json.loads(self.frames.popleft().decode("ascii"))
+
+    def _sort(self) -> None:
+        frame = self.frame()
+        assert ("status" in frame) != ("event" in frame), frame
+        (self.replies if "status" in frame else self.events[frame["event"]]).append(frame)
+
+    def reply(self) -> dict:
+        """The next reply; events before it are kept."""
+        while not self.replies:
+            self._sort()
+        return self.replies.popleft()
+
+    def event(self, kind: str) -> dict:
+        """The next event of that kind; replies and events before it are kept."""
+        while not self.events[kind]:
+            self._sort()
+        return self.events[kind].popleft()
+
+    def ask(self, line: str | bytes) -> dict:
+        """Sends one request and returns its reply."""
+        self.write((line.encode() if isinstance(line, str) else line) + b"\r\n")
+        return self.reply()
+
+    def ask_all(self, lines: Iterable[str]) -> list[dict]:
+        """Pipelines the requests and returns their replies."""
+        lines = list(lines)
+        self.write("".join(line + "\r\n" for line in lines).encode())
+        return [self.reply() for _ in lines]
+
+    def read_until_end(self) -> None:
+        """Takes in all that the server still sends, until the connection ends in whatever way."""
+        with contextlib.suppress(EOFError, ConnectionError):
+            while True:
+                self._receive()
+
+    def close(self, reset: bool = False) -> None:
+        """Ends the connection; with `reset` not even what the server sent is acknowledged."""
+        if reset:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.socket.close()
+
+
+class Person(Wire):
+    """A logged-in user's connection. Requests are written as at the prompt: the token is put in here."""
+
+    count = 0                                                  # of accounts made so far, for new names
+
+    def __init__(self, server: Server, name: str, opening: str) -> None:
+        super().__init__(server)
+        self.server, self.name, self.address = server, name, f"{name}@{server.realm}"
+        self.token = ""
+        self.token = self.ok_raw(opening)["tokenid"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def again(self) -> Person:
+        """One more connection of the same session."""
+        other = object.__new__(Person)
+        Wire.__init__(other, self.server)
+        other.server, other.name, other.address, other.token = self.server, self.name, self.address, self.token
+        return other
+
+    def line(self, words: str) -> str:
+        """`send messi hi` -> `send TOKEN messi hi`, a tag in front left where it is."""
+        tag = words[: words.index(" ") + 1] if words.startswith("@") else ""
+        command, _, rest = words[len(tag):].partition(" ")
+        return f"{tag}{command} {self.token} {rest}".rstrip(" ")
+
+    def do(self, words: str) -> dict:
+        """Sends a request and returns its reply, OK or ERROR."""
+        return self.ask(self.line(words))
+
+    def ok_raw(self, line: str) -> dict:
+        """Like `ok`, but the words are sent as they are."""
+        reply = self.ask(line)
+        assert reply["status"] == "OK", f"{line[:80]!r}: {reply}"
+        return reply
+
+    def ok(self, words: str) -> dict:
+        """Sends a request that must be granted."""
+        reply = self.do(words)
+        assert reply["status"] == "OK", f"{words[:80]!r}: {reply}"
+        return reply
+
+    def ok_all(self, requests: Iterable[str]) -> list[dict]:
+        """Pipelines requests that must all be granted."""
+        replies = self.ask_all([self.line(words) for words in requests])
+        for reply in replies:
+            assert reply["status"] == "OK", reply
+        return replies
+
+    def expect(self, *texts: str) -> dict:
+        """The next message events have these texts, in this order; returns the last."""
+        for text in texts:
+            event = self.event("message")
+            assert event.get("msg") == text, f"{event} instead of {text!r}"
+        return event
+
+    def expect_nothing(self) -> None:
+        """No message event is on its way: whatever earlier requests caused comes before the reply to a later one."""
+        self.ok_raw("help send")
+        assert not self.events["message"], self.events["message"]
+
+    def inbox(self) -> list[dict]:
+        """Takes the inbox, of all senders, in order of id."""
+        messages = [message for some in self.ok("inbox")["messages"].values() for message in some]
+        return sorted(messages, key=lambda message: message["id"])
+
+    def history(self, with_whom: object) -> list[str]:
+        """The texts of the newest page of a conversation."""
+        return [message.get("msg") for message in self.ok(f"history {with_whom}")["messages"]]
+
+    def fetch(self, file_id: int) -> bytes:
+        """A file's content, checked against its size and SHA-256."""
+        reply = self.ok(f"getfile {file_id}")
+        content = base64.b64decode(reply["file_content"], validate=True)
+        assert list(reply)[-1] == "file_content", list(reply)
+        assert len(content) == reply["file_size"]
+        assert hashlib.sha256(content).hexdigest() == reply["sha256"]
+        return content
+
+    def await_link(self, realm: str, state: str = "up") -> None:
+        """Waits until the link to a realm is up (or down)."""
+        self.ok("subscribe")
+        link = self.ok("realms")["realms"][realm]["link"]
+        while (link == "up") != (state == "up"):
+            event = self.event("realm")
+            link = event["link"] if event["realm"] == realm else link
+
+
+def as_base64(content: bytes) -> str:
+    """A file's content as it goes on the wire."""
+    return base64.b64encode(content).decode()
+
+
+def some_bytes(size: int, seed: int = 1) -> bytes:
+    """A file's content, the same for the same seed."""
+    return random.Random(seed).randbytes(size)
+
+
+class ChatTest(unittest.TestCase):
+    """A test case that knows refusals."""
+
+    def assertRefused(self, reply: dict, code: str) -> None:
+        """The reply is an ERROR with this code and the documented wording."""
+        self.assertEqual(reply["status"], "ERROR", reply)
+        self.assertEqual(reply["code"], code, reply)
+        self.assertTrue(reply["message"].startswith(common.ERRORS[code]), reply)
+
+    @contextlib.contextmanager
+    def assertRefusal(self, code: str) -> Iterator[None]:
+        """What is called raises a ChatError with this code."""
+        with self.assertRaises(ChatError) as caught:
+            yield
+        self.assertEqual(caught.exception.code, code)
+
+    def keep(self, *things: Server | Wire) -> None:
+        """Ends servers and connections when the test is over."""
+        for thing in things:
+            self.addCleanup(thing.stop if isinstance(thing, Server) else thing.close)
+
+
+class OneServer(ChatTest):
+    """Tests that share one server, and make people of their own."""
+
+    options: tuple[str, ...] = ()
+    server: Server
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.server = Server(*cls.options)
+        cls.addClassCleanup(cls.server.stop)
+
+    def people(self, *names: str) -> list[Person]:
+        """New users with these names and a number, each logged in on a connection of its own."""
+        people = [self.server.register(name) for name in names]
+        self.keep(*people)
+        return people
+
+    def wire(self) -> Wire:
+        """A connection that has not logged in."""
+        wire = Wire(self.server)
+        self.keep(wire)
+        return wire
+
+    def again(self, person: Person) -> Person:
+        """One more connection of the same session."""
+        other = person.again()
+        self.keep(other)
+        return other
+
+
+class TwoRealms(ChatTest):
+    """Tests that share two servers with a link between them; `here` is mesin1, `there` is mesin2."""
+
+    options: tuple[str, ...] = ()
+    here: Server
+    there: Server
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.here, cls.there = two_realms(*cls.options)
+        cls.addClassCleanup(cls.here.stop)
+        cls.addClassCleanup(cls.there.stop)
+        for server, other in ((cls.here, "mesin2"), (cls.there, "mesin1")):
+            messi = server.login("messi")
+            messi.await_link(other)
+            messi.close()
+
+    def people(self, *names: str) -> list[Person]:
+        """New users; those with `@` at the end of their name live in the other realm."""
+        people = [(self.there if name.endswith("@") else self.here).register(name.rstrip("@")) for name in names]
+        self.keep(*people)
+        return people
+
+
+# ---- common.py: table, parsing, framing, files -------------------------------------------------
+
+
+class CommandTable(ChatTest):
+    """The realms, the commands, and what is made of their rows."""
+
+    def test_realms_are_the_documented_machines(self):
+        rows = [(realm.name, realm.address, realm.port, realm.folder) for realm in REALMS.values()]
+        self.assertEqual(rows, [("mesin1", "172.16.16.101", 8889, "Mesin1 (Chat App)"),
+                                ("mesin2", "172.16.16.102", 8890, "Mesin2 (Chat App)")])
+        self.assertEqual(common.realm_of_folder("Mesin2 (Chat App)"), "mesin2")
+        self.assertEqual(common.realm_of_folder("elsewhere"), "mesin1")
+
+    def test_realm_table_can_be_moved(self):
+        table = common.realm_table(local=True, replacements=["mesin2=[::1]:99", "lab=10.0.0.9:7000"])
+        self.assertEqual((table["mesin1"].address, table["mesin1"].port), ("127.0.0.1", 8889))
+        self.assertEqual((table["mesin2"].address, table["mesin2"].port), ("::1", 99))
+        self.assertEqual(table["mesin2"].folder, "Mesin2 (Chat App)")
+        self.assertEqual((table["lab"].port, table["lab"].folder), (7000, "lab"))
+        for wrong in ("mesin2", "mesin2=host", "mesin2=:1", "mesin2=h:0", "mesin2=h:65536", "mesin2=h:x"):
+            with self.subTest(wrong), self.assertRaises(ValueError):
+                common.realm_table(replacements=[wrong])
+
+    def test_addresses(self):
+        self.assertEqual(common.parse_address("Messi", "mesin1"), ("messi", "mesin1"))
+        self.assertEqual(common.parse_address("messi@MESIN2", "mesin1"), ("messi", "mesin2"))
+        for wrong in ("", "@mesin1", "messi@", "a b", "a@b@c", "x" * 33, "a/b", "\u00e9", "a\0b", "\u017f", "\u212a"):
+            with self.subTest(wrong), self.assertRefusal("bad_name"):
+                common.parse_address(wrong, "mesin1")
+
+    def test_the_documented_commands_are_there(self):
+        documented = ("auth register addgroup joingroup send sendfile sendgroup sendgroupfile inbox logout info "
+                      "sendprivaterealm sendfilerealm sendgrouprealm sendgroupfilerealm getrealminbox addrealm")
+        self.assertLessEqual(set(documented.split()), set(COMMANDS))
+
+    def test_usage_comes_from_the_row(self):
+        self.assertEqual(COMMANDS["sendfile"].usage, "sendfile T USER NAME BASE64")
+        self.assertEqual(COMMANDS["sendfile"].prompt_usage, "sendfile USER FILE")
+        self.assertEqual(COMMANDS["info"].prompt_usage, "info [REALM]")
+        self.assertEqual(COMMANDS["inbox"].prompt_usage, "inbox")
+        for command in COMMANDS.values():
+            with self.subTest(command.word):
+                self.assertLessEqual(command.required, len(command.names))
+                self.assertEqual(command.caller == common.USER, command.names[:1] == ["T"] and command.word != "info")
+
+    def test_every_example_parses(self):
+        for command in common.PUBLIC_COMMANDS:
+            with self.subTest(command.word):
+                words = command.example.split(" ")
+                if command.names[:1] == ["T"]:
+                    words.insert(1, "TOKEN")
+                if command.takes_file:
+                    words.append("YQ==")
+                request = common.parse_request(None, " ".join(words).encode())
+                self.assertIs(request.command, command)
+                self.assertEqual(len(request.arguments), min(len(words) - 1, len(command.names)))
+
+    def test_help_text(self):
+        self.assertEqual(len(common.help_text().splitlines()), len(common.PUBLIC_COMMANDS))
+        self.assertIn("Contoh: send messi hello world", common.help_text("SEND"))
+        for word in ("nosuch", "deliver"):
+            with self.subTest(word), self.assertRefusal("unknown_command"):
+                common.help_text(word)
+
+    def test_every_error_has_words(self):
+        for code, message in common.ERRORS.items():
+            with self.subTest(code):
+                self.assertRegex(code, r"\A[a-z0-9_]+\Z")
+                self.assertTrue(message)
+        refusal = ChatError("rate_limited", retry_after=7).reply()
+        self.assertEqual(refusal, {"status": "ERROR", "code": "rate_limited",
+                                   "message": "Terlalu banyak percobaan", "retry_after": 7})
+
+
+class Parsing(ChatTest):
+    """One line -> a request; fields -> one frame."""
+
+    CASES = [
+        (b"auth messi surabaya", "auth", ["messi", "surabaya"]),
+        (b"AUTH  messi   surabaya", "auth", ["messi", "surabaya"]),
+        (b"Auth messi SURABAYA", "auth", ["messi", "SURABAYA"]),
+        (b"send T henderson  hello world", "send", ["T", "henderson", "hello world"]),
+        (b"send   T   henderson   a  b   c", "send", ["T", "henderson", "a  b   c"]),
+        (b"send T henderson x", "send", ["T", "henderson", "x"]),
+        ("send T henderson h\u00e9llo \U0001f600".encode(), "send", ["T", "henderson", "h\u00e9llo \U0001f600"]),
+        ("send T henderson one\u2028two".encode(), "send", ["T", "henderson", "one\u2028two"]),
+        (b"info", "info", []),
+        (b"info T mesin2", "info", ["T", "mesin2"]),
+        (b"history T messi 10 5", "history", ["T", "messi", "10", "5"]),
+        (b"help", "help", []),
+    ]
+    REFUSED = [
+        (b"", "unknown_command"), (b"nosuch T", "unknown_command"), (b"send\tT a b", "unknown_command"),
+        (b"send", "bad_arguments"), (b"send T", "bad_arguments"), (b"send T messi", "bad_arguments"),
+        (b"send T  messi", "bad_arguments"), (b"auth messi", "bad_arguments"), (b"auth a b c", "bad_arguments"),
+        (b"inbox", "bad_arguments"), (b"inbox T x", "bad_arguments"), (b"help a b", "bad_arguments"),
+        (b"send T messi \xff", "bad_encoding"), (b"\xc0\xaf", "bad_encoding"), (b"send T \xed\xa0\x80", "bad_encoding"),
+    ]
+
+    def test_requests(self):
+        for line, word, arguments in self.CASES:
+            with self.subTest(line):
+                request = common.parse_request("t", line)
+                self.assertEqual((request.tag, request.command.word, request.arguments), ("t", word, arguments))
+
+    def test_refused_requests(self):
+        for line, code in self.REFUSED:
+            with self.subTest(line), self.assertRefusal(code):
+                common.parse_request(None, line)
+
+    def test_tags(self):
+        cases = [(b"inbox T \r", None, b"inbox T"), (b"  inbox T", None, b"inbox T"), (b"@a inbox T", "a", b"inbox T"),
+                 (b" @A.b_c-9   inbox T \r", "A.b_c-9", b"inbox T"), (b"@a", "a", b""),
+                 (b"@" + b"x" * 64 + b" inbox", "x" * 64, b"inbox")]
+        for line, tag, rest in cases:
+            with self.subTest(line):
+                self.assertEqual(common.split_tag(line), (tag, rest))
+        for line in (b"@", b"@ inbox", b"@a/b inbox", b"@" + b"x" * 65 + b" inbox", b"@\xff inbox"):
+            with self.subTest(line), self.assertRefusal("bad_arguments"):
+                common.split_tag(line)
+
+    def test_nonsense_is_refused_not_fatal(self):
+        """Whatever the bytes, parsing yields a request or a ChatError."""
+        chance = random.Random(4)
+        words = [*(word.encode() for word in COMMANDS), b"T", b"@t", b" ", b"  ", b"\0", b"\xff", b"messi"]
+        for _ in range(5000):
+            line = b" ".join(chance.choices(words, k=chance.randrange(6))) + chance.randbytes(chance.randrange(8))
+            with contextlib.suppress(ChatError):
+                tag, rest = common.split_tag(line.replace(b"\n", b""))
+                request = common.parse_request(tag, rest)
+                self.assertNotIn("", request.arguments, line)
+
+    def test_frames_are_ascii_and_compact(self):
+        frame = common.format_reply({"message": "\u00e9\u2028\U0001f600\r\n\"\\"}, tag="t1")
+        self.assertEqual(frame, b'{"status":"OK","tag":"t1",'
+                                b'"message":"\\u00e9\\u2028\\ud83d\\ude00\\r\\n\\"\\\\"}\r\n\r\n')
+        self.assertEqual(common.format_event("presence", user="a", online=True),
+                         b'{"event":"presence","user":"a","online":true}\r\n\r\n')
+        self.assertEqual(json.loads(common.format_reply({"status": "ERROR"}))["status"], "ERROR")
+
+    def test_times(self):
+        self.assertEqual(common.format_time(1714842189250), "2024-05-04T17:03:09.250Z")
+        self.assertEqual(common.format_time(1714842189007), "2024-05-04T17:03:09.007Z")
+
+
+class Framing(ChatTest):
+    """Bytes -> lines, fed whole, byte by byte, and with bytes left over. The limit of the buffer is 16 bytes."""
+
+    LONG = b"0123456789abcdefXYZ"
+    CASES = [                                          # what comes, the lines in it (overlong ones whole), what is left
+        (b"", [], b""),
+        (b"one\r\n", [b"one\r"], b""),
+        (b"one\n", [b"one"], b""),
+        (b"\n\n\r\n", [b"", b"", b"\r"], b""),
+        (b"one\ntwo\nthree", [b"one", b"two"], b"three"),
+        (b"one\ntwo\n", [b"one", b"two"], b""),
+        (b"a" * 16 + b"\n", [b"a" * 16], b""),
+        (LONG + b"\n", [LONG], b""),
+        (LONG + b"\nafter\n", [LONG, b"after"], b""),
+        (b"before\n" + LONG + b"\r\nafter\nrest", [b"before", LONG + b"\r", b"after"], b"rest"),
+        (LONG * 3 + b"\n" + LONG + b"\nx\n", [LONG * 3, LONG, b"x"], b""),
+        (b"\0\xff\n\xe2\x80\xa8\n", [b"\0\xff", b"\xe2\x80\xa8"], b""),
+    ]
+
+    @staticmethod
+    def lines(pieces: Iterable[bytes]) -> tuple[list[bytes], LineBuffer, int]:
+        """Feeds the pieces as the server does; returns the lines, the buffer, and the most that it held."""
+        buffer, lines, partial, most = LineBuffer(16), [], b"", 0
+        for piece in pieces:
+            buffer.feed(piece)
+            most = max(most, len(buffer))
+            while buffer.has_line() or buffer.overlong:
+                if buffer.has_line():
+                    lines.append(buffer.next_line())
+                    continue
+                data, ended = buffer.take_overlong()
+                partial += data
+                if not ended:
+                    break
+                lines.append(partial)
+                partial = b""
+        return lines, buffer, most
+
+    def test_whole(self):
+        for data, expected, left in self.CASES:
+            with self.subTest(data):
+                lines, buffer, _ = self.lines([data])
+                self.assertEqual(lines, expected)
+                self.assertEqual(len(buffer), len(left))
+                self.assertIsNone(buffer.next_line())
+
+    def test_byte_by_byte(self):
+        for data, expected, left in self.CASES:
+            with self.subTest(data):
+                lines, buffer, most = self.lines(data[i:i + 1] for i in range(len(data)))
+                self.assertEqual(lines, expected)
+                self.assertEqual(len(buffer), len(left))
+                self.assertLessEqual(most, 17)
+
+    def test_with_bytes_left_over(self):
+        for data, expected, left in self.CASES:
+            for more in (b"rest", b"re\nst"):
+                with self.subTest(data, more=more):
+                    lines, buffer, _ = self.lines([data + more])
+                    *whole, rest = (left + more).split(b"\n")
+                    self.assertEqual(lines, expected + whole)
+                    self.assertEqual(len(buffer), len(rest))
+
+    def test_at_random_cuts(self):
+        chance = random.Random(9)
+        for _ in range(300):
+            data = b"".join(chance.choice([b"x", b"\n", b"\r\n", b"hello ", self.LONG]) for _ in range(40))
+            cuts = sorted(chance.randrange(len(data) + 1) for _ in range(chance.randrange(10)))
+            pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+            with self.subTest(pieces):
+                self.assertEqual(self.lines(pieces)[0], data.split(b"\n")[:-1])
+
+    def test_an_overlong_line_is_not_gathered(self):
+        buffer = LineBuffer(16)
+        taken = 0
+        for _ in range(1000):
+            buffer.feed(b"y" * 100)
+            self.assertTrue(buffer.overlong)
+            data, ended = buffer.take_overlong()
+            self.assertFalse(ended)
+            taken += len(data)
+            self.assertEqual(len(buffer), 0)
+        self.assertEqual(taken, 100_000)
+        buffer.feed(b"\nnext\n")
+        self.assertEqual(buffer.take_overlong(), (b"", True))
+        self.assertEqual((buffer.overlong, buffer.next_line()), (False, b"next"))
+
+
+class Files(ChatTest):
+    """A file's content in base64, and its name, both ways."""
+
+    @staticmethod
+    def decode(data: bytes, *cuts: int) -> bytes:
+        decoder, edges = common.Base64Decoder(), [0, *cuts, len(data)]
+        return b"".join(decoder.feed(data[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)) + decoder.finish()
+
+    def test_round_trips_at_random_cuts(self):
+        chance = random.Random(17)
+        for round_ in range(400):
+            content = chance.randbytes(chance.randrange(1, 60))
+            encoded = b"".join(common.encode_file(io.BytesIO(content)))
+            self.assertEqual(encoded, base64.b64encode(content))
+            data = (b"%s", b"b'%s'", b'b"%s"', b"%s \r", b"  b'%s' ")[round_ % 5] % encoded
+            cuts = sorted(chance.randrange(len(data) + 1) for _ in range(chance.randrange(8)))
+            with self.subTest(data, cuts=cuts):
+                self.assertEqual(self.decode(data, *cuts), content)
+        self.assertEqual(self.decode(b"b''"), b"")             # how an empty file travels
+
+    def test_large_content_in_pieces(self):
+        content = some_bytes(300 * KIB + 1)
+        pieces = list(common.encode_file(io.BytesIO(content)))
+        self.assertGreater(len(pieces), 5)
+        decoder = common.Base64Decoder()
+        self.assertEqual(b"".join(map(decoder.feed, pieces)) + decoder.finish(), content)
+        self.assertEqual(base64.b64decode(b"".join(common.encode_file(io.BytesIO(content), size=1000))), content[:1000])
+
+    def test_what_is_no_base64_is_refused(self):
+        for wrong in (b"YQ", b"YQ=", b"Y", b"!!!!", b"YWFh!WFh", b"YQ==YQ==", b"YWFhYQ==YWFhYWFhYWFh", b"b'YWFh",
+                      b"b'YWFh'x", b"YWFh YWFh", b"YW\0h", b"YWFh'", b"\xff\xfe\xfd\xfc", b"=", b"====", b"YWFh\tYWFh"):
+            for cuts in ((), tuple(range(1, len(wrong)))):
+                with self.subTest(wrong, cuts=cuts), self.assertRefusal("bad_base64"):
+                    self.decode(wrong, *cuts)
+
+    def test_nonsense_is_refused_not_fatal(self):
+        chance = random.Random(23)
+        for _ in range(3000):
+            data = bytes(chance.choices(b"YWFh=b'\" \r\0\xff-_+/", k=chance.randrange(24)))
+            with contextlib.suppress(ChatError):
+                content = self.decode(data, *sorted(chance.randrange(len(data) + 1) for _ in range(3)))
+                self.assertIn(base64.b64encode(content).rstrip(b"=")[:-1], data)   # the last letter may have spare bits
+
+    def test_ordinary_names_survive(self):
+        for name in ("file.txt", "my file.txt", "r\u00e9sum\u00e9 \U0001f600.pdf", "100%.txt", "a+b&c=d#e?.txt",
+                     ".profile", "archive.tar.gz", "-rf", "..x"):
+            with self.subTest(name):
+                travelling = common.encode_file_name(name)
+                self.assertRegex(travelling, r"\A[!-~]+\Z")
+                self.assertEqual(common.decode_file_name(travelling), name)
+        self.assertEqual(common.decode_file_name("raw.txt"), "raw.txt")
+
+    def test_hostile_names_are_tamed(self):
+        cases = {"../../etc/passwd": "passwd", "..%2f..%2fpasswd": "passwd", "/etc/passwd": "passwd",
+                 "C:\\Windows\\x.dll": "x.dll", "..\\x": "x", "..": "file", ".": "file", "%2e%2e": "file", "": "file",
+                 "a%00b%0a%0d%1b.txt": "ab.txt", "%": "%", "x/": "file", "%20": "file", "...": "file",
+                 "a\u202egpj.exe": "agpj.exe"}
+        for hostile, tame in cases.items():
+            with self.subTest(hostile):
+                self.assertEqual(common.decode_file_name(hostile), tame)
+
+    def test_every_name_becomes_a_plain_one(self):
+        chance = random.Random(5)
+        parts = ["..", "/", "\\", "%2f", "%5c", "%00", "%ff", "a", ".", " ", "%20", "\u00e9" * 150, "x" * 300,
+                 "\ud7ff", "\u2028"]
+        for _ in range(3000):
+            hostile = "".join(chance.choices(parts, k=chance.randrange(6)))
+            name = common.decode_file_name(hostile)
+            with self.subTest(hostile):
+                self.assertTrue(name.strip(". "), "an empty name")
+                self.assertLessEqual(len(name.encode()), common.MAX_FILE_NAME)
+                self.assertFalse(set(name) & set("/\\\0\n\r"))
+        self.assertTrue(common.decode_file_name("x" * 400 + ".tar").endswith("x.tar"))
+
+
+
+# ---- one server --------------------------------------------------------------------------------
+
+
+class Starting(ChatTest):
+    """Starting and stopping, and what the options do."""
+
+    def start(self, *options: str, **keywords: object) -> Server:
+        server = Server(*options, **keywords)
+        self.addCleanup(server.kill)
+        return server
+
+    def refuse(self, *options: str) -> str:
+        """Runs a server that must not start; returns what it says."""
+        program = ROOT / REALMS["mesin1"].folder / "ChatServer.py"
+        done = subprocess.run([sys.executable, str(program), "--local", "--bind", "127.0.0.1", *options],
+                              capture_output=True, text=True, timeout=PATIENCE)
+        self.assertNotEqual(done.returncode, 0)
+        self.assertEqual(done.stdout, "")
+        self.assertNotIn("Traceback", done.stderr)
+        return done.stderr
+
+    def test_stops_with_status_0_and_finds_its_data_again(self):
+        server = self.start()
+        messi = server.login("messi")
+        messi.ok("send henderson still here")
+        server.stop()
+        server.start()
+        self.assertEqual(messi.again().history("henderson"), ["still here"])      # the session lives on, too
+        server.stop()
+
+    def test_ctrl_c_is_a_way_to_stop(self):
+        server = self.start()
+        server._end(signal.SIGINT)
+        self.assertEqual(server.process.returncode, 0, server.log)
+        self.assertNotIn("Traceback", server.log)
+
+    def test_an_unanswered_request_is_finished_at_stop(self):
+        server = self.start()
+        wire = Wire(server)
+        wire.write(b"auth messi surabaya\r\n")
+        wire.write(b"help\r\n" * 10)
+        self.assertEqual(wire.reply()["status"], "OK")
+        server.stop()
+
+    def test_documented_users_and_the_warnings(self):
+        server = self.start()
+        for user in ("messi", "henderson", "lineker"):
+            server.login(user)
+        self.assertIn("documented users", server.log)
+        self.assertIn("no realm key", server.log)
+        server.stop()
+
+    def test_no_default_users(self):
+        server = self.start("--no-default-users")
+        self.assertRefused(Wire(server).ask("auth messi surabaya"), "bad_credentials")
+        joni = Wire(server).ask("register joni admin joni_perkasa Indonesia")
+        self.assertEqual(joni["status"], "OK")
+        server.stop()
+
+    def test_mesin2_is_a_launcher(self):
+        """The same program, as the realm mesin2; options typed after it still win."""
+        server = self.start(realm="mesin2")
+        self.assertEqual(server.login("messi").ok("realms")["realms"]["mesin2"]["link"], "local")
+        server.stop()
+        server = Server.__new__(Server)
+        server.__init__("--realm", "mesin2", realm="mesin2")    # twice is once
+        server.stop()
+
+    def test_options_come_from_the_environment_too(self):
+        program = ROOT / REALMS["mesin2"].folder / "ChatServer.py"
+        data = tempfile.mkdtemp(dir=SCRATCH)
+        environment = {**os.environ, "CHAT_LOCAL": "1", "CHAT_BIND": "127.0.0.1", "CHAT_PORT": "0", "CHAT_DATA": data,
+                       "CHAT_PEER": f"mesin1={NOWHERE}"}
+        process = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                   text=True, env=environment)
+        try:
+            self.assertRegex(first_line(process), r"\Arealm mesin2 listening on 127\.0\.0\.1:\d+\n\Z")
+        finally:
+            process.terminate()
+            self.assertEqual(process.wait(PATIENCE), 0)
+            process.stdout.close()
+        self.assertTrue(Path(data, "chat.db").exists())
+
+    def test_help_names_every_option(self):
+        program = ROOT / REALMS["mesin1"].folder / "ChatServer.py"
+        done = subprocess.run([sys.executable, str(program), "--help"], stdout=subprocess.PIPE, text=True,
+                              timeout=PATIENCE)
+        self.assertEqual(done.returncode, 0)
+        for option in ("realm", "bind", "port", "data", "peer", "local", "realm-key", "no-default-users", "max-file",
+                       "log-level"):
+            self.assertIn(f"--{option}", done.stdout)
+
+    def test_refuses_to_start_in_one_sentence(self):
+        server = self.start()
+        data = tempfile.mkdtemp(dir=SCRATCH)
+        port = ["--port", "0", "--data", data]
+        self.assertIn(str(server.port), self.refuse("--port", str(server.port), "--data", data))
+        self.assertIn("nosuch", self.refuse(*port, "--realm", "nosuch"))
+        self.assertIn("HOST:PORT", self.refuse(*port, "--peer", "mesin2"))
+        self.assertIn("nokey", self.refuse(*port, "--realm-key", str(SCRATCH / "nokey")))
+        server.stop()
+
+    def test_a_corrupt_database_is_refused_untouched(self):
+        data = Path(tempfile.mkdtemp(dir=SCRATCH))
+        (data / "chat.db").write_bytes(some_bytes(64 * KIB))
+        said = self.refuse("--port", "0", "--data", str(data))
+        self.assertIn(str(data / "chat.db"), said)
+        self.assertEqual((data / "chat.db").read_bytes(), some_bytes(64 * KIB))
+
+    def test_a_newer_database_is_refused_untouched(self):
+        server = self.start()
+        server.stop()
+        with contextlib.closing(sqlite3.connect(server.data / "chat.db")) as database:
+            database.execute("PRAGMA user_version = 9999")
+        before = (server.data / "chat.db").read_bytes()
+        said = self.refuse("--port", "0", "--data", str(server.data))
+        self.assertIn("chat.db", said)
+        self.assertEqual((server.data / "chat.db").read_bytes(), before)
+
+
+class Accounts(OneServer):
+    """auth, register, logout, and what a token is worth."""
+
+    def test_auth_and_register_give_a_token(self):
+        reply = self.wire().ask("auth messi surabaya")
+        self.assertRegex(reply["tokenid"], r"\A[A-Za-z0-9_-]{32,}\Z")
+        joni = self.wire().ask("register joni admin joni_perkasa Indonesia")
+        again = self.wire().ask("auth JONI admin")
+        self.assertEqual((joni["status"], again["status"]), ("OK", "OK"))
+        self.assertNotEqual(joni["tokenid"], again["tokenid"])
+        users = {user["user"]: user for user in self.server.login("messi").ok("info")["users"]}
+        self.assertEqual((users["joni"]["nama"], users["joni"]["negara"]), ("joni perkasa", "Indonesia"))
+
+    def test_bad_credentials_have_one_text(self):
+        wrong = self.wire().ask("auth lineker wrong")
+        unknown = self.wire().ask("auth nobody surabaya")
+        self.assertRefused(wrong, "bad_credentials")
+        self.assertEqual(wrong, unknown)
+        self.assertRefused(self.wire().ask("auth lineker SURABAYA"), "bad_credentials")
+
+    def test_bad_credentials_cost_the_same(self):
+        """An unknown user must not be told by the time that the answer takes."""
+        wire, times = self.wire(), {"messi": [], "nobody-here": []}
+        for round_ in range(5):
+            for user, taken in times.items():
+                started = time.perf_counter()
+                wire.ask(f"auth {user} wrong{round_}")
+                taken.append(time.perf_counter() - started)
+        known, unknown = (statistics.median(taken) for taken in times.values())
+        self.assertLess(max(known, unknown), 3 * min(known, unknown), times)
+
+    def test_register_refuses(self):
+        wire = self.wire()
+        self.assertRefused(wire.ask("register messi x a b"), "user_exists")
+        self.assertRefused(wire.ask("register Messi x a b"), "user_exists")
+        self.assertRefused(wire.ask("register a/b x a b"), "bad_name")
+        self.assertRefused(wire.ask(f"register {'x' * 33} x a b"), "bad_name")
+        self.assertRefused(wire.ask("register messi@mesin2 x a b"), "bad_name")
+        self.assertRefused(wire.ask("register newone x a"), "bad_arguments")
+        self.assertRefused(wire.ask(f"register newone x {'n' * 129} b"), "too_long")
+        self.assertRefused(wire.ask(f"register newone x a {'n' * 129}"), "too_long")
+        self.assertRefused(wire.ask("auth newone x"), "bad_credentials")
+
+    def test_register_keeps_any_letters(self):
+        wire = self.wire()
+        wire.ask("register soren pass\u00f8rd S\u00f8ren_\u00c5 Danmark")
+        self.assertEqual(self.wire().ask("auth soren pass\u00f8rd")["status"], "OK")
+        users = {user["user"]: user["nama"] for user in self.server.login("messi").ok("info")["users"]}
+        self.assertEqual(users["soren"], "S\u00f8ren \u00c5")
+
+    def test_two_cannot_register_one_name(self):
+        """Both hash at the same time; only one gets the name."""
+        wires = [self.wire(), self.wire()]
+        for wire in wires:
+            wire.write(b"register twin secret a b\r\n")
+        statuses = sorted(wire.reply().get("code", "OK") for wire in wires)
+        self.assertEqual(statuses, ["OK", "user_exists"])
+
+    def test_every_command_for_users_wants_a_session(self):
+        wire = self.wire()
+        for command in COMMANDS.values():
+            if command.caller == common.USER:
+                filling = {"T": "notoken", "BASE64": "YQ==", "TEXT…": "hi", "FILE_ID": "1", "REALM": "mesin1"}
+                words = [filling.get(name, "messi") for name in command.names[:command.required]]
+                with self.subTest(command.word):
+                    self.assertRefused(wire.ask(" ".join([command.word, *words])), "session_not_found")
+
+    def test_a_token_is_good_on_any_connection(self):
+        alice, bob = self.people("alice", "bob")
+        self.assertEqual(self.wire().ask(f"send {alice.token} {bob} from elsewhere")["status"], "OK")
+        self.assertEqual(bob.inbox()[0]["from"], alice.address)
+
+    def test_logout_ends_the_session_everywhere(self):
+        alice, bob = self.people("alice", "bob")
+        other = self.again(alice)
+        other.ok("subscribe")
+        alice.ok("logout")
+        self.assertRefused(alice.do("inbox"), "session_not_found")
+        self.assertRefused(alice.ask("info"), "session_not_found")
+        bob.ok(f"send {alice} too late to be pushed")
+        with contextlib.suppress(EOFError, ConnectionError):    # it may as well have been ended
+            self.assertRefused(other.do("inbox"), "session_not_found")
+        self.assertFalse(other.events["message"])
+        self.assertEqual(self.server.login(alice.name, "rahasia").inbox()[0]["msg"], "too late to be pushed")
+
+    def test_logout_leaves_other_sessions_alone(self):
+        (alice,) = self.people("alice")
+        other = self.server.login(alice.name, "rahasia")
+        self.keep(other)
+        alice.ok("logout")
+        other.ok("inbox")
+
+    def test_too_many_guesses(self):
+        """Ten a minute for one account, right or wrong after that; other accounts are not held up."""
+        (alice,) = self.people("alice")
+        wire = self.wire()
+        for _ in range(common.GUESSES):
+            self.assertRefused(wire.ask(f"auth {alice} wrong"), "bad_credentials")
+        for password in ("wrong", "rahasia"):
+            reply = self.wire().ask(f"auth {alice} {password}")
+            self.assertRefused(reply, "rate_limited")
+            self.assertTrue(0 < reply["retry_after"] <= common.GUESS_SECONDS, reply)
+        self.assertEqual(self.wire().ask("auth henderson surabaya")["status"], "OK")
+        alice.ok("inbox")
+
+    def test_info(self):
+        alice, bob = self.people("alice", "bob")
+        bob.ok("logout")
+        reply = alice.ok("info")
+        users = {user["user"]: user for user in reply["users"]}
+        self.assertEqual(users[str(alice)]["online"], True)
+        self.assertEqual(users[str(bob)]["online"], False)
+        self.assertEqual(users[str(alice)]["realm"], "mesin1")
+        self.assertEqual(set(users["messi"]), {"user", "nama", "negara", "realm", "online"})
+        self.assertEqual((users["messi"]["nama"], users["messi"]["negara"]), ("Lionel Messi", "Argentina"))
+        self.assertIn(str(alice), reply["message"])
+        self.assertNotIn(str(bob), reply["message"])
+        self.assertNotIn(alice.token, json.dumps(reply))
+        self.assertEqual(alice.ask("info")["users"], alice.do("info mesin1")["users"])
+
+    def test_info_refuses(self):
+        (alice,) = self.people("alice")
+        self.assertRefused(self.wire().ask("info"), "session_not_found")
+        self.assertRefused(self.wire().ask("info notoken"), "session_not_found")
+        self.assertRefused(alice.do("info nosuch"), "realm_not_found")
+
+
+class Private(OneServer):
+    """send, inbox, history, and the form of a message."""
+
+    def test_a_message_and_its_form(self):
+        alice, bob = self.people("alice", "bob")
+        sent = alice.ok(f"send {bob} hello world")
+        replies = bob.ok("inbox")["messages"]
+        self.assertEqual(list(replies), [alice.address])
+        (message,) = replies[alice.address]
+        self.assertRegex(message.pop("ts"), r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z\Z")
+        alice_name, bob_name = (f"{name}".capitalize().rstrip("0123456789") for name in (alice, bob))
+        self.assertEqual(message.pop("from_name"), f"{alice_name} {alice.name[5:]}")
+        self.assertEqual(message.pop("msg_from"), f"{alice_name} {alice.name[5:]}")
+        self.assertEqual(message.pop("msg_to"), f"{bob_name} {bob.name[3:]}")
+        self.assertEqual(message, {"id": sent["id"], "from": alice.address, "to": bob.address, "msg": "hello world"})
+
+    def test_inbox_takes_what_came_in_once(self):
+        alice, bob = self.people("alice", "bob")
+        alice.ok(f"send {bob} one")
+        alice.ok(f"send {bob} two")
+        self.assertEqual([message["msg"] for message in bob.inbox()], ["one", "two"])
+        self.assertEqual(bob.inbox(), [])
+        self.assertEqual(alice.inbox(), [])
+        alice.ok(f"send {bob} three")
+        self.assertEqual([message["msg"] for message in bob.inbox()], ["three"])
+
+    def test_inbox_of_several_senders(self):
+        alice, bob, carol = self.people("alice", "bob", "carol")
+        alice.ok(f"send {carol} from alice")
+        bob.ok(f"send {carol} from bob")
+        alice.ok(f"send {carol} again alice")
+        messages = carol.ok("inbox")["messages"]
+        self.assertEqual({sender: [message["msg"] for message in some] for sender, some in messages.items()},
+                         {alice.address: ["from alice", "again alice"], bob.address: ["from bob"]})
+
+    def test_inbox_by_pages(self):
+        alice, bob = self.people("alice", "bob")
+        texts = [f"m{number}" for number in range(common.INBOX_PAGE + 10)]
+        alice.ok_all(f"send {bob} {text}" for text in texts)
+        first = bob.ok("inbox")
+        second = bob.ok("inbox")
+        self.assertIs(first.get("more"), True)
+        self.assertFalse(second.get("more"))
+        got = [message["msg"] for page in (first, second) for message in page["messages"][alice.address]]
+        self.assertEqual(got, texts)
+
+    def test_inbox_in_one_segment_with_others(self):
+        """What the first `inbox` took the second has not, whatever came between."""
+        alice, bob = self.people("alice", "bob")
+        for between in ("info", "send nosuch hi", "nosuch", f"send {alice} hi", "history"):
+            with self.subTest(between):
+                alice.ok(f"send {bob} once")
+                first, _, second = bob.ask_all(map(bob.line, ("inbox", between, "inbox")))
+                self.assertEqual([message["msg"] for message in first["messages"][alice.address]], ["once"])
+                self.assertEqual(second["messages"], {})
+
+    def test_inbox_is_not_lost_with_the_connection(self):
+        """The reply is too large for any buffer between; the connection breaks before it was read."""
+        alice, bob = self.people("alice", "bob")
+        text = "x" * common.MAX_TEXT
+        alice.ok_all(f"send {bob} {text}" for _ in range(1500))
+        breaking = Wire(self.server, receive_buffer=4096)
+        breaking.write(f"inbox {bob.token}\r\n".encode())
+        self.assertTrue(breaking.socket.recv(100))
+        breaking.close(reset=True)
+        self.assertEqual(len(bob.inbox()), 1500)
+        self.assertEqual(bob.inbox(), [])
+
+    def test_to_oneself(self):
+        (alice,) = self.people("alice")
+        alice.ok(f"send {alice} note")
+        self.assertEqual([message["msg"] for message in alice.inbox()], ["note"])
+        self.assertEqual(alice.history(alice), ["note"])
+
+    def test_refusals(self):
+        (alice,) = self.people("alice")
+        for words, code in (("send nosuch hi", "user_not_found"), ("send messi@nowhere hi", "realm_not_found"),
+                            ("send a/b hi", "bad_name"), ("send messi@ hi", "bad_name"),
+                            ("send messi", "bad_arguments"), ("history nosuch", "user_not_found"),
+                            ("history messi x", "bad_arguments"),
+                            ("history messi 10 x", "bad_arguments"), ("getfile x", "bad_arguments"),
+                            ("subscribe x", "bad_arguments"), ("getfile 999999", "file_not_found"),
+                            ("sendprivaterealm nowhere messi hi", "realm_not_found"),
+                            ("getrealminbox nowhere", "realm_not_found")):
+            with self.subTest(words):
+                self.assertRefused(alice.do(words), code)
+
+    def test_ids_rise(self):
+        alice, bob = self.people("alice", "bob")
+        ids = [reply["id"] for reply in alice.ok_all(f"send {bob} x" for _ in range(50))]
+        self.assertEqual(ids, sorted(set(ids)))
+
+    def test_texts_arrive_as_they_were_sent(self):
+        alice, bob = self.people("alice", "bob")
+        texts = ["a  b   c", "h\u00e9llo \U0001f600", "one\u2028two", '"quoted" \\ {json}', "x" * common.MAX_TEXT,
+                 "\u00e9" * (common.MAX_TEXT // 2), "'; DROP TABLE message; --", "%s %d {}", "\x7f\x01 \u202e",
+                 "@tag no tag", "group:x", "b'YQ=='"]
+        bob.ok("subscribe")
+        for text in texts:
+            with self.subTest(text[:40]):
+                alice.ok(f"send {bob} {text}")
+                bob.expect(text)
+        self.assertEqual([message["msg"] for message in bob.inbox()], texts)
+
+    def test_history_by_pages(self):
+        alice, bob = self.people("alice", "bob")
+        texts = [f"m{number}" for number in range(120)]
+        for number, text in enumerate(texts):
+            sender, other = (alice, bob) if number % 3 else (bob, alice)
+            sender.ok(f"send {other} {text}")
+        newest = alice.ok(f"history {bob}")
+        self.assertEqual([message["msg"] for message in newest["messages"]], texts[-common.HISTORY_PAGE:])
+        self.assertIs(newest["more"], True)
+        before = newest["messages"][0]["id"]
+        older = bob.ok(f"history {alice} {before} 60")
+        self.assertEqual([message["msg"] for message in older["messages"]], texts[10:70])
+        oldest = bob.ok(f"history {alice.address} {older['messages'][0]['id']} 60")
+        self.assertEqual(([message["msg"] for message in oldest["messages"]], oldest["more"]), (texts[:10], False))
+        self.assertEqual(len(alice.ok(f"history {bob} {10 ** 17} {10 ** 12}")["messages"]), 120)
+        self.assertEqual(len(bob.inbox()), 80)                  # history has consumed nothing
+
+    def test_history_is_for_its_two(self):
+        alice, bob, eve = self.people("alice", "bob", "eve")
+        alice.ok(f"send {bob} secret")
+        self.assertEqual(eve.history(alice), [])
+        self.assertEqual(eve.history(bob), [])
+        self.assertEqual(alice.history("messi"), [])
+
+    def test_realms_and_addrealm(self):
+        (alice,) = self.people("alice")
+        realms = alice.ok("realms")["realms"]
+        self.assertEqual(set(realms), set(REALMS))
+        self.assertEqual(realms["mesin1"]["link"], "local")
+        self.assertEqual(set(realms["mesin2"]), {"address", "port", "link", "queued", "rtt_ms"})
+        self.assertEqual((realms["mesin2"]["address"], realms["mesin2"]["port"]), ("127.0.0.1", 1))
+        self.assertEqual(realms["mesin2"]["link"], "down")
+        wire = self.wire()
+        self.assertEqual(wire.ask("addrealm mesin2 127.0.0.1 1")["status"], "OK")
+        for row in ("mesin2 127.0.0.1 2", "mesin2 10.0.0.1 1", "mesin3 127.0.0.1 1"):
+            with self.subTest(row):
+                self.assertRefused(wire.ask(f"addrealm {row}"), "unknown_realm")
+
+    def test_help(self):
+        wire = self.wire()
+        self.assertEqual(wire.ask("help")["message"], common.help_text())
+        self.assertEqual(wire.ask("help send")["message"], common.help_text("send"))
+        self.assertRefused(wire.ask("help nosuch"), "unknown_command")
+
+
+class TagsAndOrder(OneServer):
+    """Tags, what is sent twice, and the order of replies."""
+
+    def test_a_reply_carries_the_tag(self):
+        (alice,) = self.people("alice")
+        self.assertEqual(alice.ok("@t.1_x-9 inbox")["tag"], "t.1_x-9")
+        refused = alice.do("@b send nosuch hi")
+        self.assertEqual((refused["tag"], refused["code"]), ("b", "user_not_found"))
+        self.assertEqual(alice.ask("@c nosuch")["tag"], "c")
+        self.assertNotIn("tag", alice.ok("inbox"))
+        self.assertRefused(alice.ask("@bad/tag help"), "bad_arguments")
+        self.assertRefused(alice.ask(f"@{'x' * 65} help"), "bad_arguments")
+
+    def test_a_repeated_send_is_stored_once(self):
+        alice, bob = self.people("alice", "bob")
+        alice.ok(f"addgroup g-{alice}")
+        content = as_base64(b"content")
+        for words in (f"@1 send {bob} hi", f"@2 sendfile {bob} f.txt {content}", f"@3 sendgroup g-{alice} hi",
+                      f"@4 sendgroupfile g-{alice} f.txt {content}"):
+            with self.subTest(words):
+                first, second, third = alice.ok(words), alice.ok(words), self.again(alice).ok(words)
+                self.assertEqual(first["id"], second["id"])
+                self.assertEqual(first["id"], third["id"])
+                self.assertEqual(second["tag"], words[1])
+                self.assertEqual(first.get("file"), second.get("file"))
+        self.assertEqual(len(bob.inbox()), 2)
+        self.assertEqual(len(alice.history(f"g-{alice}")), 2)
+
+    def test_a_tag_belongs_to_its_user(self):
+        alice, bob = self.people("alice", "bob")
+        alice.ok(f"@1 send {bob} from alice")
+        bob.ok(f"@1 send {bob} from bob")
+        self.assertEqual([message["msg"] for message in bob.inbox()], ["from alice", "from bob"])
+
+    def test_a_refused_send_uses_up_no_tag(self):
+        (alice,) = self.people("alice")
+        later = f"later{Person.count}"
+        self.assertRefused(alice.do(f"@1 send {later} hi"), "user_not_found")
+        self.keep(someone := Person(self.server, later, f"register {later} x a b"))
+        alice.ok(f"@1 send {later} hi")
+        self.assertEqual(len(someone.inbox()), 1)
+
+    def test_a_repeat_is_known_in_one_segment_and_after_a_restart(self):
+        alice, bob = self.people("alice", "bob")
+        ids = {reply["id"] for reply in alice.ok_all([f"@again send {bob} once"] * 20)}
+        self.assertEqual(len(ids), 1)
+        self.server.stop()
+        self.server.start()
+        self.assertEqual({self.again(alice).ok(f"@again send {bob} once")["id"]}, ids)
+        self.assertEqual(len(self.again(bob).inbox()), 1)
+
+    def test_replies_keep_the_order_of_requests(self):
+        """Also where some of them wait for a password hash, and more come than one turn takes."""
+        alice, bob = self.people("alice", "bob")
+        requests = []
+        for number in range(600):
+            words = [f"send {bob} x", "inbox", "send nosuch x", "info"][number % 4]
+            requests.append(alice.line(f"@{number} {words}"))
+        requests[5] = "@5 auth messi surabaya"
+        requests[305] = "@305 auth messi wrong"
+        requests[306] = f"@306 register late{bob} x a b"
+        replies = alice.ask_all(requests)
+        self.assertEqual([reply["tag"] for reply in replies], [str(number) for number in range(600)])
+        self.assertEqual(replies[4]["status"], "OK")
+        self.assertIn("tokenid", replies[5])
+        self.assertEqual(replies[305]["code"], "bad_credentials")
+        self.assertIn("tokenid", replies[306])
+
+    def test_a_request_in_pieces(self):
+        alice, bob = self.people("alice", "bob")
+        for byte in alice.line(f"send {bob} by bytes").encode() + b"\r\n":
+            alice.write(bytes([byte]))
+        self.assertEqual(alice.reply()["status"], "OK")
+        self.assertEqual(bob.history(alice), ["by bytes"])
+
+    def test_spaces_case_and_bare_line_feeds(self):
+        alice, bob = self.people("alice", "bob")
+        token, shouted = alice.token, str(bob).upper()
+        alice.write(f"send {token} {bob}  one \r\nSEND {token} {shouted} two\n  Send   {token}   {bob}   three  \n"
+                    f"  @x   inbox {token}  \r\n".encode())
+        self.assertEqual([alice.reply()["status"] for _ in range(4)], ["OK"] * 4)
+        self.assertEqual([message["msg"] for message in bob.inbox()], ["one", "two", "three"])
+
+    def test_a_reader_who_is_slow_gets_every_reply(self):
+        """The server stops reading where replies pile up, and goes on when they are read."""
+        alice, bob = self.people("alice", "bob")
+        alice.ok_all(f"send {bob} {'x' * 4000}" for _ in range(100))
+        history = alice.line(f"history {bob} {10 ** 17} 100")
+        self.server.forget_most_memory()
+        before = self.server.memory
+        replies = alice.ask_all([history] * 60)                 # 24 MB of replies
+        self.assertEqual({len(reply["messages"]) for reply in replies}, {100})
+        self.assertLess(self.server.most_memory - before, 8 * MIB)
+
+
+class BadInput(OneServer):
+    """Whatever comes gets the ERROR of the contract, and the connection stays usable."""
+
+    options = ("--max-file", "1")
+
+    def setUp(self) -> None:
+        self.alice, self.bob = self.people("alice", "bob")
+
+    def assertUsable(self) -> None:
+        self.alice.ok(f"send {self.bob} still here")
+        self.assertEqual(self.bob.inbox()[-1]["msg"], "still here")
+
+    def test_refused_bytes(self):
+        alice, bob = self.alice, self.bob
+        send, sendfile = alice.line(f"send {bob}").encode(), alice.line(f"sendfile {bob}").encode()
+        cases = [
+            (b"nosuch", "unknown_command"), (b"\0", "unknown_command"), (b"{}", "unknown_command"),
+            (b"GET / HTTP/1.1", "unknown_command"), (b"\x16\x03\x01\x02", "unknown_command"),
+            (b"\xff\xfe", "bad_encoding"), (send + b" \xff", "bad_encoding"), (send + b" \xc3", "bad_encoding"),
+            (send + b" \xed\xa0\x80", "bad_encoding"), (b"auth \xff x", "bad_encoding"),
+            (send + b" " + b"x" * (common.MAX_TEXT + 1), "too_long"),
+            (send + b" " + b"x" * (common.MAX_LINE + 1), "too_long"),
+            (b"x" * (common.MAX_LINE + 1), "too_long"),
+            (alice.line(f"send {bob}\0 hi").encode(), "bad_name"), (alice.line("addgroup a\0b").encode(), "bad_name"),
+            (alice.line("addgroup " + "g" * 33).encode(), "bad_name"),
+            (alice.line("addgroup a b").encode(), "bad_arguments"),
+            (sendfile + b" f.txt !!!!", "bad_base64"), (sendfile + b" f.txt YQ", "bad_base64"),
+            (sendfile + b" f.txt b'YQ==", "bad_base64"), (sendfile + b" f.txt YQ==YQ==", "bad_base64"),
+            (sendfile + b" f.txt YQ\0=", "bad_base64"), (sendfile + b" f.txt", "bad_arguments"),
+            (sendfile + b" f.txt " + base64.b64encode(bytes(MIB + 1)), "too_large"),
+            (sendfile + b" f.txt " + base64.b64encode(bytes(MIB)) + b"!!!!", "bad_base64"),
+            (b"deliver 1 0 []", None), (b"piece x 0 YQ==", None), (b"ping", None), (b"peer nosuch 1 2", None),
+        ]
+        for line, code in cases:
+            with self.subTest(line[:60] + b"..." if len(line) > 60 else line):
+                reply = self.wire().ask(line) if code is None else self.alice.ask(line)
+                if code is None:
+                    self.assertEqual(reply["status"], "ERROR")
+                else:
+                    self.assertRefused(reply, code)
+        self.assertUsable()
+        self.assertEqual(self.server.files(), [])
+
+    def test_the_largest_that_is_allowed(self):
+        content = some_bytes(MIB)
+        sent = self.alice.ok(f"sendfile {self.bob} large.bin {as_base64(content)}")
+        self.assertEqual(self.bob.fetch(sent["file"]["id"]), content)
+        self.alice.ok(f"send {self.bob} {'x' * common.MAX_TEXT}")
+
+    def test_refused_lines_in_one_segment_with_good_ones(self):
+        alice, bob = self.alice, self.bob
+        good = alice.line(f"send {bob} good").encode() + b"\r\n"
+        bad = [b"x" * 70_000 + b"\n", b"\xff\n", alice.line(f"sendfile {bob} f !").encode() + b"\n",
+               alice.line(f"sendfile {bob} f {as_base64(bytes(2 * MIB))}").encode() + b"\r\n", b"nosuch\r\n"]
+        alice.write(good + b"".join(line + good for line in bad))
+        codes = [alice.reply().get("code", "OK") for _ in range(11)]
+        self.assertEqual(codes[::2], ["OK"] * 6)
+        self.assertEqual(codes[1::2], ["too_long", "bad_encoding", "bad_base64", "too_large", "unknown_command"])
+        self.assertEqual(len(bob.inbox()), 6)
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_a_line_of_100_mb_costs_no_memory(self):
+        self.server.forget_most_memory()
+        before = self.server.memory
+        for start in (b"send T messi ", b"x", self.alice.line(f"sendfile {self.bob} f").encode() + b" "):
+            with self.subTest(start[:12]):
+                self.alice.write(start)
+                for _ in range(100):
+                    self.alice.write(b"A" * MIB)
+                self.alice.write(b"\r\n")
+                self.assertIn(self.alice.reply()["code"], ("too_long", "too_large"))
+        self.assertLess(self.server.most_memory - before, 16 * MIB)
+        self.assertUsable()
+
+    def test_junk_gets_a_reply_a_line(self):
+        chance = random.Random(31)
+        left_out = {"auth", "register", "logout", "subscribe", "peer", "peerproof"}
+        words = sorted(set(COMMANDS) - left_out)
+        words += [self.alice.token, "messi", "@t", "1", "-1", "b''", "messi@mesin2", "*", "\0", "'", "%s", ","]
+        for _ in range(40 * (50 if LONG else 1)):
+            lines = []
+            for _ in range(100):
+                line = " ".join(chance.choices(words, k=chance.randrange(1, 7))).encode()
+                lines.append(line + (chance.randbytes(9).replace(b"\n", b"") if chance.random() < 0.3 else b""))
+            wire = self.wire()
+            wire.write(b"\r\n".join(lines) + b"\r\n")
+            for line in lines:
+                with self.subTest(line):
+                    self.assertNotEqual(wire.reply().get("code"), "internal_error")
+        self.assertUsable()
+
+    def test_hostile_file_names(self):
+        alice, bob = self.alice, self.bob
+        for name in ("../../evil", "..%2f..%2fevil", "/etc/evil", "%2fetc%2fevil", "C:\\evil", "evil%00.txt", "..", ".",
+                     "%2e%2e", "x" * 5000, "%ff%fe", "~", "-rf", "chat.db", "a%0ab", "%"):
+            with self.subTest(name[:40]):
+                reply = alice.do(f"sendfile {bob} {name} {as_base64(name.encode())}")
+                if reply["status"] == "OK":
+                    got = bob.ok(f"getfile {reply['file']['id']}")
+                    self.assertEqual(base64.b64decode(got["file_content"]), name.encode())
+                    got_name = unquote(got["file_name"])
+                    self.assertFalse(set(got_name) & set("/\\\0\n"), got_name)
+                    self.assertTrue(got_name.strip(". "))
+                else:
+                    self.assertIn(reply["code"], ("bad_name", "too_long"))
+        outside = {path.name for path in self.server.folder.iterdir()}
+        self.assertEqual(outside, {"data", "log"})
+        self.assertUsable()
+
+    def test_an_upload_that_breaks_off_leaves_nothing(self):
+        kept = self.server.files()
+        for size in (0, 1, 1000, 400_000):
+            wire = self.alice.again()
+            wire.write(self.alice.line(f"sendfile {self.bob} half.bin ").encode() + b" " + b"A" * size)
+            wire.close(reset=size % 2 == 1)
+        eventually(lambda: self.server.files() == kept, "half files are removed")
+        self.assertEqual(self.bob.inbox(), [])
+
+    def test_half_a_line_at_the_end_is_no_request(self):
+        wire = self.again(self.alice)
+        wire.write(self.alice.line(f"send {self.bob} complete").encode() + b"\r\n" +
+                   self.alice.line(f"send {self.bob} incomplete").encode())
+        wire.reply()
+        wire.socket.shutdown(socket.SHUT_WR)
+        wire.read_until_end()
+        self.assertEqual([message["msg"] for message in self.bob.inbox()], ["complete"])
+
+    def test_many_logins_at_once_are_told_busy(self):
+        server = Server()
+        wires = [Wire(server) for _ in range(common.HASH_QUEUE + 60)]
+        for number, wire in enumerate(wires):
+            wire.write(f"register busy{number} x a b\r\n".encode())
+        codes: list[str] = []
+        waiting = {wire.socket: wire for wire in wires}
+        while len(codes) < 60:                                  # those who are told so hear it before the others
+            ready, _, _ = select.select(list(waiting), [], [], PATIENCE)
+            self.assertTrue(ready, "no answer")
+            codes += [waiting.pop(connection).reply().get("code", "OK") for connection in ready]
+        self.assertGreater(codes.count("busy"), 0, codes)
+        self.assertLessEqual(set(codes), {"busy", "OK"})
+        server.kill()
+        for wire in wires:
+            wire.close()
+
+    def test_long_half_a_line_before_login_is_dropped(self):
+        wires = [self.wire(), self.wire()]
+        wires[1].write(b"auth mes")
+        for wire in wires:
+            wire.socket.settimeout(common.LOGIN_SECONDS + PATIENCE)
+            wire.read_until_end()
+        self.assertUsable()
+
+
+class Subscriptions(OneServer):
+    """Events on a connection that asked for them."""
+
+    def test_a_message_event_has_the_form_of_a_message(self):
+        alice, bob = self.people("alice", "bob")
+        bob.ok("subscribe")
+        alice.ok(f"send {bob} hi")
+        event = bob.event("message")
+        (message,) = bob.inbox()
+        self.assertEqual(event, {"event": "message", **message})
+
+    def test_every_session_of_both_gets_it(self):
+        alice, bob = self.people("alice", "bob")
+        sessions = [alice, self.again(alice), bob, self.again(bob), self.server.login(bob.name, "rahasia")]
+        self.keep(sessions[-1])
+        for session in sessions:
+            session.ok("subscribe")
+        alice.ok(f"send {bob} hi")
+        self.assertEqual(len({session.expect("hi")["id"] for session in sessions}), 1)
+        for session in sessions:
+            session.expect_nothing()
+
+    def test_nobody_else_gets_it(self):
+        alice, bob, eve = self.people("alice", "bob", "eve")
+        alice.ok("addgroup secret-" + alice.name)
+        eve.ok("subscribe 0")
+        alice.ok(f"send {bob} secret")
+        alice.ok(f"sendgroup secret-{alice} secret")
+        alice.ok(f"sendfile {bob} f.txt YQ==")
+        eve.expect_nothing()
+
+    def test_only_a_subscriber_is_pushed_to(self):
+        alice, bob = self.people("alice", "bob")
+        alice.ok(f"send {bob} hi")
+        for _ in range(3):
+            bob.ok("inbox")
+        self.assertEqual(dict(bob.events), {})
+        self.assertFalse(select.select([bob.socket], [], [], 0)[0])
+
+    def test_after_id(self):
+        alice, bob = self.people("alice", "bob")
+        ids = [reply["id"] for reply in alice.ok_all(f"send {bob} m{number}" for number in range(10))]
+        self.assertGreaterEqual(bob.ok("subscribe")["last_id"], ids[-1])
+        bob.expect_nothing()
+        other = self.again(bob)
+        self.assertGreaterEqual(other.ok(f"subscribe {ids[6]}")["last_id"], ids[6])
+        other.expect("m7", "m8", "m9")
+        other.expect_nothing()
+        everything = self.again(bob)
+        everything.ok("subscribe 0")
+        everything.expect(*(f"m{number}" for number in range(10)))
+        self.assertEqual(len(bob.inbox()), 10)                  # events consume nothing
+
+    def test_subscribing_again_goes_back(self):
+        alice, bob = self.people("alice", "bob")
+        bob.ok("subscribe")
+        alice.ok(f"send {bob} one")
+        bob.expect("one")
+        bob.ok("subscribe 0")
+        bob.expect("one")
+        alice.ok(f"send {bob} two")
+        bob.expect("two")
+        bob.expect_nothing()
+
+    def test_no_gap_and_no_double_over_breaks(self):
+        """The receiver breaks off at any time and comes back with the last id it has."""
+        alice, bob = self.people("alice", "bob")
+        chance, total, got, last = random.Random(2), 3000, [], 0
+        alice.write("".join(alice.line(f"send {bob} m{number}") + "\r\n" for number in range(total)).encode())
+        while len(got) < total:
+            wire = bob.again()
+            wire.ok(f"subscribe {last}")
+            for _ in range(chance.randrange(1, 600)):
+                event = wire.event("message")
+                got.append(event["msg"])
+                self.assertGreater(event["id"], last)
+                last = event["id"]
+                if len(got) == total:
+                    break
+            wire.close(reset=chance.random() < 0.5)
+        self.assertEqual(got, [f"m{number}" for number in range(total)])
+        for _ in range(total):
+            alice.reply()
+
+    def test_events_stay_in_order_under_many_senders(self):
+        (bob, *senders) = self.people("bob", "alice", "carol", "dave")
+        bob.ok("subscribe")
+        for sender in senders:
+            sender.write("".join(sender.line(f"send {bob} {number}") + "\r\n" for number in range(300)).encode())
+        events = [bob.event("message") for _ in range(900)]
+        self.assertEqual([event["id"] for event in events], sorted({event["id"] for event in events}))
+        for sender in senders:
+            numbers = [int(event["msg"]) for event in events if event["from"] == sender.address]
+            self.assertEqual(numbers, list(range(300)))
+
+    def test_presence(self):
+        alice, bob = self.people("alice", "bob")
+        alice.ok("subscribe")
+
+        def state_of(person: Person) -> bool:
+            while (event := alice.event("presence"))["user"] != person.address:
+                pass
+            return event["online"]
+
+        carol = self.server.register("carol")
+        self.assertIs(state_of(carol), True)
+        carol.ok("logout")
+        self.assertIs(state_of(carol), False)
+        bob.close()
+        self.assertIs(state_of(bob), False)
+        bob = self.server.login(bob.name, "rahasia")
+        self.assertIs(state_of(bob), True)
+        second = self.again(bob)
+        second.ok("inbox")
+        bob.close()                                             # one of two connections: still there
+        alice.ok_raw("help")
+        self.assertFalse([event for event in alice.events["presence"] if event["user"] == bob.address])
+        second.close()
+        self.assertIs(state_of(bob), False)
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_a_subscriber_who_stops_reading_costs_no_memory(self):
+        """100 MB of messages that she does not read, then gets all of, in order."""
+        alice, bob = self.people("alice", "bob")
+        text, batch = "x" * (common.MAX_TEXT - 6), 100
+
+        def send(first: int, last: int, reading: bool) -> None:
+            for start in range(first, last, batch):
+                alice.ok_all(f"send {bob} {number:05} {text}" for number in range(start, start + batch))
+                if reading:
+                    read(start, start + batch)
+
+        def read(first: int, last: int) -> None:
+            numbers = [bob.event("message")["msg"][:5] for _ in range(first, last)]
+            self.assertEqual(numbers, [f"{number:05}" for number in range(first, last)])
+
+        bob.ok("subscribe")
+        send(0, 12_500, reading=True)                           # the database's cache has filled
+        before = self.server.memory
+        send(12_500, 25_000, reading=False)
+        self.assertLess(self.server.memory - before, MIB)
+        read(12_500, 25_000)
+        send(25_000, 25_100, reading=True)
+
+
+class Groups(OneServer):
+    """addgroup, joingroup, leavegroup, sendgroup, groups."""
+
+    def group(self, maker: Person, *members: Person) -> str:
+        name = f"g-{maker}"
+        maker.ok(f"addgroup {name}")
+        for member in members:
+            member.ok(f"joingroup {name}")
+        return name
+
+    def test_a_message_to_a_group(self):
+        alice, bob, carol = self.people("alice", "bob", "carol")
+        group = self.group(alice, bob, carol)
+        sent = alice.ok(f"sendgroup {group} hallo guys welcome")
+        for member in (bob, carol):
+            (message,) = member.inbox()
+            self.assertEqual(message["id"], sent["id"])
+            self.assertEqual((message["from"], message["group"], message["msg"]),
+                             (alice.address, f"{group}@mesin1", "hallo guys welcome"))
+            self.assertNotIn("to", message)
+        self.assertEqual(alice.inbox(), [])                     # her own
+        self.assertEqual(alice.history(group), ["hallo guys welcome"])
+        self.assertEqual(alice.history(f"{group}@mesin1"), ["hallo guys welcome"])
+
+    def test_every_member_gets_the_event_the_sender_too(self):
+        alice, bob, carol = self.people("alice", "bob", "carol")
+        group = self.group(alice, bob, carol)
+        for member in (alice, bob, carol):
+            member.ok("subscribe")
+        alice.ok(f"sendgroup {group} hi")
+        bob.ok(f"sendgroup {group} hi too")
+        for member in (alice, bob, carol):
+            member.expect("hi", "hi too")
+            member.expect_nothing()
+
+    def test_refusals(self):
+        alice, bob = self.people("alice", "bob")
+        group = self.group(alice)
+        for person, words, code in (
+                (alice, f"addgroup {group}", "group_exists"), (bob, f"addgroup {group.upper()}", "group_exists"),
+                (alice, f"joingroup {group}", "already_member"), (bob, "joingroup nosuch", "group_not_found"),
+                (bob, f"sendgroup {group} hi", "not_member"), (bob, f"sendgroupfile {group} f YQ==", "not_member"),
+                (bob, f"history {group}", "not_member"), (bob, f"leavegroup {group}", "not_member"),
+                (bob, "sendgroup nosuch hi", "group_not_found"), (bob, "leavegroup nosuch", "group_not_found"),
+                (bob, "addgroup a/b", "bad_name"), (bob, "joingroup g@nowhere", "realm_not_found"),
+                (bob, "sendgroup g@nowhere hi", "realm_not_found"),
+                (bob, "sendgrouprealm nowhere group:g hi", "realm_not_found")):
+            with self.subTest(words):
+                self.assertRefused(person.do(words), code)
+
+    def test_groups_lists_members_and_what_one_could_join(self):
+        alice, bob, carol = self.people("alice", "bob", "carol")
+        group = self.group(alice, bob)
+        for person, member in ((alice, True), (bob, True), (carol, False)):
+            row = {row["group"]: row for row in person.ok("groups")["groups"]}[f"{group}@mesin1"]
+            self.assertEqual((row["admin"], row["member"]), (alice.address, member))
+            if member:
+                self.assertEqual(sorted(row["members"]), sorted([alice.address, bob.address]))
+
+    def test_a_member_sees_what_came_from_the_joining_on(self):
+        alice, bob, carol = self.people("alice", "bob", "carol")
+        group = self.group(alice, bob)
+        alice.ok(f"sendgroup {group} before")
+        carol.ok(f"joingroup {group}")
+        alice.ok(f"sendgroup {group} after")
+        self.assertEqual(carol.history(group), ["after"])
+        self.assertEqual([message["msg"] for message in carol.inbox()], ["after"])
+        carol.ok("subscribe 0")
+        carol.expect("after")
+        carol.expect_nothing()
+        self.assertEqual(bob.history(group), ["before", "after"])
+
+    def test_after_leaving_nothing_more_comes(self):
+        alice, bob = self.people("alice", "bob")
+        group = self.group(alice, bob)
+        bob.ok("subscribe")
+        bob.ok(f"leavegroup {group}")
+        alice.ok(f"sendgroup {group} without bob")
+        bob.expect_nothing()
+        self.assertEqual(bob.inbox(), [])
+        self.assertRefused(bob.do(f"sendgroup {group} hi"), "not_member")
+        self.assertRefused(bob.do(f"history {group}"), "not_member")
+        bob.ok(f"joingroup {group}")
+        self.assertEqual(bob.history(group), [])
+
+    def test_group_events(self):
+        alice, bob = self.people("alice", "bob")
+        alice.ok("subscribe")
+        group = self.group(alice, bob)
+        bob.ok(f"leavegroup {group}")
+        changes = [alice.event("group") for _ in range(3)]
+        self.assertEqual([(event["group"], event["user"], event["change"]) for event in changes],
+                         [(f"{group}@mesin1", alice.address, "created"), (f"{group}@mesin1", bob.address, "joined"),
+                          (f"{group}@mesin1", bob.address, "left")])
+
+    def test_sendgrouprealm_to_the_own_realm(self):
+        """The old commands between realms are other spellings, of one's own realm too."""
+        alice, bob, carol = self.people("alice", "bob", "carol")
+        group = self.group(alice, bob)
+        alice.ok(f"sendgrouprealm mesin1 group:{group} to the group")
+        alice.ok(f"sendgrouprealm mesin1 {bob},{carol} to both")
+        refused = alice.do(f"sendgrouprealm mesin1 {carol},nosuch,nobody hi")
+        self.assertRefused(refused, "user_not_found")
+        self.assertIn("nosuch", refused["message"])
+        self.assertIn("nobody", refused["message"])
+        for nobody in (",", ",,", f"{bob}/,", "group:", "group:nosuch"):
+            with self.subTest(nobody):
+                self.assertEqual(alice.do(f"sendgrouprealm mesin1 {nobody} hi")["status"], "ERROR")
+        self.assertEqual([message["msg"] for message in bob.inbox()], ["to the group", "to both"])
+        self.assertEqual(carol.inbox()[0]["msg"], "to both")
+
+
+class FileTransfer(OneServer):
+    """sendfile, sendgroupfile, getfile."""
+
+    def test_a_file_arrives_byte_for_byte(self):
+        alice, bob = self.people("alice", "bob")
+        for content in (b"", b"a", b"ab", b"abc", bytes(range(256)), some_bytes(200_000), some_bytes(3 * MIB + 1)):
+            for form in ("{}", "b'{}'", "b'{}' "):
+                if content or form != "{}":
+                    with self.subTest(size=len(content), form=form):
+                        sent = alice.ok(f"sendfile {bob} my%20file.bin " + form.format(as_base64(content)))
+                        self.assertEqual(sent["file"]["name"], "my file.bin")
+                        self.assertEqual(sent["file"]["size"], len(content))
+                        self.assertEqual(sent["file"]["sha256"], hashlib.sha256(content).hexdigest())
+                        self.assertEqual(sent["file"]["id"], sent["id"])
+                        (message,) = bob.inbox()
+                        self.assertEqual((message["id"], message["file"]), (sent["id"], sent["file"]))
+                        self.assertNotIn("msg", message)
+                        self.assertEqual(bob.fetch(sent["id"]), content)
+
+    def test_a_file_in_small_pieces(self):
+        alice, bob = self.people("alice", "bob")
+        content, chance = some_bytes(150_000), random.Random(3)
+        lines = [alice.line(f"@f sendfile {bob} f.bin {as_base64(content)}"), alice.line("inbox"), ""]
+        data = "\r\n".join(lines).encode()
+        while data:
+            size = chance.choice([1, 2, 3, 100, 5000, 70_000])
+            alice.write(data[:size])
+            data = data[size:]
+        sent = alice.reply()
+        self.assertEqual((sent["status"], sent["tag"]), ("OK", "f"))
+        self.assertEqual(alice.reply()["messages"], {})
+        self.assertEqual(bob.fetch(sent["id"]), content)
+
+    def test_a_refused_file_is_read_past(self):
+        alice, bob = self.people("alice", "bob")
+        content = as_base64(some_bytes(300_000))
+        for words, code in ((f"sendfile nosuch f.bin {content}", "user_not_found"),
+                            (f"sendfile {bob}@nowhere f.bin {content}", "realm_not_found"),
+                            (f"sendgroupfile nosuch f.bin {content}", "group_not_found")):
+            with self.subTest(code):
+                self.assertRefused(alice.do(words), code)
+        self.assertRefused(alice.ask(f"sendfile notoken {bob} f.bin {content}"), "session_not_found")
+        alice.ok(f"send {bob} hi")
+        self.assertEqual(len(bob.inbox()), 1)
+
+    def test_who_may_fetch_a_file(self):
+        alice, bob, carol, eve = self.people("alice", "bob", "carol", "eve")
+        private = alice.ok(f"sendfile {bob} f.txt {as_base64(b'private')}")["id"]
+        alice.ok(f"addgroup g-{alice}")
+        bob.ok(f"joingroup g-{alice}")
+        of_group = alice.ok(f"sendgroupfile g-{alice} g.txt {as_base64(b'of the group')}")["id"]
+        carol.ok(f"joingroup g-{alice}")                        # too late for that file
+        message = alice.ok(f"send {bob} no file")["id"]
+        for person in (alice, bob):
+            self.assertEqual((person.fetch(private), person.fetch(of_group)), (b"private", b"of the group"))
+        for person, file_id in ((carol, private), (carol, of_group), (eve, private), (eve, of_group), (bob, message),
+                                (bob, 0), (bob, 10 ** 17)):
+            with self.subTest(person.name, file=file_id):
+                self.assertRefused(person.do(f"getfile {file_id}"), "file_not_found")
+        bob.ok(f"leavegroup g-{alice}")
+        self.assertRefused(bob.do(f"getfile {of_group}"), "file_not_found")
+
+    def test_replies_behind_a_large_file_keep_their_order(self):
+        alice, bob = self.people("alice", "bob")
+        content = some_bytes(2 * MIB)
+        file_id = alice.ok(f"sendfile {bob} f.bin {as_base64(content)}")["id"]
+        bob.ok("subscribe")
+        bob.write("".join(bob.line(f"@{number} getfile {file_id}") + "\r\n" + bob.line(f"@i{number} inbox") + "\r\n"
+                          for number in range(5)).encode())
+        alice.ok(f"send {bob} between")
+        self.assertEqual([bob.reply()["tag"] for _ in range(10)],
+                         [tag for number in range(5) for tag in (str(number), f"i{number}")])
+        bob.expect("between")
+
+    def test_the_same_file_sent_to_two_is_two_files(self):
+        alice, bob, carol = self.people("alice", "bob", "carol")
+        ids = [alice.ok(f"sendfile {person} f.txt {as_base64(b'same')}")["id"] for person in (bob, carol)]
+        self.assertNotEqual(*ids)
+        self.assertRefused(bob.do(f"getfile {ids[1]}"), "file_not_found")
+        self.assertEqual(carol.fetch(ids[1]), b"same")
+
+
+class Legacy:
+    """The old client: one request, then 64 bytes at a time until CR LF CR LF, then json.loads."""
+
+    def __init__(self, server: Server) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", server.port), PATIENCE)
+
+    def sendstring(self, string: str) -> dict:
+        self.socket.sendall(string.encode())
+        received = ""
+        while data := self.socket.recv(64):
+            received = f"{received}{data.decode()}"
+            if received[-4:] == "\r\n\r\n":
+                return json.loads(received)
+        raise AssertionError("an orderly close: an old client would spin for ever")
+
+
+class OldClients(TwoRealms):
+    """The 17 old commands, just as old clients spell them."""
+
+    def login(self, server: Server, user: str) -> tuple[Legacy, str]:
+        old = Legacy(server)
+        self.addCleanup(old.socket.close)
+        reply = old.sendstring(f"auth {user} surabaya \r\n")
+        self.assertEqual(reply["status"], "OK")
+        return old, reply["tokenid"]
+
+    def test_all_seventeen(self):
+        old, token = self.login(self.here, "messi")
+        henderson, token_henderson = self.login(self.here, "henderson")
+        there, token_there = self.login(self.there, "henderson")
+        file = "b'" + as_base64("isi file \u00e9".encode()) + "'"
+
+        def ok(line: str) -> dict:
+            reply = old.sendstring(line)
+            self.assertEqual(reply["status"], "OK", f"{line!r}: {reply}")
+            return reply
+
+        self.assertTrue(Legacy(self.here).sendstring("register joni admin joni_perkasa Indonesia \r\n")["tokenid"])
+        ok(f"addgroup {token} jarkom3 \r\n")
+        self.assertEqual(henderson.sendstring(f"joingroup {token_henderson} jarkom3 \r\n")["status"], "OK")
+        ok(f"send {token} henderson  hello world \r\n")
+        ok(f"sendfile {token} henderson file.txt {file}\r\n")
+        ok(f"sendgroup {token} jarkom3  hallo guys \U0001f600 \r\n")
+        ok(f"sendgroupfile {token} jarkom3 file.txt {file} \r\n")
+        ok(f"sendprivaterealm {token} mesin2 henderson  hello there \r\n")
+        ok(f"sendfilerealm {token} mesin2 henderson file.txt {file}\r\n")
+        ok(f"sendgrouprealm {token} mesin2 henderson,lineker  hello both \r\n")
+        ok(f"sendgroupfilerealm {token} mesin2 henderson,lineker file.txt {file}\r\n")
+        ok(f"addrealm mesin2 127.0.0.1 {self.there.port} \r\n")
+        self.assertIn("messi", ok("info \r\n")["message"])
+
+        messages = henderson.sendstring(f"inbox {token_henderson} \r\n")["messages"]["messi@mesin1"]
+        self.assertEqual([message.get("msg") for message in messages],
+                         ["hello world", None, "hallo guys \U0001f600", None])
+        self.assertEqual({message["msg_from"] for message in messages}, {"Lionel Messi"})
+        self.assertEqual(messages[0]["msg_to"], "Jordan Henderson")
+        self.assertEqual(messages[1]["file"]["name"], "file.txt")
+        messages = there.sendstring(f"getrealminbox {token_there} mesin1 \r\n")["messages"]
+        self.assertEqual([message.get("msg") for message in messages], ["hello there", None, "hello both", None])
+        ok(f"logout {token} \r\n")
+        self.assertEqual(old.sendstring(f"inbox {token} \r\n")["status"], "ERROR")
+
+    def test_never_pushed_to(self):
+        old, token = self.login(self.here, "lineker")
+        sender = self.here.register("sender")
+        self.keep(sender)
+        for _ in range(50):
+            sender.ok("send lineker hi")
+        sender.ok(f"addgroup g-{sender}")
+        self.assertEqual(old.sendstring(f"joingroup {token} g-{sender} \r\n")["status"], "OK")
+        sender.ok(f"sendgroup g-{sender} hi")
+        self.assertFalse(select.select([old.socket], [], [], 0)[0])
+
+    def test_getrealminbox_takes_only_that_realms_part(self):
+        (alice, bob, carol) = self.people("alice", "bob@", "carol")
+        bob.ok(f"send {alice.address} from afar")
+        carol.ok(f"send {alice} from here")
+        self.assertEqual([message["msg"] for message in alice.ok("getrealminbox mesin2")["messages"]], ["from afar"])
+        self.assertEqual(alice.ok("getrealminbox mesin2")["messages"], [])
+        self.assertEqual([message["msg"] for message in alice.inbox()], ["from here"])
+
+    def test_the_end_of_the_server_is_a_reset(self):
+        server = Server()
+        self.addCleanup(server.kill)
+        old = Legacy(server)
+        self.assertEqual(old.sendstring("auth messi surabaya \r\n")["status"], "OK")
+        guest = Legacy(server)
+        self.assertEqual(guest.sendstring("help \r\n")["status"], "OK")
+        server.stop()
+        for client in (old, guest):
+            with self.assertRaises(ConnectionResetError):
+                client.sendstring("info \r\n")
+            client.socket.close()
+
+
+class Secrets(ChatTest):
+    """What must not be found afterwards in the log and the database."""
+
+    def test_no_secret_in_log_or_database(self):
+        here, there = two_realms("--log-level", "debug")
+        self.addCleanup(here.kill)
+        self.addCleanup(there.kill)
+        alice = Person(here, "alice", "register alice Passw0rd-alice a b")
+        bob = there.register("bob")
+        alice.await_link("mesin2")
+        alice.ok(f"send {bob.address} text-of-a-message")
+        alice.ok(f"@1 sendfile {bob.address} f.txt {as_base64(b'text-of-a-file')}")
+        for line in ("auth alice Passw0rd-wrong", f"send {alice.token}", f"nosuch {alice.token} text-of-a-message",
+                     f"send {alice.token} nosuch text-of-a-message",
+                     f"auth Passw0rd-alice {alice.token} text-of-a-message",
+                     f"@t\0 send {alice.token} text-of-a-message", f"send {alice.token} \xff text-of-a-message"):
+            with self.subTest(line):
+                self.assertEqual(alice.ask(line.encode("latin-1"))["status"], "ERROR")
+        self.assertEqual(bob.inbox()[0]["msg"], "text-of-a-message")
+        here.stop()
+        there.stop()
+        for server in (here, there):
+            database = b"".join(path.read_bytes() for path in server.data.glob("chat.db*"))
+            for secret in (alice.token, bob.token, "Passw0rd", "rahasia"):
+                self.assertNotIn(secret.lower(), server.log.lower())
+                self.assertNotIn(secret.encode(), database)
+            self.assertNotIn("text-of-a-message", server.log)
+            self.assertNotIn(as_base64(b"text-of-a-file"), server.log)
+        self.assertIn(b"text-of-a-message", b"".join(path.read_bytes() for path in here.data.glob("chat.db*")))
+
+
+# ---- two realms --------------------------------------------------------------------------------
+
+
+class BetweenRealms(TwoRealms):
+    """Addresses, groups and files across the link."""
+
+    def test_private_messages_both_ways(self):
+        alice, bob = self.people("alice", "bob@")
+        for person in (alice, bob):
+            person.ok("subscribe")
+        sent = alice.ok(f"send {bob.address} hello \u00e9 \U0001f600")
+        self.assertNotIn("queued", sent)
+        event = bob.expect("hello \u00e9 \U0001f600")
+        self.assertEqual((event["from"], event["to"]), (alice.address, bob.address))
+        self.assertEqual(event["from_name"], f"Alice {alice.name[5:]}")
+        bob.ok(f"send {alice.address} hello back")
+        alice.expect("hello \u00e9 \U0001f600", "hello back")
+        self.assertEqual(alice.history(bob.address), bob.history(alice.address))
+        self.assertEqual([message["msg"] for message in alice.inbox()], ["hello back"])
+
+    def test_one_name_in_two_realms_is_two_people(self):
+        (alice, bob) = self.people("alice", "bob@")
+        twin = Person(self.there, alice.name, f"register {alice} x Twin Indonesia")
+        self.keep(twin)
+        bob.ok(f"send {alice} to the twin")
+        bob.ok(f"send {alice.address} to alice")
+        self.assertEqual([message["msg"] for message in twin.inbox()], ["to the twin"])
+        self.assertEqual([message["msg"] for message in alice.inbox()], ["to alice"])
+        self.assertEqual((bob.history(alice), bob.history(alice.address)), (["to the twin"], ["to alice"]))
+
+    def test_unknown_there_is_an_error_at_once(self):
+        (alice,) = self.people("alice")
+        for words, code in (("send nosuch@mesin2 hi", "user_not_found"),
+                            ("sendgroup nosuch@mesin2 hi", "group_not_found"),
+                            ("joingroup nosuch@mesin2", "group_not_found"),
+                            (f"sendfile nosuch@mesin2 f.txt {as_base64(b'x' * 200_000)}", "user_not_found"),
+                            ("sendprivaterealm mesin2 nosuch hi", "user_not_found")):
+            with self.subTest(words[:40]):
+                started = time.monotonic()
+                self.assertRefused(alice.do(words), code)
+                self.assertLess(time.monotonic() - started, common.REALM_REPLY_SECONDS)
+        self.assertEqual(alice.inbox(), [])
+
+    def test_files_both_ways(self):
+        alice, bob = self.people("alice", "bob@")
+        for size in (0, 1, 200_000, 3 * MIB + 7):
+            for sender, receiver in ((alice, bob), (bob, alice)):
+                with self.subTest(size, sender=sender.name):
+                    content = some_bytes(size, seed=size)
+                    sent = sender.ok(f"sendfile {receiver.address} a%20b.bin b'{as_base64(content)}'")
+                    (message,) = receiver.inbox()
+                    self.assertEqual((message["file"]["name"], message["file"]["size"]), ("a b.bin", size))
+                    self.assertEqual(message["file"]["sha256"], sent["file"]["sha256"])
+                    self.assertEqual(receiver.fetch(message["file"]["id"]), content)
+                    self.assertEqual(sender.fetch(sent["file"]["id"]), content)
+
+    def test_a_group_with_members_of_both_realms(self):
+        alice, bob, carol, dave = self.people("alice", "bob@", "carol@", "dave")
+        group = f"g-{alice}@mesin1"
+        alice.ok(f"addgroup g-{alice}")
+        for member in (bob, carol):
+            member.ok(f"joingroup {group}")
+        dave.ok(f"joingroup {group}")
+        self.assertRefused(bob.do(f"joingroup {group}"), "already_member")
+        for member in (alice, bob, carol, dave):
+            member.ok("subscribe")
+        alice.ok(f"sendgroup g-{alice} from its realm")
+        bob.ok(f"sendgroup {group} from the other")
+        content = some_bytes(100_000)
+        carol.ok(f"sendgroupfile {group} f.bin {as_base64(content)}")
+        for member in (alice, bob, carol, dave):
+            member.expect("from its realm", "from the other")
+            event = member.event("message")
+            self.assertEqual((event["from"], event["group"]), (carol.address, group))
+            self.assertEqual(member.fetch(event["file"]["id"]), content)
+            self.assertEqual(member.history(group), ["from its realm", "from the other", None])
+            member.expect_nothing()
+        self.assertEqual([message.get("msg") for message in dave.inbox()], ["from its realm", "from the other", None])
+        self.assertEqual([message.get("msg") for message in carol.inbox()], ["from its realm", "from the other"])
+        for member in (alice, bob):
+            row = {row["group"]: row for row in member.ok("groups")["groups"]}[group]
+            self.assertEqual(sorted(row["members"]), sorted(person.address for person in (alice, bob, carol, dave)))
+
+    def test_leaving_a_group_of_the_other_realm(self):
+        alice, bob, carol = self.people("alice", "bob@", "carol@")
+        group = f"g-{alice}@mesin1"
+        alice.ok(f"addgroup g-{alice}")
+        bob.ok(f"joingroup {group}")
+        self.assertRefused(carol.do(f"sendgroup {group} hi"), "not_member")
+        self.assertRefused(carol.do(f"leavegroup {group}"), "not_member")
+        bob.ok(f"leavegroup {group}")
+        alice.ok(f"sendgroup {group} without bob")
+        alice.ok(f"send {bob.address} only this")
+        self.assertEqual([message["msg"] for message in bob.inbox()], ["only this"])
+        self.assertRefused(bob.do(f"sendgroup {group} hi"), "not_member")
+
+    def test_addgroup_in_the_other_realm(self):
+        alice, bob = self.people("alice", "bob@")
+        alice.ok(f"addgroup g-{alice}@mesin2")
+        bob.ok(f"joingroup g-{alice}")
+        bob.ok(f"sendgroup g-{alice} hi")
+        eventually(lambda: alice.history(f"g-{alice}@mesin2") == ["hi"], "the message")
+        self.assertRefused(alice.do(f"addgroup g-{alice}@mesin2"), "group_exists")
+
+    def test_the_old_spellings(self):
+        alice, bob, carol = self.people("alice", "bob@", "carol@")
+        group = f"g-{bob}"
+        bob.ok(f"addgroup {group}")
+        alice.ok(f"joingroup {group}@mesin2")
+        content = as_base64(b"content")
+        alice.ok(f"sendprivaterealm mesin2 {bob} one")
+        alice.ok(f"sendfilerealm mesin2 {bob} f.txt {content}")
+        alice.ok(f"sendgrouprealm mesin2 group:{group} two")
+        alice.ok(f"sendgroupfilerealm mesin2 group:{group} f.txt {content}")
+        alice.ok(f"sendgrouprealm mesin2 {bob},{carol} three")
+        alice.ok(f"sendgroupfilerealm mesin2 {bob},{carol} f.txt {content}")
+        self.assertEqual([message.get("msg") for message in bob.inbox()], ["one", None, "two", None, "three", None])
+        self.assertEqual([message.get("msg") for message in carol.inbox()], ["three", None])
+        refused = alice.do(f"sendgrouprealm mesin2 {bob},nosuch hi")
+        self.assertRefused(refused, "user_not_found")
+        self.assertIn("nosuch", refused["message"])
+        self.assertRefused(alice.do("sendgrouprealm mesin2 group:nosuch hi"), "group_not_found")
+
+    def test_tags_work_across_the_link(self):
+        alice, bob = self.people("alice", "bob@")
+        first, second = alice.ok(f"@1 send {bob.address} once"), alice.ok(f"@1 send {bob.address} once")
+        self.assertEqual(first["id"], second["id"])
+        bob.ok("subscribe 0")
+        alice.ok(f"send {bob.address} last")
+        bob.expect("once", "last")
+
+    def test_replies_keep_their_order_while_some_wait_for_the_link(self):
+        alice, bob = self.people("alice", "bob@")
+        words = [f"send {bob.address} x", "inbox", "send nosuch@mesin2 x", "info", f"send {alice} x", "info mesin2"]
+        replies = alice.ask_all(alice.line(f"@{number} {words[number % 6]}") for number in range(300))
+        self.assertEqual([reply["tag"] for reply in replies], [str(number) for number in range(300)])
+        self.assertEqual({reply.get("code", "OK") for reply in replies[2::6]}, {"user_not_found"})
+        self.assertEqual({reply["status"] for number, reply in enumerate(replies) if number % 6 != 2}, {"OK"})
+        self.assertEqual(len(bob.inbox()), 50)
+
+    def test_messages_arrive_in_the_order_sent(self):
+        alice, bob = self.people("alice", "bob@")
+        bob.ok("subscribe")
+        alice.ok_all(f"send {bob.address} {number}" for number in range(2500))
+        bob.expect(*(str(number) for number in range(2500)))
+        bob.expect_nothing()
+
+    def test_info_of_another_realm(self):
+        alice, bob = self.people("alice", "bob@")
+        users = {user["user"]: user for user in alice.ok("info mesin2")["users"]}
+        self.assertEqual((users[str(bob)]["realm"], users[str(bob)]["online"]), ("mesin2", True))
+        self.assertNotIn(str(alice), users)
+
+    def test_realms_shows_a_live_link(self):
+        (alice,) = self.people("alice")
+        row = alice.ok("realms")["realms"]["mesin2"]
+        self.assertEqual((row["link"], row["queued"], row["port"]), ("up", 0, self.there.port))
+        eventually(lambda: alice.ok("realms")["realms"]["mesin2"]["rtt_ms"] is not None, "a ping")
+
+    def test_a_stranger_cannot_speak_for_a_realm(self):
+        """Nothing that realms say to each other is for a connection that has not proved to be one."""
+        (alice,) = self.people("alice")
+        item = json.dumps([{"from": "henderson@mesin2", "to": alice.address, "msg": "forged"}])
+        for line in (f"deliver 1 0 {item}", "piece x 0 YQ==", "ping", "peerproof", "peerproof 00"):
+            self.keep(stranger := Wire(self.here))
+            for asking in (stranger, alice):
+                with self.subTest(line):
+                    self.assertEqual(asking.ask(line)["status"], "ERROR")
+        self.assertEqual(alice.inbox(), [])
+
+
+class LinkDown(ChatTest):
+    """The other realm goes away and comes back."""
+
+    def setUp(self) -> None:
+        self.here, self.there = two_realms()
+        self.keep(self.here, self.there)
+        self.messi, self.henderson = self.here.login("messi"), self.there.login("henderson")
+        self.keep(self.messi, self.henderson)
+        self.messi.await_link("mesin2")
+
+    def test_queued_while_away_and_delivered_after(self):
+        messi = self.messi
+        self.henderson.ok("addgroup g")
+        messi.ok("joingroup g@mesin2")
+        self.there.stop()
+        messi.await_link("mesin2", "down")
+        started = time.monotonic()
+        for words in ("send henderson@mesin2 one", "send henderson@mesin2 two", "sendgroup g@mesin2 three",
+                      f"sendfile henderson@mesin2 f.txt {as_base64(b'four')}"):
+            self.assertIs(messi.ok(words)["queued"], True)
+        self.assertLess((time.monotonic() - started) / 4, 0.05)
+        self.assertEqual(messi.ok("realms")["realms"]["mesin2"]["queued"], 4)
+        self.there.start()
+        messi.await_link("mesin2")
+        henderson = self.henderson.again()
+        self.keep(henderson)
+        henderson.ok("subscribe 0")
+        events = [henderson.event("message") for _ in range(4)]
+        self.assertEqual([event["msg"] for event in events if "group" in event], ["three"])
+        *texts, file = [event for event in events if "to" in event]
+        self.assertEqual([event["msg"] for event in texts], ["one", "two"])
+        self.assertEqual(henderson.fetch(file["file"]["id"]), b"four")
+        eventually(lambda: messi.ok("realms")["realms"]["mesin2"]["queued"] == 0, "an empty queue")
+
+    def test_a_file_keeps_its_place_among_texts(self):
+        """However long the queue before it, and however small the file."""
+        messi = self.messi
+        self.there.stop()
+        messi.await_link("mesin2", "down")
+        messi.ok_all(f"send henderson@mesin2 {number:04} {'x' * 1000}" for number in range(1500))
+        messi.ok(f"sendfile henderson@mesin2 f.txt {as_base64(b'content')}")
+        messi.ok("send henderson@mesin2 1500")
+        self.there.start()
+        henderson = self.henderson.again()
+        self.keep(henderson)
+        henderson.ok("subscribe 0")
+        events = [henderson.event("message") for _ in range(1502)]
+        self.assertEqual([event.get("msg", "file")[:4] for event in events],
+                         [*(f"{number:04}" for number in range(1500)), "file", "1500"])
+
+    def test_who_turns_out_not_to_exist_is_answered(self):
+        messi = self.messi
+        self.there.stop()
+        messi.await_link("mesin2", "down")
+        self.assertIs(messi.ok("send nosuch@mesin2 are you there")["queued"], True)
+        self.assertIs(messi.ok(f"sendfile nobody@mesin2 f.txt {as_base64(b'content')}")["queued"], True)
+        self.there.start()
+        for name in ("nosuch", "nobody"):
+            while (bounce := messi.event("message"))["from"] != "system@mesin2":
+                self.assertEqual(bounce["from"], "messi@mesin1")
+            self.assertIn(name, bounce["msg"])
+            self.assertEqual(bounce["to"], "messi@mesin1")
+
+    def test_subscribers_hear_of_the_link(self):
+        self.there.kill()
+        self.messi.await_link("mesin2", "down")
+        self.there.start()
+        self.messi.await_link("mesin2", "up")
+
+    def test_a_send_at_the_moment_of_the_break_arrives_once(self):
+        """The peer dies with messages under way; what was acknowledged comes once, in order."""
+        lines = [self.messi.line(f"send henderson@mesin2 {number}") + "\r\n" for number in range(800)]
+        self.messi.write("".join(lines).encode())
+        self.messi.reply()
+        self.there.kill()
+        for _ in range(799):
+            self.assertEqual(self.messi.reply()["status"], "OK")
+        self.there.start()
+        henderson = self.henderson.again()
+        self.keep(henderson)
+        henderson.ok("subscribe 0")
+        henderson.expect(*(str(number) for number in range(800)))
+        self.messi.ok("send henderson@mesin2 last")
+        henderson.expect("last")
+
+
+class RealmKey(ChatTest):
+    """A realm proves who it is before it is believed."""
+
+    def key(self, secret: bytes) -> str:
+        path = SCRATCH / f"{secret.decode()}.key"
+        path.write_bytes(secret)
+        path.chmod(0o600)
+        return str(path)
+
+    def realms(self, key_here: bytes, key_there: bytes) -> tuple[Server, Server]:
+        first, second = free_ports(2)
+        here = Server("--realm-key", self.key(key_here), port=first, peer=f"127.0.0.1:{second}")
+        there = Server("--realm-key", self.key(key_there), port=second, peer=f"127.0.0.1:{first}", realm="mesin2")
+        self.keep(here, there)
+        return here, there
+
+    def test_the_same_key_on_both(self):
+        here, _ = self.realms(b"k" * 32, b"k" * 32)
+        messi = here.login("messi")
+        self.keep(messi)
+        messi.await_link("mesin2")
+        self.assertNotIn("queued", messi.ok("send henderson@mesin2 hi"))
+        self.assertNotIn("k" * 32, here.log)
+
+    def test_a_wrong_key_is_refused(self):
+        here, there = self.realms(b"a" * 32, b"b" * 32)
+        refused = common.ERRORS["realm_refused"]
+        eventually(lambda: refused in here.log and refused in there.log, "a word in both logs")
+        messi = here.login("messi")
+        self.keep(messi)
+        self.assertIs(messi.ok("send henderson@mesin2 hi")["queued"], True)
+        self.assertEqual(messi.ok("realms")["realms"]["mesin2"]["link"], "down")
+
+    def test_a_realm_without_the_key_is_refused(self):
+        """By its address alone it would be believed; where a key is configured that is not enough."""
+        here = Server("--realm-key", self.key(b"c" * 32))
+        self.keep(here)
+        for proof in ("", "0" * 64, "\u00e9"):
+            wire = Wire(here)
+            self.keep(wire)
+            self.assertEqual(wire.ask("peer mesin2 1 " + "0" * 32)["status"], "OK")
+            self.assertRefused(wire.ask(f"peerproof {proof}"), "realm_refused")
+            with contextlib.suppress(EOFError, ConnectionError):
+                self.assertEqual(wire.ask("deliver 1 0 []")["status"], "ERROR")
+        messi = here.login("messi")
+        self.keep(messi)
+        self.assertEqual(messi.ok("realms")["realms"]["mesin2"]["link"], "down")
+
+
+# ---- two prompts -------------------------------------------------------------------------------
+
+
+class Prompt:
+    """The client's prompt fed from a pipe: one line of result for each command."""
+
+    def __init__(self, server: Server) -> None:
+        program = ROOT / REALMS[server.realm].folder / "ChatClient.py"
+        self.downloads = Path(tempfile.mkdtemp(dir=SCRATCH))
+        self.process = subprocess.Popen(
+            [sys.executable, str(program), "--prompt", "--server", f"127.0.0.1:{server.port}",
+             "--downloads", str(self.downloads)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
+            env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+
+    def type(self, line: str) -> str:
+        """Types a line and returns what is shown of it."""
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        shown = first_line(self.process)
+        assert shown.endswith("\n"), f"no answer to {line!r}"
+        return shown[:-1]
+
+    def end(self) -> int:
+        """The end of the input; returns the exit status."""
+        self.process.stdin.close()
+        try:
+            return self.process.wait(PATIENCE)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self.process.stdout.close()
+
+
+class Prompts(TwoRealms):
+    """Two realms, two prompts: the commands as the README documents them."""
+
+    def prompt(self, server: Server) -> Prompt:
+        prompt = Prompt(server)
+        self.addCleanup(prompt.end)
+        return prompt
+
+    def test_the_documented_commands(self):
+        here, there = self.prompt(self.here), self.prompt(self.there)
+        file = SCRATCH / "file.txt"
+        file.write_bytes(b"content of the file\n")
+        self.assertIn("messi@mesin1", here.type("auth messi surabaya"))
+        self.assertIn("joni@mesin2", there.type("register joni admin joni_perkasa Indonesia"))
+        for line in ("addgroup jarkom3", "send henderson hello world", f"sendfile henderson {file}",
+                     "sendgroup jarkom3 hallo guys welcome", f"sendgroupfile jarkom3 {file}",
+                     "send joni@mesin2 hello joni", "sendprivaterealm mesin2 joni hello again",
+                     f"sendfilerealm mesin2 joni {file}", "sendgrouprealm mesin2 joni,henderson hello both",
+                     f"sendgroupfilerealm mesin2 joni,henderson {file}",
+                     f"addrealm mesin2 127.0.0.1 {self.there.port}"):
+            here.type(line)
+        there.type("joingroup jarkom3@mesin1")
+        here.type("sendgroup jarkom3 halo joni")
+        there.type("sendgroup jarkom3@mesin1 halo messi")
+        self.assertIn("jarkom3", here.type("groups"))
+        self.assertIn("joni", here.type("info mesin2"))
+        self.assertIn("messi", here.type("info"))
+        self.assertIn("mesin2", here.type("realms"))
+        self.assertIn("sendgroup", here.type("help"))
+        inbox = there.type("inbox")
+        for text in ("hello joni", "hello again", "hello both", "file.txt", "halo joni"):
+            self.assertIn(text, inbox)
+        self.assertIn("halo messi", here.type("getrealminbox mesin2"))
+        self.assertIn("hello again", there.type("history messi@mesin1"))
+        file_id = re.search(r"#(\d+)", here.type(f"sendfile joni@mesin2 {file}"))[1]
+        here.type(f"getfile {file_id}")
+        self.assertEqual([path.read_bytes() for path in here.downloads.iterdir()], [file.read_bytes()])
+        here.type("leavegroup jarkom3")
+        for prompt in (here, there):
+            prompt.type("logout")
+            self.assertEqual(prompt.end(), 0)                   # not one of them failed
+
+    def test_getfile_never_overwrites(self):
+        alice, bob = self.people("alice", "bob")
+        file_id = alice.ok(f"sendfile {bob} ..%2f..%2fevil.txt {as_base64(b'content')}")["id"]
+        prompt = self.prompt(self.here)
+        prompt.type(f"auth {bob} rahasia")
+        for _ in range(3):
+            self.assertIn("evil", prompt.type(f"getfile {file_id}"))
+        self.assertEqual(prompt.end(), 0)
+        saved = list(prompt.downloads.iterdir())
+        self.assertEqual([path.read_bytes() for path in saved], [b"content"] * 3)
+
+    def test_a_failed_command_is_the_exit_status(self):
+        for line in ("send messi hi", "auth messi wrong", "nosuch", "send"):
+            with self.subTest(line):
+                prompt = self.prompt(self.here)
+                self.assertTrue(prompt.type(line))
+                self.assertEqual(prompt.end(), 1)
+
+    def test_the_server_comes_back_under_an_open_prompt(self):
+        alice, bob = self.people("alice", "bob")
+        prompt = self.prompt(self.here)
+        prompt.type(f"auth {alice} rahasia")
+        prompt.type(f"send {bob} before")
+        self.here.kill()
+        prompt.process.stdin.write(f"send {bob} meanwhile\n")
+        prompt.process.stdin.flush()
+        self.here.start()
+        self.assertTrue(first_line(prompt.process))
+        self.assertEqual(prompt.end(), 0)
+        self.assertEqual([message["msg"] for message in bob.again().inbox()], ["before", "meanwhile"])
+
+
+# ---- faults and loads --------------------------------------------------------------------------
+
+
+class KillNine(ChatTest):
+    """SIGKILL in the middle of a pipelined burst, again and again, over one database."""
+
+    CYCLES = 500 if LONG else 20
+
+    def request(self, number: int) -> str:
+        """Request `number` of the burst; its tag says which it is, so that a repeat is known."""
+        if number % 16 == 7:
+            return f"@k{number} sendfile henderson {number}.bin {as_base64(some_bytes(20_000, seed=number))}"
+        target = ("send henderson", "sendgroup g", "send lineker", "sendgroup g")[number % 4]
+        return f"@k{number} {target} {number}"
+
+    def test_what_was_acknowledged_is_there_once_and_in_order(self):
+        chance, server = random.Random(6), Server()
+        self.addCleanup(server.kill)
+        people = {user: server.login(user) for user in ("messi", "henderson", "lineker")}
+        messi = people["messi"]
+        messi.ok("addgroup g")
+        for user in ("henderson", "lineker"):
+            people[user].ok("joingroup g")
+        total = 0                                               # requests acknowledged so far
+        for _ in range(self.CYCLES):
+            wire, sent, enough = messi.again(), total, chance.randrange(10, 150)
+            with contextlib.suppress(EOFError, ConnectionError):
+                while len(wire.frames) < enough:
+                    lines = [wire.line(self.request(number)) + "\r\n" for number in range(sent, sent + 20)]
+                    wire.write("".join(lines).encode())
+                    sent += 20
+            server.kill()
+            wire.read_until_end()
+            wire.close()
+            while wire.frames:
+                reply = wire.frame()
+                self.assertEqual((reply["status"], reply["tag"]), ("OK", f"k{total}"), reply)
+                total += 1
+            self.assertGreater(sent, total, "nothing was under way when it was killed")
+            server.start()
+        messi = messi.again()
+        self.keep(messi)
+        messi.ok_all(self.request(number) for number in range(total, sent))
+        for user, parts in (("henderson", (0, 1, 3)), ("lineker", (1, 2, 3)), ("messi", (0, 1, 2, 3))):
+            person = people[user].again()
+            self.keep(person)
+            person.ok("subscribe 0")
+            expected = [number for number in range(sent)
+                        if (user != "lineker" if number % 16 == 7 else number % 4 in parts)]
+            messages = [person.event("message") for _ in expected]
+            person.expect_nothing()
+            names = [message["msg"] if "msg" in message else message["file"]["name"][:-4] for message in messages]
+            self.assertEqual([int(name) for name in names], expected, user)
+            for number, message in zip(expected, messages, strict=True):
+                if "file" in message:
+                    self.assertEqual(person.fetch(message["id"]), some_bytes(20_000, seed=number))
+        server.stop()
+        server.start()
+        self.assertEqual(len(server.files()), len([number for number in range(sent) if number % 16 == 7]))
+        server.stop()
+
+
+class RealmAway(ChatTest):
+    """The other realm is away while much is sent to it, and both servers die on the way."""
+
+    def test_all_arrives_once_and_in_order(self):
+        here, there = two_realms()
+        self.addCleanup(here.kill)
+        self.addCleanup(there.kill)
+        messi, henderson = here.login("messi"), there.login("henderson")
+        messi.await_link("mesin2")
+        messi.ok("addgroup g")
+        henderson.ok("joingroup g@mesin1")
+        there.kill()
+        messi.await_link("mesin2", "down")
+        content, texts = some_bytes(3 * MIB), [f"m{number}" for number in range(1500)]
+
+        def send(numbers: range) -> None:
+            replies = messi.again().ok_all(f"{'sendgroup g' if number % 5 == 0 else 'send henderson@mesin2'} m{number}"
+                                           for number in numbers)
+            private = [reply for number, reply in zip(numbers, replies, strict=True) if number % 5]
+            self.assertEqual({reply.get("queued") for reply in private}, {True})
+
+        send(range(700))
+        self.assertIs(messi.again().ok(f"sendfile henderson@mesin2 f.bin {as_base64(content)}")["queued"], True)
+        here.kill()
+        here.start()
+        send(range(700, 1500))
+        got: list[dict] = []
+        for break_at in (1, 200, len(texts) + 1):               # killed twice while it catches up
+            there.start()
+            person = henderson.again()
+            person.ok(f"subscribe {got[-1]['id'] if got else 0}")
+            while len(got) < break_at:
+                got.append(person.event("message"))
+            if break_at <= len(texts):
+                there.kill()
+        person.expect_nothing()
+        private = [message for message in got if "to" in message]
+        self.assertEqual([message["msg"] for message in got if "group" in message], texts[::5])
+        texts[700] = None                                       # a message to the group; before the next is the file
+        self.assertEqual([message.get("msg") for message in private],
+                         [text for number, text in enumerate(texts) if number % 5 or text is None])
+        self.assertEqual(person.fetch(private[560]["file"]["id"]), content)
+        self.assertEqual([message["id"] for message in got], sorted({message["id"] for message in got}))
+        self.assertEqual(len(person.inbox()), 1501)
+        eventually(lambda: messi.again().ok("realms")["realms"]["mesin2"]["queued"] == 0, "an empty queue")
+        here.stop()
+        there.stop()
+
+
+def download(person: Person, file_id: int) -> tuple[int, str]:
+    """Fetches a file of any size without holding it: its length and SHA-256."""
+    person.write(person.line(f"getfile {file_id}").encode() + b"\r\n")
+    digest, size, data, mark = hashlib.sha256(), 0, b"", b'"file_content":"'
+    while mark not in data:
+        data += person.socket.recv(64 * KIB)
+    data = data.partition(mark)[2]
+    while True:
+        content, end, _ = data.partition(b'"')
+        usable = len(content) // 4 * 4
+        piece = base64.b64decode(content[:usable], validate=True)
+        digest.update(piece)
+        size += len(piece)
+        if end:
+            return size, digest.hexdigest()
+        data = content[usable:] + person.socket.recv(MIB)
+
+
+def upload(person: Person, words: str, block: bytes, count: int) -> dict:
+    """Sends a file that is `count` times a block (of a length divisible by 3), never held whole."""
+    encoded = base64.b64encode(block)
+    person.socket.sendall(person.line(words).encode() + b" ")
+    for _ in range(count):
+        person.socket.sendall(encoded)
+    person.socket.sendall(b"\r\n")
+    return person.reply()
+
+
+@unittest.skipUnless(ON_LINUX, "reads /proc")
+class LargeFile(TwoRealms):
+    """200 MB from a client through both realms to a client, while two others chat."""
+
+    options = ("--max-file", "256")
+
+    def test_memory_stays_flat_and_the_chat_quick(self):
+        alice, bob, carol, dave = self.people("alice", "bob@", "carol", "dave@")
+        for person in (alice, bob, carol, dave):
+            person.socket.settimeout(120)
+        bob.ok("subscribe")
+        block, count = some_bytes(3 * MIB), 67
+        upload(alice, f"sendfile {bob.address} warm-up.bin", block, 1)
+        bob.fetch(bob.event("message")["file"]["id"])
+        before = [server.memory for server in (self.here, self.there)]
+        for server in (self.here, self.there):
+            server.forget_most_memory()
+        outcome: dict[str, object] = {}
+
+        def transfer() -> None:
+            outcome["sent"] = upload(alice, f"sendfile {bob.address} large.bin", block, count)
+            outcome["got"] = download(bob, bob.event("message")["file"]["id"])
+
+        worker = threading.Thread(target=transfer)
+        worker.start()
+        times = []
+        while worker.is_alive():
+            for words in (f"send {dave.address} chat", f"send {carol} chat"):
+                started = time.perf_counter()
+                carol.ok(words)
+                times.append(time.perf_counter() - started)
+            worker.join(0.02)                                   # two people type no faster
+        digest = hashlib.sha256()
+        for _ in range(count):
+            digest.update(block)
+        self.assertEqual(outcome["sent"]["status"], "OK", outcome)
+        self.assertEqual(outcome["got"], (len(block) * count, digest.hexdigest()))
+        for server, memory in zip((self.here, self.there), before, strict=True):
+            self.assertLess(server.most_memory - memory, 32 * MIB, server.realm)
+        slow = [round(1000 * taken) for taken in times if taken >= 0.1]
+        self.assertLessEqual(len(slow), len(times) // 100, f"of {len(times)} replies these took long: {slow} ms")
+        self.assertEqual(len(dave.inbox()), len(times) // 2)
+
+
+# ---- documents and layout ----------------------------------------------------------------------
+
+
+def load_program(path: Path) -> object:
+    """A program as a module; it stands in sys.modules first, as dataclasses want it."""
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_under_test", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class Documents(ChatTest):
+    """The README, the folders, and what else must agree with the table."""
+
+    README = (ROOT / "README.md").read_text("utf-8") if (ROOT / "README.md").exists() else ""
+    PROGRAMS = sorted(path for path in ROOT.glob("*.py")) + sorted(ROOT.glob("Mesin*/*.py"))
+
+    def test_the_readme_has_the_command_table(self):
+        self.assertIn(f"<!-- commands -->\n{common.readme_table()}\n<!-- /commands -->", self.README)
+
+    def test_the_readme_has_every_error_option_and_realm(self):
+        for code in common.ERRORS:
+            with self.subTest(code):
+                self.assertIn(f"`{code}`", self.README)
+        server = (ROOT / REALMS["mesin1"].folder / "ChatServer.py").read_text("utf-8")
+        for option in set(re.findall(r'"(--[a-z-]+)"', server)):
+            with self.subTest(option):
+                self.assertIn(f"`{option}", self.README)
+        for realm in REALMS.values():
+            self.assertIn(f"| `{realm.folder}` | {realm.name} | {realm.address} | {realm.port} |", self.README)
+
+    def test_the_readme_names_the_limits_as_they_are(self):
+        for words in (f"{common.MAX_LINE // KIB} KiB", f"{common.MAX_TEXT // KIB} KiB", f"1 to {common.MAX_NAME} of",
+                      f"{common.MAX_FILE // MIB} MiB", f"{common.GUESSES} failed", f"{common.LOGIN_SECONDS} s",
+                      f"{common.SESSION_DAYS} days", f"{common.HISTORY_MAX}", f"{common.INBOX_PAGE:,}"):
+            with self.subTest(words):
+                self.assertIn(words, self.README)
+
+    def test_every_command_has_its_handler(self):
+        chat = load_program(ROOT / REALMS["mesin1"].folder / "ChatServer.py").Chat
+        handlers = {name[3:] for name in dir(chat) if name.startswith("do_")}
+        self.assertEqual(handlers, set(COMMANDS))
+
+    def test_only_these_stand_at_the_top(self):
+        names = {path.name for path in ROOT.iterdir() if not path.name.startswith((".", "__pycache__"))}
+        folders = {realm.folder for realm in REALMS.values()}
+        self.assertEqual(names, {"common.py", "run_tests.py", "README.md"} | folders)
+
+    def test_mesin2_has_launchers_only(self):
+        for path in (ROOT / REALMS["mesin2"].folder).glob("*.py"):
+            with self.subTest(path.name):
+                self.assertTrue((ROOT / REALMS["mesin1"].folder / path.name).exists())
+                self.assertLess(len(path.read_text("utf-8").splitlines()), 30)
+        self.assertTrue((ROOT / REALMS["mesin2"].folder / "ChatServer.py").exists())
+
+    def test_only_the_standard_library(self):
+        extra = {"common.py": set(), "run_tests.py": {"common", "playwright"}, "ChatServer.py": {"common"},
+                 "ChatClient.py": {"common", "flet"}}
+        for path in self.PROGRAMS:
+            imported = set()
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.Import):
+                    imported |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    imported.add(node.module.partition(".")[0])
+            with self.subTest(path.name):
+                self.assertLessEqual(imported - set(sys.stdlib_module_names), extra[path.name])
+
+    def test_text_files_are_tidy(self):
+        for path in [*self.PROGRAMS, ROOT / "README.md", ROOT / ".ci" / "run"]:
+            text = path.read_bytes().decode("utf-8")
+            with self.subTest(path.name):
+                self.assertNotIn("\r", text)
+                self.assertNotIn("\t", text)
+                self.assertTrue(text.endswith("\n") and not text.endswith("\n\n"))
+                self.assertFalse(re.search(r"[ ]+$", text, re.MULTILINE), "spaces at the end of a line")
+
+
+# ---- benchmark ---------------------------------------------------------------------------------
+
+ROUNDS = 3                     # of each measurement; the table shows the median and the spread
+TEXT = "x" * 64
+
+
+class Measurement(NamedTuple):
+    """One row of the benchmark's table. `goal` is a ratio to the yardstick (or, without one, a value) to reach."""
+
+    workload: str
+    what: str
+    unit: str
+    values: list[float]
+    yardstick: float | None = None
+    goal: float | None = None
+    less_is_better: bool = False
+
+
+class Load:
+    """Many raw connections in one selector; counts what comes by a mark, never parses it."""
+
+    def __init__(self) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.buffer = bytearray(MIB)
+
+    def connect(self, port: int, opening: bytes = b"", mark: bytes = FRAME_END) -> Pipe:
+        """A connection that has sent `opening` and got one answer to it."""
+        pipe = Pipe(socket.create_connection(("127.0.0.1", port)), mark)
+        pipe.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if opening:
+            pipe.socket.sendall(opening + b"\r\n")
+            answer = pipe.socket.recv(64 * KIB)
+            assert answer.startswith(b'{"status":"OK"') and answer.endswith(FRAME_END), answer
+        pipe.socket.setblocking(False)
+        self.selector.register(pipe.socket, selectors.EVENT_READ, pipe)
+        return pipe
+
+    def settle(self) -> None:
+        """Takes in what is still on its way (presence of those who came later) and forgets it."""
+        while ready := self.selector.select(0.2):
+            for key, _ in ready:
+                key.data.take(self.buffer)
+        for key in self.selector.get_map().values():
+            key.data.count = 0
+
+    def run(self, payloads: dict[Pipe, bytes], expected: dict[Pipe, int]) -> float:
+        """Pipelines the payloads; seconds until every pipe has got as many marks as expected of it."""
+        for pipe, payload in payloads.items():
+            pipe.unsent = memoryview(payload)
+            self.selector.modify(pipe.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, pipe)
+        for pipe, count in expected.items():
+            pipe.count = -count
+        missing, started = len(expected), time.perf_counter()
+        while missing:
+            ready = self.selector.select(PATIENCE)
+            assert ready, "the server has stopped"
+            for key, events in ready:
+                pipe = key.data
+                if events & selectors.EVENT_WRITE:
+                    pipe.unsent = pipe.unsent[pipe.socket.send(pipe.unsent[:256 * KIB]):]
+                    if not pipe.unsent:
+                        self.selector.modify(pipe.socket, selectors.EVENT_READ, pipe)
+                if events & selectors.EVENT_READ:
+                    before = pipe.count
+                    pipe.take(self.buffer)
+                    missing -= before < 0 <= pipe.count
+        taken = time.perf_counter() - started
+        assert not any(pipe.count for pipe in expected), "more came than was sent"
+        return taken
+
+    def run_in_lockstep(self, pairs: list[tuple[Pipe, Pipe, bytes]], count: int, answered: bool) -> float:
+        """Each pair's next line goes out when the last has arrived (and was answered); seconds for `count` each."""
+        senders = {}
+        for sender, receiver, line in pairs:
+            senders[sender] = senders[receiver] = (sender, receiver, line)
+            sender.count = receiver.count = 0
+            sender.rounds = count
+            sender.socket.send(line)
+        left, started = len(pairs), time.perf_counter()
+        while left:
+            ready = self.selector.select(PATIENCE)
+            assert ready, "the server has stopped"
+            for key, _ in ready:
+                key.data.take(self.buffer)
+                sender, receiver, line = senders[key.data]
+                if receiver.count and (sender.count or not answered):
+                    sender.count = receiver.count = 0
+                    sender.rounds -= 1
+                    if sender.rounds:
+                        sender.socket.send(line)
+                    else:
+                        left -= 1
+        return time.perf_counter() - started
+
+    def close(self) -> None:
+        for key in list(self.selector.get_map().values()):
+            key.data.socket.close()
+        self.selector.close()
+
+
+class Pipe:
+    """One connection of a Load."""
+
+    __slots__ = ("socket", "mark", "count", "rounds", "unsent", "_tail")
+
+    def __init__(self, connection: socket.socket, mark: bytes) -> None:
+        self.socket, self.mark, self.count, self.rounds, self._tail = connection, mark, 0, 0, b""
+
+    def take(self, buffer: bytearray) -> None:
+        """Reads once and counts the marks, one that lies across two reads included."""
+        size = self.socket.recv_into(buffer)
+        assert size, "the server ended a connection"
+        over = len(self.mark) - 1
+        self.count += buffer.count(self.mark, 0, size)
+        if over:
+            seam = self._tail + buffer[:min(over, size)]
+            self.count += seam.count(self.mark)
+            self._tail = bytes(seam[-over:] if size < over else buffer[size - over:size])
+
+
+def relay() -> None:
+    """The yardstick R: a bare relay. Connections come in pairs; each line goes to the partner, nothing is parsed."""
+    selector, partners, waiting = selectors.DefaultSelector(), {}, []
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1000)
+    print(listener.getsockname()[1], flush=True)
+    selector.register(listener, selectors.EVENT_READ)
+    rests: defaultdict[socket.socket, bytes] = defaultdict(bytes)
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is listener:
+                connection, _ = listener.accept()
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                selector.register(connection, selectors.EVENT_READ)
+                waiting.append(connection)
+                if len(waiting) == 2:
+                    partners[waiting[0]], partners[waiting[1]] = waiting[1], waiting[0]
+                    waiting.clear()
+                continue
+            data = key.fileobj.recv(64 * KIB)
+            if not data:
+                return
+            *lines, rests[key.fileobj] = (rests[key.fileobj] + data).split(b"\n")
+            if lines:
+                partners[key.fileobj].sendall(b"".join([line + b"\n" for line in lines]))
+
+
+class Benchmark:
+    """The workloads, each a method `w1` … that yields Measurements; servers on one core, the load on another."""
+
+    def __init__(self) -> None:
+        import resource  # not on Windows, where the benchmark does not run
+        most = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 20_000)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        cores = sorted(os.sched_getaffinity(0))
+        self.server_core, self.load_core = cores[0], cores[-1]
+        self.one: Server | None = None
+        self.users: dict[int, list[tuple[str, str]]] = {}       # a server's port -> (name, token)
+        self.yardsticks: dict[str, float] = {}
+        os.sched_setaffinity(0, {self.load_core})
+
+    def pin(self, process: subprocess.Popen) -> None:
+        """Holds a process, with all of its threads, to the servers' core."""
+        for task in os.listdir(f"/proc/{process.pid}/task"):
+            os.sched_setaffinity(int(task), {self.server_core})
+
+    def unpin(self, process: subprocess.Popen) -> None:
+        """Lets it use both cores, for hashing many passwords."""
+        for task in os.listdir(f"/proc/{process.pid}/task"):
+            os.sched_setaffinity(int(task), {self.server_core, self.load_core})
+
+    def server(self) -> Server:
+        """The server that most workloads share."""
+        if self.one is None:
+            self.one = Server()
+            self.pin(self.one.process)
+        return self.one
+
+    def members(self, server: Server, count: int) -> list[tuple[str, str]]:
+        """That many users of a server with their tokens, registered where they are not there yet."""
+        users = self.users.setdefault(server.port, [])
+        if len(users) < count:
+            self.unpin(server.process)
+            wires = [Wire(server) for _ in range(8)]
+            for first in range(len(users), count, len(wires)):
+                names = [f"u{number}" for number in range(first, min(first + len(wires), count))]
+                for wire, name in zip(wires, names, strict=False):
+                    wire.write(f"register {name} secret {name} b\r\n".encode())
+                users += [(name, wire.reply()["tokenid"]) for wire, name in zip(wires, names, strict=False)]
+            for wire in wires:
+                wire.close()
+            self.pin(server.process)
+        return users[:count]
+
+    # -- yardsticks
+
+    def relay_rates(self) -> None:
+        """R: pipelined lines a second, lockstep lines a second, and the median time of one (µs)."""
+        if "R" in self.yardsticks:
+            return
+        process = subprocess.Popen([sys.executable, __file__, "--relay"], stdout=subprocess.PIPE, text=True)
+        self.pin(process)
+        port, load, line = int(first_line(process)), Load(), (f"send {'t' * 32} u1 {TEXT}\r\n").encode()
+        pairs = [(load.connect(port, mark=b"\n"), load.connect(port, mark=b"\n"), line) for _ in range(50)]
+        rates = [50 * 5000 / load.run({sender: line * 5000 for sender, _, _ in pairs},
+                                      {receiver: 5000 for _, receiver, _ in pairs}) for _ in range(ROUNDS)]
+        lockstep = [50 * 500 / load.run_in_lockstep(pairs, 500, answered=False) for _ in range(ROUNDS)]
+        one = [load.run_in_lockstep(pairs[:1], 1, answered=False) for _ in range(3000)]
+        self.yardsticks.update(R=statistics.median(rates), RL=statistics.median(lockstep),
+                               R1=1e6 * statistics.median(one))
+        load.close()
+        process.wait(PATIENCE)
+        process.stdout.close()
+
+    def insert_rate(self, server: Server) -> float:
+        """S: rows a second that sqlite3 alone inserts into the server's largest table, its own rows, FULL."""
+        with contextlib.closing(sqlite3.connect(server.data / "chat.db")) as source:
+            tables = dict(source.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table' AND sql IS NOT NULL "
+                                         "AND name NOT LIKE 'sqlite_%'"))
+            table = max(tables, key=lambda name: source.execute(f"SELECT count(*) FROM {name}").fetchone()[0])
+            rows = source.execute(f"SELECT * FROM {table} LIMIT 100000").fetchall()
+            indexes = source.execute("SELECT sql FROM sqlite_master WHERE type = 'index' AND tbl_name = ? AND sql "
+                                     "IS NOT NULL", (table,)).fetchall()
+        path = tempfile.mkdtemp(dir=SCRATCH) + "/s.db"
+        os.sched_setaffinity(0, {self.server_core})
+        rates = []
+        for _ in range(ROUNDS):
+            with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as target:
+                target.execute("PRAGMA journal_mode = WAL")
+                target.execute("PRAGMA synchronous = FULL")
+                target.execute(f"DROP TABLE IF EXISTS {table}")
+                for (sql,) in [(tables[table],), *indexes]:
+                    target.execute(sql)
+                insert = f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})"
+                started = time.perf_counter()
+                for first in range(0, len(rows), 1000):
+                    target.execute("BEGIN")
+                    target.executemany(insert, rows[first:first + 1000])
+                    target.execute("COMMIT")
+                rates.append(len(rows) / (time.perf_counter() - started))
+        os.sched_setaffinity(0, {self.load_core})
+        self.yardsticks["S"] = statistics.median(rates)
+        return self.yardsticks["S"]
+
+    def sync_time(self) -> float:
+        """The median time of one small write with its fsync (µs)."""
+        times = []
+        with open(SCRATCH / "sync", "wb", buffering=0) as file:
+            for _ in range(500):
+                started = time.perf_counter()
+                file.write(b"x" * 4096)
+                os.fsync(file.fileno())
+                times.append(time.perf_counter() - started)
+        self.yardsticks["fsync"] = 1e6 * statistics.median(times)
+        return self.yardsticks["fsync"]
+
+    # -- workloads
+
+    def pairs(self, load: Load, here: Server, there: Server, count: int = 50) -> list[tuple[Pipe, Pipe, bytes]]:
+        """(sender, subscribed receiver, the sender's request) for so many pairs."""
+        senders, receivers = self.members(here, 2 * count)[:count], self.members(there, 2 * count)[count:]
+        pairs = [(load.connect(here.port, b"help send"), load.connect(there.port, f"subscribe {token}".encode()),
+                  f"send {sender_token} {name}@{there.realm} {TEXT}\r\n".encode())
+                 for (_, sender_token), (name, token) in zip(senders, receivers, strict=True)]
+        load.settle()
+        return pairs
+
+    def pipelined(self, here: Server, there: Server, each: int) -> list[float]:
+        """Messages a second that 50 pairs get through, every one answered and delivered."""
+        load = Load()
+        pairs = self.pairs(load, here, there)
+        rates = []
+        for _ in range(ROUNDS):
+            expected = {pipe: each for sender, receiver, _ in pairs for pipe in (sender, receiver)}
+            rates.append(50 * each / load.run({sender: line * each for sender, _, line in pairs}, expected))
+        load.close()
+        return rates
+
+    def w1(self) -> Iterator[Measurement]:
+        """50 pairs, pipelined."""
+        server = self.server()
+        rates = self.pipelined(server, server, 2000)
+        self.relay_rates()
+        yield Measurement("W1", "50 pairs pipelined, to S (SQLite alone)", "/s", rates, self.insert_rate(server), 0.4)
+        yield Measurement("W1", "50 pairs pipelined, to R (bare relay)", "/s", rates, self.yardsticks["R"])
+
+    def w1l(self) -> Iterator[Measurement]:
+        """50 pairs, each in lockstep."""
+        self.relay_rates()
+        load = Load()
+        pairs = self.pairs(load, self.server(), self.server())
+        rates = [50 * 200 / load.run_in_lockstep(pairs, 200, answered=True) for _ in range(ROUNDS)]
+        load.close()
+        yield Measurement("W1L", "50 pairs in lockstep, to R", "/s", rates, self.yardsticks["RL"], 0.4)
+
+    def w2(self) -> Iterator[Measurement]:
+        """One pair, one message at a time, alone and beside 5,000 idle connections."""
+        self.relay_rates()
+        goal = self.yardsticks["R1"] + self.sync_time() + 60
+        for idle in (0, 5000):
+            load, crowd = Load(), [socket.create_connection(("127.0.0.1", self.server().port)) for _ in range(idle)]
+            pair = self.pairs(load, self.server(), self.server())[:1]
+            load.run_in_lockstep(pair, 200, answered=True)
+            medians, slow = [], []
+            for _ in range(ROUNDS):
+                times = sorted(1e6 * load.run_in_lockstep(pair, 1, answered=True) for _ in range(1000))
+                medians.append(times[500])
+                slow.append(times[990])
+            for connection in crowd:
+                connection.close()
+            load.close()
+            beside = f", {idle:,} idle" if idle else ""
+            yield Measurement("W2", f"one at a time, p50{beside}, to R + fsync + 60", "µs", medians, goal, 1.0, True)
+            yield Measurement("W2", f"one at a time, p99{beside}", "µs", slow, less_is_better=True)
+
+    def w3(self) -> Iterator[Measurement]:
+        """One sender, 200 and 1,000 subscribed members, pipelined."""
+        server = self.server()
+        for count, each in ((200, 4000), (1000, 1000)):
+            load, people = Load(), self.members(server, count)
+            name, token = people[0]
+            sender = load.connect(server.port, f"addgroup {token} g{count}".encode())
+            for _, member in people[1:]:
+                with contextlib.closing(Wire(server)) as wire:
+                    assert wire.ask(f"joingroup {member} g{count}")["status"] == "OK"
+            receivers = [load.connect(server.port, f"subscribe {member}".encode()) for _, member in people]
+            load.settle()
+            line = f"sendgroup {token} g{count} {TEXT}\r\n".encode()
+            rates = [count * each / load.run({sender: line * each}, {sender: each, **dict.fromkeys(receivers, each)})
+                     for _ in range(ROUNDS)]
+            load.close()
+            yield Measurement("W3", f"group of {count:,} subscribed, deliveries", "/s", rates, goal=1_000_000)
+
+    def w4(self) -> Iterator[Measurement]:
+        """5,000 idle subscribed connections: memory of each, and the time until all are there."""
+        server = Server()
+        self.pin(server.process)
+        (_, token), times, costs = self.members(server, 1)[0], [], []
+        opening = f"subscribe {token}\r\n".encode()
+        for _ in range(ROUNDS):
+            before, started = server.memory, time.perf_counter()
+            crowd = []
+            for _ in range(5000):
+                crowd.append(socket.create_connection(("127.0.0.1", server.port)))
+                crowd[-1].sendall(opening)
+            for connection in crowd:
+                assert connection.recv(64 * KIB).startswith(b'{"status":"OK"')
+            times.append(time.perf_counter() - started)
+            costs.append((server.memory - before) / 5000)
+            for connection in crowd:
+                connection.close()
+            with contextlib.closing(Wire(server)) as wire:
+                wire.ask("help")
+        server.stop()
+        yield Measurement("W4", "memory of each of 5,000 subscribed", "B", costs[:1], None, 2000, True)
+        yield Measurement("W4", "5,000 connected and subscribed", "s", times, None, 2.0, True)
+
+    def w5(self) -> Iterator[Measurement]:
+        """Start, history, inbox and a subscription over 1,000 and 1,000,000 stored messages."""
+        server = Server()
+        self.pin(server.process)
+        users, stored, small = self.members(server, 20), 0, {}
+        for total in (1000, 1_000_000):
+            load = Load()
+            sender = load.connect(server.port)
+            each = (total - stored) // 10
+            for number in range(10):
+                line = f"send {users[number][1]} {users[number + 10][0]} {TEXT}\r\n".encode()
+                load.run({sender: line * each}, {sender: each})
+            load.close()
+            stored = total
+            times: defaultdict[str, list[float]] = defaultdict(list)
+            for number in range(ROUNDS):
+                server.stop()
+                started = time.perf_counter()
+                server.start()
+                times["start"].append(1000 * (time.perf_counter() - started))
+                self.pin(server.process)
+                (_, sender_token), (receiver, token) = users[number], users[number + 10]
+                with contextlib.closing(Wire(server)) as wire:
+                    after = max(wire.ask(f"subscribe {sender_token}")["last_id"] - 10_000, 0)
+                    for what, words in (("history", f"history {sender_token} {receiver}"),
+                                        ("inbox of 2,000", f"inbox {token}"),
+                                        ("subscribe 10,000 back", f"subscribe {token} {after}")):
+                        started = time.perf_counter()
+                        assert wire.ask(words)["status"] == "OK"
+                        times[what].append(1000 * (time.perf_counter() - started))
+            for what, values in times.items():
+                goal = None if total == 1000 else 1.2           # as quick as with 1,000, within 20 %
+                yield Measurement("W5", f"{what}, {total:,} stored", "ms", values, small.get(what), goal, True)
+                small[what] = statistics.median(values)
+        server.stop()
+
+    def w6(self) -> Iterator[Measurement]:
+        """50 senders in one realm to 50 receivers in the other, pipelined; both servers on one core."""
+        here, there = two_realms()
+        messi = here.login("messi")
+        messi.await_link("mesin2")
+        messi.close()
+        for server in (here, there):
+            self.pin(server.process)
+        rates = self.pipelined(here, there, 1000)
+        same = statistics.median(self.pipelined(here, here, 1000))
+        here.stop()
+        there.stop()
+        yield Measurement("W6", "50 pairs, realm to realm, to W1", "/s", rates, same, 0.5)
+
+    def w7(self) -> Iterator[Measurement]:
+        """A 200 MB file in, across a realm, and out."""
+        here, there = two_realms("--max-file", "256")
+        alice, bob = here.register("alice"), there.register("bob")
+        alice.await_link("mesin2")
+        bob.ok("subscribe")
+        block, count, rates, before = some_bytes(3 * MIB), 67, [], here.memory + there.memory
+        for server in (here, there):
+            self.pin(server.process)
+        size = len(block) * count / 1e6
+        for person in (alice, bob):
+            person.socket.settimeout(120)
+        for _ in range(ROUNDS):
+            started = time.perf_counter()
+            upload(alice, f"sendfile {bob.address} f.bin", block, count)
+            download(bob, bob.event("message")["file"]["id"])
+            rates.append(size / (time.perf_counter() - started))
+        started = time.perf_counter()
+        with open(SCRATCH / "copy", "wb") as file:
+            digest = hashlib.sha256()
+            for _ in range(count):
+                data = base64.b64decode(base64.b64encode(block), validate=True)
+                digest.update(data)
+                file.write(data)
+            os.fsync(file.fileno())
+        alone = size / (time.perf_counter() - started)
+        (SCRATCH / "copy").unlink()
+        growth = (here.most_memory + there.most_memory - before) / MIB
+        here.stop()
+        there.stop()
+        yield Measurement("W7", "200 MB in, across, out, to base64 + SHA-256 + disk", "MB/s", rates, alone, 0.5)
+        yield Measurement("W7", "memory that both servers grew by", "MiB", [growth], goal=32, less_is_better=True)
+
+
+def table_row(measured: Measurement, earlier: dict[str, float]) -> str:
+    """One line of the benchmark's table."""
+    value = statistics.median(measured.values)
+    spread = (max(measured.values) - min(measured.values)) / value / 2 if value else 0
+    measure = value / measured.yardstick if measured.yardstick else value
+    cells = [f"{measured.workload:3}", f"{measured.what:50}",
+             f"{value:>11,.{0 if value >= 100 else 2}f} {measured.unit:4}",
+             f"±{100 * spread:3.0f} %", f"{measured.yardstick:11,.0f}" if measured.yardstick else " " * 11,
+             f"{measure:6.2f}" if measured.yardstick else " " * 6]
+    reached = ""
+    if measured.goal is not None:
+        good = measure <= measured.goal if measured.less_is_better else measure >= measured.goal
+        reached = f"{measured.goal:,g} {'reached' if good else 'MISSED'}"
+    cells.append(f"{reached:18}")
+    before = earlier.get(f"{measured.workload} {measured.what}")
+    cells.append(f"{100 * (value / before - 1):+.0f} %" if before else "")
+    return "| " + " | ".join(cells) + " |"
+
+
+def bench(arguments: list[str]) -> int:
+    """`--bench [W1 …] [--bench-save FILE] [--bench-compare FILE]`: measures, and prints a table."""
+    parser = argparse.ArgumentParser(prog="run_tests.py")
+    parser.add_argument("--bench", nargs="*", metavar="WORKLOAD")
+    parser.add_argument("--bench-save", metavar="FILE", type=Path)
+    parser.add_argument("--bench-compare", metavar="FILE", type=Path)
+    options = parser.parse_args(arguments)
+    workloads = [word.upper() for word in options.bench] or ["W1", "W1L", "W2", "W3", "W4", "W5", "W6", "W7"]
+    earlier = json.loads(options.bench_compare.read_text()) if options.bench_compare else {}
+    results, benchmark = {}, Benchmark()
+    print(f"Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}, servers on core {benchmark.server_core}, "
+          f"load on core {benchmark.load_core}, median of {ROUNDS}")
+    print(f"| {'':3} | {'workload':50} | {'measured':16} | spread | {'yardstick':11} | ratio  | {'goal':18} | change |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for workload in workloads:
+        for measured in getattr(benchmark, workload.lower())():
+            print(table_row(measured, earlier), flush=True)
+            results[f"{measured.workload} {measured.what}"] = statistics.median(measured.values)
+    print("yardsticks: " + ", ".join(f"{name} {value:,.0f}" for name, value in benchmark.yardsticks.items()))
+    if benchmark.one:
+        benchmark.one.stop()
+    if options.bench_save:
+        options.bench_save.write_text(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+# ---- running -----------------------------------------------------------------------------------
+
+
+class Result(unittest.TextTestResult):
+    """Counts the tests that passed, which unittest does not."""
+
+    passed = 0
+
+    def addSuccess(self, test: unittest.TestCase) -> None:
+        super().addSuccess(test)
+        self.passed += 1
+
+    def addExpectedFailure(self, test: unittest.TestCase, error: object) -> None:
+        super().addExpectedFailure(test, error)
+        self.passed += 1
+
+    def failed(self) -> int:
+        """How many tests failed, whatever number of their parts did."""
+        failures = [test for test, _ in self.failures + self.errors] + self.unexpectedSuccesses
+        return len({getattr(test, "test_case", test).id() for test in failures})
+
+
+def load_tests(loader: unittest.TestLoader, _tests: object, _pattern: object) -> unittest.TestSuite:
+    """All tests in the order of this file; unittest's own order is the alphabet's."""
+    suite = unittest.TestSuite()
+    for thing in list(globals().values()):
+        if not isinstance(thing, type) or not issubclass(thing, unittest.TestCase):
+            continue
+        if thing.__name__.startswith("Browser") and "--no-browser" in OPTIONS:
+            continue
+        names = set(loader.getTestCaseNames(thing))
+        tests = [thing(name) for name in vars(thing) if name in names and (LONG or not name.startswith("test_long"))]
+        suite.addTest(unittest.TestSuite(tests))
+    return suite
+
+
+OPTIONS = [argument for argument in sys.argv if argument in ("--long", "--no-browser")]
+
+
+def main() -> int | None:
+    """Runs what the command line asks for; returns the exit status."""
+    if "--relay" in sys.argv:
+        return relay()
+    if "--bench" in sys.argv:
+        return bench(sys.argv[1:])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # so that clean_up runs
+    started = time.monotonic()
+    arguments = [argument for argument in sys.argv if argument not in OPTIONS]
+    runner = unittest.TextTestRunner(stream=sys.stdout, resultclass=Result, verbosity=2)
+    result = unittest.main(argv=arguments, testRunner=runner, exit=False).result
+    failed, skipped = result.failed(), len(result.skipped)
+    for test, reason in result.skipped:
+        print(f"skipped: {test.id()}: {reason}")
+    print(f"Python {sys.version.split()[0]}, {time.monotonic() - started:.0f} seconds")
+    print(f"{result.passed} passed, {failed} failed, {skipped} skipped", flush=True)
+    return 1 if failed or not result.passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
