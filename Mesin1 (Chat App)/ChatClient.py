@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import concurrent.futures
 import contextlib
+import ctypes
 import glob
 import hashlib
 import itertools
@@ -22,10 +23,8 @@ import os
 import random
 import re
 import secrets
-import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -204,7 +203,7 @@ class ArrivingFile:
         self._done = self._size = 0
         self._digest = hashlib.sha256()
         self._decoder = Base64Decoder()
-        self._file = tempfile.NamedTemporaryFile(dir=folder, prefix=".part-", delete=False)
+        self._file = (folder / f".{secrets.token_hex(8)}.part").open("xb")
 
     def begin(self, reply: dict) -> None:
         """Hears of the file that is about to come."""
@@ -662,7 +661,8 @@ class Prompt:
         self.place = f"{host}:{port}"
         self.downloads = downloads
         self.is_script = not (sys.stdin.isatty() and sys.stdout.isatty())
-        self.readline: Any = None
+        self.readline: Any = None                  # Python's module, where there is one
+        self.editor: Any = None                    # and the library below it
         self.names: set[str] = set()               # people and groups, for completion
         self.typing = ""                           # the prompt, while it is on the screen
         self.was_lost = False
@@ -779,14 +779,15 @@ class Prompt:
     def show(self, *lines: str) -> None:
         """Prints lines; a line that is being typed is taken off the screen and put back below them."""
         typing = self.typing
-        buffer = self.readline.get_line_buffer() if typing and self.readline else ""
-        rows = len(typing + buffer) // os.get_terminal_size().columns
-        sys.stdout.write((f"\033[{rows}A" if rows else "") + "\r\033[J" + "".join(line + "\n" for line in lines))
-        if typing:
-            sys.stdout.write(typing + buffer)
+        if typing and self.editor:
+            self.editor.rl_clear_visible_line()
+            self.editor.fflush(None)
+        sys.stdout.write(("" if typing and self.editor else "\r\033[K") + "".join(line + "\n" for line in lines))
+        if typing and not self.editor:
+            sys.stdout.write(typing)
         sys.stdout.flush()
-        if typing and self.readline and hasattr(signal, "SIGWINCH"):
-            os.kill(os.getpid(), signal.SIGWINCH)  # readline draws its line anew, the cursor where it was
+        if typing and self.editor:
+            self.editor.rl_forced_update_display()
 
     def show_progress(self, done: int, size: int) -> None:
         """A line that counts, for a file large enough to wait for."""
@@ -801,6 +802,9 @@ class Prompt:
         with contextlib.suppress(ImportError):
             import readline
             self.readline = readline
+            with contextlib.suppress(OSError, AttributeError):     # what Python's module doesn't offer of the library
+                library = ctypes.CDLL(readline.__file__)
+                self.editor = library.rl_clear_visible_line and library.rl_forced_update_display and library
             readline.set_completer(self.complete)
             readline.set_completer_delims(" ")
             readline.parse_and_bind("bind ^I rl_complete" if "libedit" in (readline.__doc__ or "") else "tab: complete")
@@ -847,6 +851,8 @@ def main(arguments: list[str] | None = None) -> int:
         return prompt.run_script() if prompt.is_script else prompt.run_terminal()
     except KeyboardInterrupt:
         return 130
+    finally:
+        prompt.start(prompt.conn.close()).result()
 
 
 if __name__ == "__main__":
