@@ -272,12 +272,12 @@ class ServerConnection:
     out a break and is sent again under its tag, by which the server knows a send that it has stored already; before
     login it raises OSError instead. Files go over connections of their own, so that talk does not wait for them.
 
-    With `on_event` it subscribes; called with each event as it came, each message once, and the connection's own:
-    `{"event": "connection", "state": "up" | "lost" | "ended", "retry": seconds}`. `on_frame` sees every Frame.
+    After `subscribe`, `on_event` is called with each event as it came, each message once; also with the connection's
+    own: `{"event": "connection", "state": "up" | "lost" | "ended", "retry": seconds}`. `on_frame` sees every Frame.
     """
 
-    def __init__(self, host: str, port: int, realm: str, on_event: Callable[[dict], None] | None = None,
-                 on_frame: Callable[[Frame], None] | None = None) -> None:
+    def __init__(self, host: str, port: int, realm: str, on_event: Callable[[dict], None] = lambda event: None,
+                 on_frame: Callable[[Frame], None] = lambda frame: None) -> None:
         self.host, self.port = host, port
         self.realm = realm                         # what a bare name means; `realms` may know better
         self.user = ""                             # a bare name
@@ -285,7 +285,8 @@ class ServerConnection:
         self.last_id: int | None = None            # of the newest message that came as an event
         self.is_up = False
         self._on_event = on_event
-        self._on_frame = on_frame or (lambda frame: None)
+        self._on_frame = on_frame
+        self._subscribed = False
         self._tag = f"{secrets.token_hex(6)}."     # no two clients share a tag
         self._count = itertools.count(1)
         self._pending: dict[str, Pending] = {}
@@ -302,9 +303,7 @@ class ServerConnection:
         tag = self._new_tag()
         reply = await self._ask(tag, self._line(tag, word, *arguments), patient=bool(self.token) and not entering)
         if entering:
-            self.token, self.last_id, self.user = reply["tokenid"], None, arguments[0].lower()
-            if self._on_event:
-                await self._subscribe()
+            self.token, self.user, self._subscribed = reply["tokenid"], arguments[0].lower(), False
         elif word == "logout":
             self.token = None
         return reply
@@ -313,8 +312,12 @@ class ServerConnection:
         """Goes on with the session of another connection. Raises Refused, OSError."""
         tag = self._new_tag()
         await self._ask(tag, f"@{tag} realms {token}\r\n".encode(), patient=False)
-        self.user, self.token, self.last_id = user, token, None
-        await self._subscribe()
+        self.user, self.token, self._subscribed = user, token, False
+
+    async def subscribe(self, after: int | None = None) -> None:
+        """From here on there are events, first the messages after that id; also after every break."""
+        self.last_id, self._subscribed = after, True
+        await self._ask_for_events()
 
     async def send_file(self, word: str, *target: str, path: Path, name: str = "",
                         progress: Progress = lambda done, size: None) -> dict:
@@ -393,8 +396,8 @@ class ServerConnection:
             self._notify(state="ended")
         raise Refused(reply)
 
-    def _subscribe(self) -> asyncio.Task:
-        """Asks for events, from the last one on; done once the server has agreed, or the connection is gone."""
+    def _ask_for_events(self) -> asyncio.Task:
+        """Subscribes from the last message on; done once the server has agreed, or the connection is gone."""
         tag = self._new_tag()
         after = () if self.last_id is None else (str(self.last_id),)
         answer = self._begin(tag, self._line(tag, "subscribe", *after), patient=False).answer
@@ -456,8 +459,8 @@ class ServerConnection:
         """Sends what waited, then takes in frames until the connection ends."""
         waiting = list(self._pending.values())
         self._writer, self.is_up = writer, True
-        if self.token and self._on_event:
-            self._subscribe()
+        if self.token and self._subscribed:
+            self._ask_for_events()
         for pending in waiting:
             self._write(pending)
         self._notify(state="up")
@@ -478,11 +481,11 @@ class ServerConnection:
         self._show(False, frame, len(frame) + len(FRAME_END), pending and time.monotonic() - pending.sent)
         if pending and not pending.answer.done():
             pending.answer.set_result(fields)
-        elif fields.get("event") == "message":
-            if fields["id"] > (self.last_id or 0):     # else it was seen before the break
+        elif "event" in fields and self._subscribed:
+            if fields["event"] == "message":
+                if fields["id"] <= (self.last_id or 0):
+                    return                         # it was seen before the break
                 self.last_id = fields["id"]
-                self._tell(fields)
-        elif "event" in fields:
             self._tell(fields)
 
     # -- files
@@ -531,11 +534,10 @@ class ServerConnection:
         self._tell({"event": "connection", **fields})
 
     def _tell(self, event: dict) -> None:
-        if self._on_event:
-            try:
-                self._on_event(event)
-            except Exception:                      # a fault of the page's must not cost the connection
-                log.exception("event %s", event)
+        try:
+            self._on_event(event)
+        except Exception:                          # a fault of the page's must not cost the connection
+            log.exception("event %s", event["event"])
 
 
 # ---- typed commands ----------------------------------------------------------------------------
@@ -673,7 +675,7 @@ class Prompt:
 
     async def connect(self, host: str, port: int, realm: str) -> ServerConnection:
         """Makes the connection within its loop."""
-        return ServerConnection(host, port, realm, None if self.is_script else self.hear)
+        return ServerConnection(host, port, realm, (lambda event: None) if self.is_script else self.hear)
 
     def start(self, work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future:
         """Begins the work in the loop."""
@@ -742,8 +744,11 @@ class Prompt:
         """Carries out a line and shows what came of it."""
         lines, well = await self.carry_out(line)
         self.show(*lines)
-        if well and line.split()[0].lower() in ("auth", "register", "addgroup", "joingroup", "info"):
+        word = line.split()[0].lower()
+        if well and word in ("auth", "register", "addgroup", "joingroup", "info"):
             with contextlib.suppress(Refused, OSError):
+                if word in ("auth", "register"):
+                    await self.conn.subscribe()
                 people, groups = await self.conn.request("info"), await self.conn.request("groups")
                 self.names |= {person["user"] for person in people["users"]}
                 self.names |= {short(group["group"], self.conn.realm) for group in groups["groups"]}
