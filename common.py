@@ -18,11 +18,14 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
+import importlib.metadata
 import json
 import os
 import re
+import subprocess
 import sys
 import urllib.parse
+import venv
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -577,6 +580,38 @@ def add_option(parser: argparse.ArgumentParser, flag: str, **keywords: object) -
             keywords["default"] = value            # argparse applies `type` to a default that is a string
     keywords["help"] = f"{keywords.get('help', '')} [{variable}]"
     parser.add_argument(flag, **keywords)          # type: ignore[arg-type]
+
+
+VERSIONS = {"flet": "1.0.5", "flet-web": "1.0.5", "flet-cli": "1.0.5", "playwright": "1.65.2"}     # tried together
+
+
+def ensure_packages(*names: str) -> None:
+    """Comes back if these packages are here in their versions; else goes on in `.venv`, made and filled for that."""
+    if all(installed_version(name) == VERSIONS[name] for name in names):
+        return
+    folder = ROOT / ".venv"
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if Path(sys.prefix).resolve() != folder.resolve():
+        if not python.exists():
+            print(f"{', '.join(names)}: not installed here, making {folder}", file=sys.stderr)
+            venv.create(folder, with_pip=True, clear=folder.exists())
+    else:
+        print(f"installing {', '.join(names)} into {folder}", file=sys.stderr)
+        pins = [f"{name}=={VERSIONS[name]}" for name in names]
+        if subprocess.call([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *pins]):
+            sys.exit("they could not be installed: is there a connection to the package index?")
+    command = [str(python), *sys.orig_argv[1:]]
+    if os.name == "nt":                            # there, exec would give the terminal back at once
+        sys.exit(subprocess.call(command))
+    os.execv(python, command)
+
+
+def installed_version(name: str) -> str | None:
+    """A package's version here, or None."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def main() -> None:

@@ -1,0 +1,2983 @@
+"""The chat client: `python3 ChatClient.py` opens a page, `--prompt` a command line, `--demo` two realms at a glance.
+
+In this order, each part using only what stands above it:
+  texts              what a person reads, in Indonesian and English
+  frames, files      bytes that arrive -> frames; a file that arrives -> a name on disk
+  ServerConnection   requests, events, reconnecting; knows neither terminal nor page
+  typed commands     a line as a person types it -> a request -> lines to show
+  prompt             the terminal, or a script from a pipe
+  what a chat shows  conversations and messages, no control in them
+  the page's parts   ChatView (one whole chat), Tools and Wire below it, Window (a browser's page)
+  serving the page   to browsers or in a window; the demo's two realms
+"""
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import concurrent.futures
+import contextlib
+import ctypes
+import glob
+import hashlib
+import itertools
+import json
+import logging
+import os
+import random
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import webbrowser
+import zlib
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common import (
+    COMMANDS,
+    ENCODE_SIZE,
+    FRAME_END,
+    KEEPALIVE_SECONDS,
+    LINE_BREAK,
+    MAX_FILE,
+    MAX_TEXT,
+    MIB,
+    PUBLIC_COMMANDS,
+    REALMS,
+    RECEIVE_SIZE,
+    ROOT,
+    USER,
+    Base64Decoder,
+    ChatError,
+    Command,
+    add_option,
+    decode_file_name,
+    encode_file,
+    encode_file_name,
+    ensure_packages,
+    fold_name,
+    help_text,
+    parse_host_port,
+    realm_of_folder,
+    realm_table,
+    split_arguments,
+)
+
+log = logging.getLogger("client")
+
+CONNECT_SECONDS = 10           # for a server to take a connection; a lost packet or two are made good by then
+RETRY_FIRST = 0.5              # seconds until a lost connection is tried again, doubled at each failure
+RETRY_MOST = 10.0              # so that a class whose server restarts is back within ten seconds
+FRAME_HEAD = 2048              # bytes of a frame that an observer is shown: a message whole, of a file the beginning
+
+# ---- texts -------------------------------------------------------------------------------------
+
+TEXTS = {                      # key: (Indonesian, English)
+    "banner": ("Chat realm {realm}, server {place}. Mulai dengan: auth USER PASSWORD. Bantuan: help. Keluar: Ctrl-D.",
+               "Chat realm {realm}, server {place}. Begin with: auth USER PASSWORD. Help: help. Leave: Ctrl-D."),
+    "welcome": ("Selamat datang, {user}", "Welcome, {user}"),
+    "unreachable": ("Tidak dapat terhubung ke {place}", "Cannot reach {place}"),
+    "lost": ("Koneksi terputus, dicoba lagi dalam {seconds} detik", "Connection lost, next attempt in {seconds} s"),
+    "again_up": ("Terhubung kembali", "Connected again"),
+    "ended": ("Sesi telah berakhir, silakan login lagi", "The session has ended, please log in again"),
+    "queued": ("menunggu realm tujuan", "waiting for the other realm"),
+    "queued_count": ("{count} menunggu", "{count} waiting"),
+    "nothing_new": ("Tidak ada pesan baru", "No new messages"),
+    "nothing": ("Kosong", "Nothing here"),
+    "more": ("masih ada lagi", "there is more"),
+    "saved": ("Disimpan: {path} ({size})", "Saved: {path} ({size})"),
+    "no_file": ("Tidak dapat membaca file {path}", "Cannot read the file {path}"),
+    "damaged": ("Isi file rusak dalam perjalanan", "The file was damaged on its way"),
+    "failed": ("GAGAL: {reason}", "FAILED: {reason}"),
+    "cancelled": ("Dibatalkan", "Cancelled"),
+    "waiting": ("Belum terjawab, ditunggu: {line}", "Not answered yet, waiting: {line}"),
+    "online": ("{user} online", "{user} is online"),
+    "offline": ("{user} offline", "{user} is offline"),
+    "created": ("{user} membuat group {group}", "{user} made the group {group}"),
+    "joined": ("{user} masuk ke group {group}", "{user} joined the group {group}"),
+    "left": ("{user} keluar dari group {group}", "{user} left the group {group}"),
+    "up": ("Realm {realm} terhubung", "Realm {realm} is connected"),
+    "down": ("Realm {realm} terputus", "Realm {realm} is cut off"),
+    "file": ("[file {id}] {name}, {size}", "[file {id}] {name}, {size}"),
+    "members": ("anggota", "members"),
+    # the page: login
+    "title": ("Chat", "Chat"),
+    "login": ("Login", "Log in"),
+    "register": ("Daftar", "Register"),
+    "no_account": ("Belum punya akun? Daftar", "No account yet? Register"),
+    "have_account": ("Sudah punya akun? Login", "Have an account? Log in"),
+    "choose_realm": ("Realm", "Realm"),
+    "this_computer": ("Server di komputer ini", "The server is on this computer"),
+    "server": ("Server", "Server"),
+    "user": ("User", "User"),
+    "password": ("Password", "Password"),
+    "nama": ("Nama lengkap", "Full name"),
+    "negara": ("Negara", "Country"),
+    "needed": ("Harus diisi", "Please fill in"),
+    "bad_name": ("1 sampai 32 dari a-z 0-9 . _ -", "1 to 32 of a-z 0-9 . _ -"),
+    "bad_server": ("Bentuknya: host:port", "Write host:port"),
+    "no_spaces": ("Tanpa spasi", "No spaces"),
+    # conversations
+    "find": ("Cari percakapan (Ctrl+K)", "Find a conversation (Ctrl+K)"),
+    "none_found": ("Tidak ada yang cocok", "Nothing matches"),
+    "no_talks": ("Belum ada percakapan.\nMulai dengan tombol di atas.", "No conversations yet.\nBegin with the button above."),
+    "no_messages": ("Belum ada pesan", "No messages yet"),
+    "choose_talk": ("Pilih percakapan untuk mulai chat", "Choose a conversation"),
+    "new": ("Baru", "New"),
+    "new_message": ("Pesan baru", "New message"),
+    "new_group": ("Group baru", "New group"),
+    "join_group": ("Masuk ke group", "Join a group"),
+    "leave_group": ("Keluar dari group", "Leave the group"),
+    "group_name": ("Nama group", "Name of the group"),
+    "person_hint": ("Nama, atau user@realm", "Name, or user@realm"),
+    "group_hint": ("Group, atau group@realm", "Group, or group@realm"),
+    "not_a_member": ("Bukan anggota group ini", "Not a member of this group"),
+    "is_online": ("online", "online"),
+    "is_offline": ("offline", "offline"),
+    "you": ("Anda", "You"),
+    "back": ("Kembali", "Back"),
+    # messages
+    "write": ("Tulis pesan", "Write a message"),
+    "send": ("Kirim", "Send"),
+    "attach": ("Lampirkan file", "Attach a file"),
+    "save": ("Simpan", "Save"),
+    "cancel": ("Batal", "Cancel"),
+    "again": ("Kirim lagi", "Send again"),
+    "new_messages": ("Pesan baru", "New messages"),
+    "newest": ("Terbaru", "Newest"),
+    "count_new": ("{count} pesan baru", "{count} new"),
+    "is_sending": ("sedang dikirim", "sending"),
+    "is_stored": ("tersimpan di server", "stored"),
+    "is_queued": ("menunggu", "queued"),
+    "is_failed": ("gagal", "failed"),
+    "today": ("Hari ini", "Today"),
+    "yesterday": ("Kemarin", "Yesterday"),
+    "weekdays": ("Senin Selasa Rabu Kamis Jumat Sabtu Minggu", "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
+    "months": ("Januari Februari Maret April Mei Juni Juli Agustus September Oktober November Desember",
+               "January February March April May June July August September October November December"),
+    "too_long": ("Terlalu panjang: paling banyak {size}", "Too long: at most {size}"),
+    "file_too_large": ("{name} terlalu besar: paling banyak {size}", "{name} is too large: at most {size}"),
+    "trying": ("Menghubungkan …", "Connecting …"),
+    "went_wrong": ("Terjadi kesalahan", "Something went wrong"),
+    "copied": ("Disalin", "Copied"),
+    # settings and tools
+    "settings": ("Pengaturan", "Settings"),
+    "system": ("Tema sistem", "System theme"),
+    "light": ("Terang", "Light"),
+    "dark": ("Gelap", "Dark"),
+    "other_language": ("English", "Bahasa Indonesia"),
+    "logout": ("Logout", "Log out"),
+    "tools": ("Command, wire, realm", "Commands, wire, realms"),
+    "commands": ("Command", "Commands"),
+    "command": ("Ketik command, misalnya: send messi hello", "Type a command, such as: send messi hello"),
+    "wire": ("Wire", "Wire"),
+    "realms": ("Realm", "Realms"),
+    "filter": ("Saring", "Filter"),
+    "pause": ("Jeda", "Pause"),
+    "resume": ("Lanjutkan", "Resume"),
+    "copy": ("Salin", "Copy"),
+    "clear": ("Bersihkan", "Clear"),
+    "close": ("Tutup", "Close"),
+    "ok": ("OK", "OK"),
+    "link_local": ("realm ini", "this realm"),
+    "link_up": ("terhubung", "connected"),
+    "link_down": ("terputus", "cut off"),
+    "no_realms": ("Login dahulu", "Log in first"),
+    # refusals, where the server's own Indonesian words are not wanted
+    "error_bad_credentials": ("", "No such user, or a wrong password"),
+    "error_user_exists": ("", "This user exists already"),
+    "error_user_not_found": ("", "No such user"),
+    "error_group_not_found": ("", "No such group"),
+    "error_group_exists": ("", "This group exists already"),
+    "error_already_member": ("", "Already a member"),
+    "error_not_member": ("", "Not a member of this group"),
+    "error_realm_not_found": ("", "No such realm"),
+    "error_file_not_found": ("", "No such file"),
+    "error_bad_name": ("", "1 to 32 of a-z 0-9 . _ -"),
+    "error_bad_arguments": ("", "The arguments don't fit"),
+    "error_unknown_command": ("", "No such command"),
+    "error_session_not_found": ("", "Please log in first"),
+    "error_rate_limited": ("", "Too many attempts"),
+    "error_too_large": ("", "The file is too large"),
+    "error_too_long": ("", "Too long"),
+    "error_busy": ("", "The server is full"),
+    # start
+    "open_url": ("Buka {url}", "Open {url}"),
+    "demo_failed": ("Server demo tidak dapat dimulai", "The demo's servers did not start"),
+    "demo_hello": ("Halo dari {realm}! \U0001f44b", "Hello from {realm}!"),
+    "demo_answer": ("Halo juga, pesanmu sampai di {realm} \U0001f389", "Hello, you reached {realm}!"),
+}
+INDONESIAN, ENGLISH = 0, 1
+
+
+def say(key: str, language: int = INDONESIAN, **fields: object) -> str:
+    """A text of the block above in one of the two languages."""
+    return TEXTS[key][language].format(**fields)
+
+
+def show_size(size: float) -> str:
+    """A number of bytes for people: `3.2 KB`."""
+    for unit in ("B", "KB", "MB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, "GB"
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+
+
+def local_time(ts: str) -> datetime:
+    """A message's `ts` on this computer's clock."""
+    return datetime.fromisoformat(ts.replace("Z", "+00:00")).astimezone()
+
+
+# ---- frames and files ----------------------------------------------------------------------------
+
+Progress = Callable[[int, int], None]              # bytes done, and of how many
+
+class Refused(Exception):
+    """An ERROR reply, or what the client itself refuses before it asks the server."""
+
+    def __init__(self, reply: dict) -> None:
+        super().__init__(reply.get("message", ""))
+        self.reply = reply
+        self.code = reply.get("code", "")
+
+    @classmethod
+    def locally(cls, code: str, detail: str = "") -> Refused:
+        """The refusal that the server would give."""
+        return cls(ChatError(code, detail).reply())
+
+
+class Frame(NamedTuple):
+    """One request, reply or event as it crossed the connection. Its head may hold a password or token: see `mask`."""
+
+    when: float
+    outgoing: bool
+    head: bytes
+    size: int
+    elapsed: float | None      # of a reply: seconds since its request
+
+
+class FrameBuffer:
+    """Bytes as they arrive -> whole frames, each byte searched once.
+
+    With a `sink`, the content of a file goes there in pieces, so that a `getfile` reply of any size needs no memory:
+    `begin` is given the reply's other fields, `write` the base64.
+    """
+
+    CONTENT = b'"file_content":"'                  # a quote within a JSON string is escaped: this is nothing else
+
+    def __init__(self, sink: ArrivingFile | None = None) -> None:
+        self._sink = sink
+        self._data = bytearray()
+        self._searched = 0
+        self._head: bytes | None = None            # the reply up to its content, while that is passing through
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The frames that are whole by now, without their end."""
+        self._data += data
+        if self._sink and self._take_content():
+            return
+        while (end := self._data.find(FRAME_END, self._searched)) >= 0:
+            yield bytes(self._data[:end])
+            del self._data[: end + len(FRAME_END)]
+            self._searched = 0
+        self._searched = max(0, len(self._data) - len(FRAME_END) + 1)
+
+    def _take_content(self) -> bool:
+        """Whether the data was a piece of a file, with more to come."""
+        if self._head is None:
+            at = self._data.find(self.CONTENT)
+            if at < 0:
+                return False
+            self._head = bytes(self._data[: at + len(self.CONTENT)])
+            del self._data[: len(self._head)]
+            self._sink.begin(json.loads(self._head + b'"}'))
+        end = self._data.find(b'"')
+        self._sink.write(bytes(self._data if end < 0 else self._data[:end]))
+        if end < 0:
+            self._data.clear()
+            return True
+        self._data[:end] = self._head              # what is left reads as a reply with an empty file
+        self._sink = None
+        return False
+
+
+class ArrivingFile:
+    """Base64 in pieces -> a file in `folder` that is there whole, and its SHA-256 right, or not at all."""
+
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._progress = progress
+        self._done = self._size = 0
+        self._digest = hashlib.sha256()
+        self._decoder = Base64Decoder()
+        self._file = (folder / f".{secrets.token_hex(8)}.part").open("xb")
+
+    def begin(self, reply: dict) -> None:
+        """Hears of the file that is about to come."""
+        self._size = reply["file_size"]
+
+    def write(self, text: bytes) -> None:
+        """Takes a piece of base64."""
+        self._store(self._decoder.feed(text))
+
+    def finish(self, reply: dict) -> Path:
+        """Checks the file and gives it its name, or another if there is one of that name. Raises Refused."""
+        self._store(self._decoder.finish())
+        self._file.close()
+        if self._digest.hexdigest() != reply["sha256"]:
+            raise Refused({"code": "bad_base64", "message": say("damaged")})
+        path = reserve_name(self._folder, reply["file_name"])
+        os.replace(self._file.name, path)
+        return path
+
+    def discard(self) -> None:
+        """Leaves nothing behind, unless `finish` has been reached."""
+        self._file.close()
+        Path(self._file.name).unlink(missing_ok=True)
+
+    def _store(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self._done += len(data)
+        self._progress(self._done, self._size)
+
+
+def reserve_name(folder: Path, name: str) -> Path:
+    """Makes an empty file called `name`, or `name (2)` …: never outside `folder`, never one that exists."""
+    name = re.sub(r'[<>:"|?*/\\]', "_", decode_file_name(name))
+    stem, ending = os.path.splitext(name)
+    for count in itertools.count(1):
+        path = folder / (name if count == 1 else f"{stem[:60]} ({count}){ending}")
+        try:
+            path.open("xb").close()
+            return path
+        except FileExistsError:
+            continue
+
+
+# ---- ServerConnection --------------------------------------------------------------------------
+
+
+class ConnectionLost(ConnectionError):
+    """The server can't be reached, or is gone in the middle."""
+
+
+@dataclass
+class Pending:
+    """A request that has no answer yet."""
+
+    line: bytes
+    answer: asyncio.Future
+    patient: bool              # sent again after a break, instead of failing
+    sent: float = 0.0
+
+
+class ServerConnection:
+    """A client's connection to its server, kept up across breaks. All of it runs in one asyncio loop.
+
+    `await request("send", "messi", "hello")` gives the reply's fields or raises Refused. After login a request waits
+    out a break and is sent again under its tag, by which the server knows a send that it has stored already; before
+    login it raises OSError instead. Files go over connections of their own, so that talk does not wait for them.
+
+    After `subscribe`, `on_event` is called with each event as it came, each message once; also with the connection's
+    own: `{"event": "connection", "state": "up" | "lost" | "ended", "retry": seconds}`. `on_frame` sees every Frame.
+    """
+
+    def __init__(self, host: str, port: int, realm: str, on_event: Callable[[dict], None] = lambda event: None,
+                 on_frame: Callable[[Frame], None] = lambda frame: None) -> None:
+        self.host, self.port = host, port
+        self.realm = realm                         # what a bare name means; `realms` may know better
+        self.user = ""                             # a bare name
+        self.token: str | None = None
+        self.last_id: int | None = None            # of the newest message that came as an event
+        self.is_up = False
+        self._on_event = on_event
+        self._on_frame = on_frame
+        self._subscribed = False
+        self._tag = f"{secrets.token_hex(6)}."     # no two clients share a tag
+        self._count = itertools.count(1)
+        self._pending: dict[str, Pending] = {}
+        self._wake = asyncio.Event()
+        self._writer: asyncio.StreamWriter | None = None
+        self._agreeing: asyncio.Task | None = None
+        self._task = asyncio.ensure_future(self._keep_connected())
+
+    # -- requests
+
+    async def request(self, word: str, *arguments: str) -> dict:
+        """The OK reply to a command; the token is filled in. Raises Refused, and before login OSError."""
+        entering = word in ("auth", "register")
+        tag = self._new_tag()
+        reply = await self._ask(tag, self._line(tag, word, *arguments), patient=bool(self.token) and not entering)
+        if entering:
+            self.token, self.user, self._subscribed = reply["tokenid"], arguments[0].lower(), False
+        elif word == "logout":
+            self.token = None
+        return reply
+
+    async def resume(self, user: str, token: str) -> None:
+        """Goes on with the session of another connection. Raises Refused, OSError."""
+        tag = self._new_tag()
+        await self._ask(tag, f"@{tag} realms {token}\r\n".encode(), patient=False)
+        self.user, self.token, self._subscribed = user, token, False
+
+    async def subscribe(self, after: int | None = None) -> None:
+        """From here on there are events, first the messages after that id; also after every break."""
+        self.last_id, self._subscribed = after, True
+        await self._ask_for_events()
+
+    async def send_file(self, word: str, *target: str, path: Path, name: str = "",
+                        progress: Progress = lambda done, size: None) -> dict:
+        """Sends a file, never held in memory. Cancelled, it sends nothing. Raises Refused, OSError for the file."""
+        tag = self._new_tag()
+        head = self._line(tag, word, *target, encode_file_name(name or path.name)).rstrip()
+
+        async def write(writer: asyncio.StreamWriter) -> None:
+            stream.seek(0)
+            self._show(True, head + " …".encode(), len(head) + 3 + (size + 2) // 3 * 4)
+            writer.write(head + (b" " if size else b" b''"))
+            for number, piece in enumerate(encode_file(stream, size)):
+                writer.write(piece)
+                await writer.drain()
+                progress(min(size, (number + 1) * ENCODE_SIZE), size)
+            writer.write(b"\r\n")
+
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            return await self._persist(lambda: self._exchange(write))
+
+    async def fetch_file(self, file_id: str, folder: Path, progress: Progress = lambda done, size: None) -> Path:
+        """Saves a message's file in `folder`: where it now lies. Raises Refused, OSError for the folder."""
+        tag = self._new_tag()
+        line = self._line(tag, "getfile", file_id)
+
+        async def write(writer: asyncio.StreamWriter) -> None:
+            self._show(True, line, len(line))
+            writer.write(line)
+
+        async def fetch() -> Path:
+            sink = ArrivingFile(folder, progress)
+            try:
+                return sink.finish(await self._exchange(write, sink))
+            finally:
+                sink.discard()
+
+        return await self._persist(fetch)
+
+    async def close(self) -> None:
+        """Ends the connection for good."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    def _new_tag(self) -> str:
+        return self._tag + str(next(self._count))
+
+    def _line(self, tag: str, word: str, *arguments: str) -> bytes:
+        """A request as it goes on the wire. Raises Refused where it needs a login that there is not."""
+        command = COMMANDS[word]
+        words = [word, *arguments]
+        if "T" in command.names and (self.token or command.caller == USER):
+            if not self.token:
+                raise Refused.locally("session_not_found")
+            words.insert(1, self.token)
+        text = re.sub("\r\n?|\n", LINE_BREAK, " ".join(words))
+        return f"@{tag} {text}\r\n".encode(errors="replace")
+
+    def _begin(self, tag: str, line: bytes, patient: bool) -> Pending:
+        pending = self._pending[tag] = Pending(line, asyncio.get_running_loop().create_future(), patient)
+        pending.answer.add_done_callback(lambda answer: self._pending.pop(tag, None))
+        self._wake.set()
+        if self.is_up:
+            self._write(pending)
+        return pending
+
+    async def _ask(self, tag: str, line: bytes, patient: bool) -> dict:
+        return self._checked(await self._begin(tag, line, patient).answer)
+
+    def _checked(self, reply: dict) -> dict:
+        """The reply if it is OK. Raises Refused."""
+        if reply.get("status") == "OK":
+            return reply
+        if reply.get("code") == "session_not_found" and self.token:
+            self.token = None
+            self._notify(state="ended")
+        raise Refused(reply)
+
+    def _ask_for_events(self) -> asyncio.Task:
+        """Subscribes from the last message on; done once the server has agreed, or the connection is gone."""
+        tag = self._new_tag()
+        after = () if self.last_id is None else (str(self.last_id),)
+        answer = self._begin(tag, self._line(tag, "subscribe", *after), patient=False).answer
+
+        async def agree() -> None:
+            with contextlib.suppress(Refused, OSError):
+                reply = self._checked(await answer)
+                if not after:                      # else the messages up to there are still to come
+                    self.last_id = max(self.last_id or 0, reply["last_id"])
+
+        self._agreeing = asyncio.ensure_future(agree())
+        return self._agreeing
+
+    # -- the connection
+
+    async def _keep_connected(self) -> None:
+        """Connects when there is something to ask or to hear, as often as it takes."""
+        failures = 0
+        while True:
+            if not (self.token or self._pending):
+                self._wake.clear()
+                await self._wake.wait()
+            try:
+                reader, writer = await self._connect()
+                failures = 0
+                try:
+                    await self._converse(reader, writer)
+                finally:
+                    self.is_up = False
+                    writer.transport.abort()
+            except (OSError, ValueError):          # ValueError: that is no chat server
+                pass
+            lost = ConnectionLost(f"{self.host}:{self.port}")
+            for pending in self._pending.values():
+                if not pending.patient and not pending.answer.done():
+                    pending.answer.set_exception(lost)
+            await asyncio.sleep(0)                 # they leave self._pending
+            if self.token or self._pending:
+                delay = min(RETRY_FIRST * 2 ** failures, RETRY_MOST) * random.uniform(0.7, 1.0)
+                failures += 1
+                self._notify(state="lost", retry=delay)
+                await asyncio.sleep(delay)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        try:
+            opening = asyncio.open_connection(self.host, self.port, limit=4 * RECEIVE_SIZE)
+            reader, writer = await asyncio.wait_for(opening, CONNECT_SECONDS)
+        except (OSError, asyncio.TimeoutError) as error:
+            raise ConnectionLost(f"{self.host}:{self.port}") from error
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (("TCP_KEEPIDLE", KEEPALIVE_SECONDS), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3),
+                              ("TCP_USER_TIMEOUT", 1000 * KEEPALIVE_SECONDS)):
+            if hasattr(socket, option):            # a server whose machine vanished is noticed
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+        return reader, writer
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Sends what waited, then takes in frames until the connection ends."""
+        waiting = list(self._pending.values())
+        self._writer, self.is_up = writer, True
+        if self.token and self._subscribed:
+            self._ask_for_events()
+        for pending in waiting:
+            self._write(pending)
+        self._notify(state="up")
+        buffer = FrameBuffer()
+        while data := await reader.read(RECEIVE_SIZE):
+            for frame in buffer.feed(data):
+                self._take(frame)
+
+    def _write(self, pending: Pending) -> None:
+        pending.sent = time.monotonic()
+        self._show(True, pending.line, len(pending.line))
+        self._writer.write(pending.line)
+
+    def _take(self, frame: bytes) -> None:
+        """One frame that came: an event, or the answer to a request."""
+        fields = json.loads(frame)
+        pending = self._pending.get(fields.get("tag", ""))
+        self._show(False, frame, len(frame) + len(FRAME_END), pending and time.monotonic() - pending.sent)
+        if pending and not pending.answer.done():
+            pending.answer.set_result(fields)
+        elif "event" in fields and self._subscribed:
+            if fields["event"] == "message":
+                if fields["id"] <= (self.last_id or 0):
+                    return                         # it was seen before the break
+                self.last_id = fields["id"]
+            self._tell(fields)
+
+    # -- files
+
+    async def _persist(self, attempt: Callable[[], Awaitable[Any]]) -> Any:
+        """What `attempt` gives, made again after every break. Raises all but ConnectionLost."""
+        for failures in itertools.count():
+            try:
+                return await attempt()
+            except ConnectionLost:
+                await asyncio.sleep(min(RETRY_FIRST * 2 ** failures, RETRY_MOST) * random.uniform(0.7, 1.0))
+
+    async def _exchange(self, write: Callable[[asyncio.StreamWriter], Awaitable[None]],
+                        sink: ArrivingFile | None = None) -> dict:
+        """One request on a connection of its own, cut off with it: half a line is nothing to the server."""
+        reader, writer = await self._connect()
+        started = time.monotonic()
+        writing = asyncio.ensure_future(write(writer))
+        writing.add_done_callback(lambda task: task.cancelled() or task.exception() and writer.transport.abort())
+        buffer = FrameBuffer(sink)
+        try:
+            while data := await self._read(reader):
+                for frame in buffer.feed(data):    # a refusal may come before all has been written
+                    self._show(False, frame, len(frame) + len(FRAME_END), time.monotonic() - started)
+                    return self._checked(json.loads(frame))
+            fault = writing.exception() if writing.done() else None
+            raise fault if fault and not isinstance(fault, (ConnectionError, TimeoutError)) else ConnectionLost
+        finally:
+            writer.transport.abort()
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+
+    @staticmethod
+    async def _read(reader: asyncio.StreamReader) -> bytes:
+        try:
+            return await reader.read(RECEIVE_SIZE)
+        except OSError:
+            return b""
+
+    # -- those who watch
+
+    def _show(self, outgoing: bool, data: bytes, size: int, elapsed: float | None = None) -> None:
+        self._on_frame(Frame(time.time(), outgoing, data[:FRAME_HEAD], size, elapsed))
+
+    def _notify(self, **fields: object) -> None:
+        self._tell({"event": "connection", **fields})
+
+    def _tell(self, event: dict) -> None:
+        try:
+            self._on_event(event)
+        except Exception:                          # a fault of the page's must not cost the connection
+            log.exception("event %s", event["event"])
+
+
+# ---- typed commands ----------------------------------------------------------------------------
+
+
+def parse_typed(line: str, logged_in: bool) -> tuple[Command, list[str]]:
+    """A line as a person types it -> its command, and the arguments without token; a file is a path. Raises Refused."""
+    word, _, rest = line.strip().partition(" ")
+    command = COMMANDS.get(word.lower())
+    if command not in PUBLIC_COMMANDS:
+        raise Refused.locally("unknown_command")
+    names = [name for name in command.names if name != "T"]
+    required = command.required - ("T" in command.parameters.split())
+    if command.takes_file:                         # the last two words are one path
+        names.pop()
+        required -= 1
+    arguments = split_arguments(rest, len(names), command.takes_rest or command.takes_file)
+    if not required <= len(arguments) <= len(names):
+        raise Refused.locally("bad_arguments", command.prompt_usage)
+    if command.caller == USER and not logged_in:
+        raise Refused.locally("session_not_found")
+    return command, arguments
+
+
+async def perform(conn: ServerConnection, line: str, downloads: Path,
+                  progress: Progress = lambda done, size: None) -> list[str]:
+    """Carries out a typed line: the lines to show. Raises Refused, OSError."""
+    command, arguments = parse_typed(line, bool(conn.token))
+    if command.word == "help":
+        try:
+            return help_text(*arguments).split("\n")
+        except ChatError as error:
+            raise Refused(error.reply()) from None
+    if command.word == "getfile":
+        path = await conn.fetch_file(arguments[0], downloads, progress)
+        return [say("saved", path=path, size=show_size(path.stat().st_size))]
+    if command.takes_file:
+        path = Path(arguments.pop().strip("'\"")).expanduser()
+        try:
+            reply = await conn.send_file(command.word, *arguments, path=path, progress=progress)
+        except OSError:
+            raise Refused({"message": say("no_file", path=path)}) from None
+    else:
+        reply = await conn.request(command.word, *arguments)
+    if command.word in ("auth", "register"):
+        return [say("welcome", user=f"{conn.user}@{conn.realm}")]
+    return describe(command.word, reply, conn.realm) or [reply.get("message") or say("nothing")]
+
+
+def describe(word: str, reply: dict, home: str) -> list[str]:
+    """A reply as lines for people; empty where its own message says it all, or there is nothing."""
+    if word == "inbox":
+        lines = [describe_message(message, home) for part in reply["messages"].values() for message in part]
+        return (lines or [say("nothing_new")]) + [say("more")] * bool(reply.get("more"))
+    if word in ("history", "getrealminbox"):
+        return [describe_message(message, home) for message in reply["messages"]]
+    if word == "info":
+        return [f"{'●' if person['online'] else '○'} {short(person['user'] + '@' + person['realm'], home):<20} "
+                f"{person['nama']}, {person['negara']}" for person in reply["users"]]
+    if word == "groups":
+        return [f"{'●' if group['member'] else '○'} {short(group['group'], home):<20} {say('members')}: "
+                + ", ".join(short(member, home) for member in group["members"]) for group in reply["groups"]]
+    if word == "realms":
+        return [f"{name:<12} {row['address']}:{row['port']}  {row['link']}" +
+                (f", {say('queued_count', count=row['queued'])}" if row.get("queued") else "") +
+                (f", {row['rtt_ms']:.0f} ms" if row.get("rtt_ms") is not None else "")
+                for name, row in reply["realms"].items()]
+    if "id" in reply:
+        queued = f", {say('queued')}" if reply.get("queued") else ""
+        return [f"{reply.get('message') or 'OK'} (#{reply['id']}{queued})"]
+    return []
+
+
+def short(address: str, home: str) -> str:
+    """An address without the realm where it is one's own."""
+    return address.removesuffix(f"@{home}")
+
+
+def describe_message(message: dict, home: str) -> str:
+    """A message as one line, a line break in it as an arrow."""
+    group = f"{short(message['group'], home)} | " if "group" in message else ""
+    if "file" in message:
+        text = say("file", **{**message["file"], "size": show_size(message["file"]["size"])})
+    else:
+        text = " ↵ ".join(message["msg"].split(LINE_BREAK))
+    moment = local_time(message["ts"])
+    day = "" if moment.date() == datetime.now().date() else f"{moment:%d-%m} "
+    return clean(f"[{day}{moment:%H:%M}] {group}{short(message['from'], home)}: {text}")
+
+
+def clean(text: str) -> str:
+    """Text that can't steer a terminal."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def describe_event(event: dict, home: str) -> str:
+    """An event as one line."""
+    kind = event["event"]
+    if kind == "message":
+        return describe_message(event, home)
+    if kind == "presence":
+        return say("online" if event["online"] else "offline", user=short(event["user"], home))
+    if kind == "group":
+        return say(event["change"], user=short(event["user"], home), group=short(event["group"], home))
+    if kind == "realm":
+        return say(event["link"], realm=event["realm"])
+    return ""
+
+
+# ---- prompt ------------------------------------------------------------------------------------
+
+
+class Prompt:
+    """A command line on a terminal, or a script from a pipe.
+
+    The main thread reads lines, everything else happens in the loop of another: so a message is shown while a line is
+    being typed, and Ctrl-C ends what is being waited for.
+    """
+
+    PATIENCE = 3.0             # seconds that the next line waits for an answer; later the answer comes in between
+
+    def __init__(self, host: str, port: int, realm: str, downloads: Path) -> None:
+        self.place = f"{host}:{port}"
+        self.downloads = downloads
+        self.is_script = not (sys.stdin.isatty() and sys.stdout.isatty())
+        self.readline: Any = None                  # Python's module, where there is one
+        self.editor: Any = None                    # and the library below it
+        self.names: set[str] = set()               # people and groups, for completion
+        self.typing = ""                           # the prompt, while it is on the screen
+        self.was_lost = False
+        self.drawn = 0.0                           # when the progress line was
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.conn = self.start(self.connect(host, port, realm)).result()
+
+    async def connect(self, host: str, port: int, realm: str) -> ServerConnection:
+        """Makes the connection within its loop."""
+        return ServerConnection(host, port, realm, (lambda event: None) if self.is_script else self.hear)
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future:
+        """Begins the work in the loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    async def carry_out(self, line: str) -> tuple[list[str], bool]:
+        """A typed line -> the lines to show, and whether it went well."""
+        try:
+            return await perform(self.conn, line, self.downloads, self.show_progress), True
+        except Refused as refusal:
+            wait = refusal.reply.get("retry_after")
+            reason = str(refusal) + (f" ({wait} s)" if wait else "")
+        except ConnectionError:
+            reason = say("unreachable", place=self.place)
+        except OSError as error:
+            reason = str(error)
+        return [say("failed", reason=reason)], False
+
+    def run_script(self) -> int:
+        """Carries out standard input, one line of result for each command; 1 if any failed."""
+        status = 0
+        for line in sys.stdin:
+            if line.strip() and not line.lstrip().startswith("#"):
+                lines, well = self.start(self.carry_out(line)).result()
+                status |= not well
+                print(" | ".join(lines), flush=True)
+        return status
+
+    def run_terminal(self) -> int:
+        """Reads lines until Ctrl-D, then waits for what is not answered yet."""
+        self.prepare_readline()
+        self.show(say("banner", realm=self.conn.realm, place=self.place))
+        unanswered: dict[concurrent.futures.Future, str] = {}
+        while True:
+            try:
+                line = self.read_line().strip()
+            except KeyboardInterrupt:
+                print()
+                continue
+            except EOFError:
+                print()
+                break
+            if line in ("quit", "exit"):
+                break
+            if line:
+                future = self.start(self.answer(line))
+                unanswered[future] = line
+                word = line.split()[0].lower()
+                patience = None if word == "getfile" or "file" in word else self.PATIENCE
+                self.wait(future, patience)
+            unanswered = {future: line for future, line in unanswered.items() if not future.done()}
+        for future, line in unanswered.items():
+            self.show(say("waiting", line=line))
+            self.wait(future)
+        return 0
+
+    def wait(self, future: concurrent.futures.Future, seconds: float | None = None) -> None:
+        """Lets it come to its end; Ctrl-C cancels it."""
+        try:
+            concurrent.futures.wait([future], seconds)
+        except KeyboardInterrupt:
+            future.cancel()
+            self.show(say("cancelled"))
+
+    async def answer(self, line: str) -> None:
+        """Carries out a line and shows what came of it."""
+        lines, well = await self.carry_out(line)
+        self.show(*lines)
+        word = line.split()[0].lower()
+        if well and word in ("auth", "register", "addgroup", "joingroup", "info"):
+            with contextlib.suppress(Refused, OSError):
+                if word in ("auth", "register"):
+                    await self.conn.subscribe()
+                people, groups = await self.conn.request("info"), await self.conn.request("groups")
+                self.names |= {person["user"] for person in people["users"]}
+                self.names |= {short(group["group"], self.conn.realm) for group in groups["groups"]}
+
+    def hear(self, event: dict) -> None:
+        """Shows what comes in by itself."""
+        own = f"{self.conn.user}@{self.conn.realm}"
+        if event["event"] == "connection":
+            if event["state"] == "lost":
+                self.show(say("lost", seconds=f"{event['retry']:.1f}"))
+            elif event["state"] == "ended" or self.was_lost:
+                self.show(say("ended" if event["state"] == "ended" else "again_up"))
+            self.was_lost = event["state"] == "lost"
+        elif own not in (event.get("from"), event.get("user")):
+            self.names.add(short(event.get("from") or event.get("user") or "", self.conn.realm))
+            self.show(describe_event(event, self.conn.realm))
+
+    # -- the terminal
+
+    def read_line(self) -> str:
+        """A line with editing, history and completion where Python has readline."""
+        user = f"{self.conn.user}@{self.conn.realm}" if self.conn.token else self.conn.realm
+        self.typing = f"{user}> "
+        try:
+            line = input(self.typing)
+        finally:
+            self.typing = ""
+        if self.readline and line.split()[:1] in (["auth"], ["register"]):
+            with contextlib.suppress(ValueError):  # a password is not recalled
+                self.readline.remove_history_item(self.readline.get_current_history_length() - 1)
+        return line
+
+    def show(self, *lines: str) -> None:
+        """Prints lines; a line that is being typed is taken off the screen and put back below them."""
+        typing = self.typing
+        if typing and self.editor:
+            self.editor.rl_clear_visible_line()
+            self.editor.fflush(None)
+        sys.stdout.write(("" if typing and self.editor else "\r\033[K") + "".join(line + "\n" for line in lines))
+        if typing and not self.editor:
+            sys.stdout.write(typing)
+        sys.stdout.flush()
+        if typing and self.editor:
+            self.editor.rl_forced_update_display()
+
+    def show_progress(self, done: int, size: int) -> None:
+        """A line that counts, for a file large enough to wait for."""
+        if self.is_script or size < 1_000_000 or time.monotonic() - self.drawn < 0.1 and done < size:
+            return
+        self.drawn = time.monotonic()
+        sys.stdout.write(f"\r\033[K{done * 100 // size:3d} %  {show_size(done)} / {show_size(size)}")
+        sys.stdout.flush()
+
+    def prepare_readline(self) -> None:
+        """Completion and history, where there is readline."""
+        with contextlib.suppress(ImportError):
+            import readline
+            self.readline = readline
+            with contextlib.suppress(OSError, AttributeError):     # what Python's module doesn't offer of the library
+                library = ctypes.CDLL(readline.__file__)
+                self.editor = library.rl_clear_visible_line and library.rl_forced_update_display and library
+            readline.set_completer(self.complete)
+            readline.set_completer_delims(" ")
+            readline.parse_and_bind("bind ^I rl_complete" if "libedit" in (readline.__doc__ or "") else "tab: complete")
+
+    def complete(self, text: str, number: int) -> str | None:
+        """The completion of that number: a command, a name, or a path, by its place in the line."""
+        words = self.readline.get_line_buffer()[: self.readline.get_begidx()].split()
+        command = COMMANDS.get(words[0].lower()) if words else None
+        if not words or words == ["help"]:
+            choices = [command.word + " " for command in PUBLIC_COMMANDS]
+        elif command and command.takes_file and len(words) == command.required - 2:
+            choices = [str(path) + ("/" if path.is_dir() else "") for path in Path().glob(glob.escape(text) + "*")]
+        else:
+            choices = [name + " " for name in sorted(self.names | set(REALMS))]
+        matching = [choice for choice in choices if choice.startswith(text)]
+        return matching[number] if number < len(matching) else None
+
+
+# ---- what a chat shows ---------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Message:
+    """A message in a conversation; one without an id is still on its way out."""
+
+    sender: str
+    when: datetime
+    text: str = ""
+    file: dict | None = None
+    id: int = 0
+    state: str = "stored"      # or sending, queued, failed
+    reason: str = ""
+    done: float = 0.0          # how much of its file has gone out or come in
+    path: Path | None = None   # where the file lies that goes out
+    source: str = ""           # of a picture: where the page gets it
+    task: asyncio.Task | None = None
+
+    @classmethod
+    def received(cls, fields: dict) -> Message:
+        """A message as the server gives it."""
+        text = fields.get("msg", "").replace(LINE_BREAK, "\n")
+        return cls(fields["from"], local_time(fields["ts"]), text, fields.get("file"), fields["id"])
+
+    def is_awaited(self, message: Message) -> bool:
+        """Whether that one, from the server, is this one, on its way."""
+        names = [part and part["name"] for part in (self.file, message.file)]
+        return self.state == "sending" and (self.sender, self.text, names[0]) == (message.sender, message.text, names[1])
+
+
+@dataclass(eq=False)
+class Conversation:
+    """The messages with one person or in one group, as far as they are here, in the order of their ids."""
+
+    key: str                   # the address, a group's with a # in front
+    messages: list[Message] = field(default_factory=list)
+    complete: bool = True      # whether its first message is here
+    unread: int = 0
+    first_new: int = 0         # the id above which the line "new messages" stands
+    draft: str = ""
+    members: list[str] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        """The person's or the group's."""
+        return self.key.lstrip("#")
+
+    @property
+    def target(self) -> str:
+        """What `history` calls it."""
+        return self.key.replace("#", "group:")
+
+    @property
+    def is_group(self) -> bool:
+        """Whether it is a group's."""
+        return self.key.startswith("#")
+
+    @property
+    def last(self) -> Message | None:
+        """The newest message."""
+        return self.messages[-1] if self.messages else None
+
+    def add(self, message: Message) -> Message:
+        """Puts a message in its place; if it is here already, perhaps as one's own on its way, that one is given."""
+        for known in reversed(self.messages):
+            if known.id == message.id or not known.id and known.is_awaited(message):
+                known.id, known.file = message.id, message.file
+                break
+        else:
+            known = message
+            self.messages.append(message)
+        self.messages.sort(key=lambda message: message.id or sys.maxsize)
+        return known
+
+
+class Chats:
+    """All that a chat shows of one user; no control in it."""
+
+    KEPT = 100                 # messages of a conversation that nobody looks at; the others are read again when needed
+
+    def __init__(self, own: str = "") -> None:
+        self.own = own
+        self.people: dict[str, dict] = {}          # address: a row of `info`
+        self.talks: dict[str, Conversation] = {}
+        self.open_groups: list[str] = []           # those one could join
+        self.realms: dict[str, dict] = {}
+        self.marks: dict[str, int] = {}            # key: the id of the last message that was read
+
+    def talk(self, key: str) -> Conversation:
+        """The conversation of that key, an empty one if there was none."""
+        return self.talks.setdefault(key, Conversation(key))
+
+    def take(self, fields: dict, current: Conversation | None) -> tuple[Conversation, Message]:
+        """A message that came as an event."""
+        if "group" in fields:
+            key = f"#{fields['group']}"
+        else:
+            key = fields["to"] if fields["from"] == self.own else fields["from"]
+        talk = self.talk(key)
+        message = talk.add(Message.received(fields))
+        if message.sender == self.own:
+            talk.unread = talk.first_new = 0
+        elif message.id > self.marks.get(key, 0):
+            talk.unread += 1
+            talk.first_new = talk.first_new or message.id
+        if talk is not current and len(talk.messages) > 2 * self.KEPT:
+            del talk.messages[: -self.KEPT]
+            talk.complete = False
+        return talk, message
+
+    def take_groups(self, rows: list[dict]) -> None:
+        """The reply to `groups`."""
+        for talk in self.talks.values():
+            talk.members = []
+        self.open_groups = [row["group"] for row in rows if not row["member"]]
+        for row in rows:
+            if row["member"]:
+                self.talk(f"#{row['group']}").members = row["members"]
+
+    def take_people(self, rows: list[dict]) -> None:
+        """The reply to `info`."""
+        self.people.update((f"{row['user']}@{row['realm']}", row) for row in rows)
+
+    def name_of(self, address: str) -> str:
+        """A person's full name, else the address."""
+        return self.people[address]["nama"] if address in self.people else address.partition("@")[0]
+
+    def is_online(self, address: str) -> bool:
+        """Whether that person is there."""
+        return bool(self.people.get(address, {}).get("online"))
+
+    def listed(self, words: str = "") -> list[Conversation]:
+        """The conversations that match, the newest first."""
+        found = [talk for talk in self.talks.values()
+                 if words.lower() in f"{talk.address} {self.name_of(talk.address)}".lower()]
+        return sorted(found, key=lambda talk: talk.last.when.timestamp() if talk.last else 0, reverse=True)
+
+
+# ---- the page's parts ----------------------------------------------------------------------------
+
+ft: Any = None                                     # Flet, once `load_flet` has fetched it
+StillList: Any = None                              # a list whose items the page's other updates pass over
+StillBox: Any = None                               # likewise a box
+
+HUES = ("BLUE", "TEAL", "DEEP_ORANGE", "PURPLE", "INDIGO", "PINK", "GREEN", "BROWN", "CYAN", "DEEP_PURPLE", "RED")
+LINK = re.compile(r"https?://[^\s<>\"']+[^\s<>\"'.,;:!?)\]]")
+IMAGES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".webp": "image/webp"}
+
+
+def load_flet() -> None:
+    """Flet takes half a second to import, and nothing but the page needs it."""
+    global ft, StillList, StillBox
+    import flet as ft
+    ft.context.disable_auto_update()
+    StillList = ft.control(isolated=True)(type("StillList", (ft.ListView,), {"__module__": __name__}))
+    StillBox = ft.control(isolated=True)(type("StillBox", (ft.Container,), {"__module__": __name__}))
+
+
+def hue(name: str) -> str:
+    """A name's colour, always the same."""
+    return HUES[zlib.crc32(name.encode()) % len(HUES)]
+
+
+def avatar(name: str, key: str, online: bool | None = None, radius: int = 20) -> Any:
+    """A disc with initials in the colour of the name; for a person, a dot that says whether they are there."""
+    letters = "".join(word[0] for word in name.replace(".", " ").replace("_", " ").split()[:2]).upper()
+    disc = ft.CircleAvatar(
+        content=ft.Icon(ft.Icons.GROUPS, color=ft.Colors.WHITE, size=radius) if key.startswith("#")
+        else ft.Text(letters or "?", size=radius * 0.75, weight=ft.FontWeight.W_600, color=ft.Colors.WHITE),
+        bgcolor=getattr(ft.Colors, hue(key) + "_400"), radius=radius)
+    if not online:
+        return disc
+    dot = ft.Container(width=12, height=12, border_radius=6, bgcolor=ft.Colors.GREEN_500, right=0, bottom=0,
+                       border=ft.Border.all(2, ft.Colors.SURFACE))
+    return ft.Stack([disc, dot], width=2 * radius, height=2 * radius)
+
+
+def linked(text: str, size: float = 14.5, color: str | None = None) -> Any:
+    """A text whose web addresses can be clicked."""
+    spans, start = [], 0
+    for found in LINK.finditer(text):
+        spans.append(ft.TextSpan(text[start:found.start()]))
+        style = ft.TextStyle(color=ft.Colors.PRIMARY, decoration=ft.TextDecoration.UNDERLINE)
+        spans.append(ft.TextSpan(found[0], style=style, url=found[0]))
+        start = found.end()
+    if not spans:
+        return ft.Text(text, size=size, color=color)
+    return ft.Text(spans=[*spans, ft.TextSpan(text[start:])], size=size, color=color)
+
+
+def small(text: str, **keywords: Any) -> Any:
+    """A quiet text."""
+    return ft.Text(text, **{"size": 12, "color": ft.Colors.ON_SURFACE_VARIANT, **keywords})
+
+
+def blank(icon: str, text: str) -> Any:
+    """What stands where there is nothing."""
+    return ft.Container(expand=True, alignment=ft.Alignment.CENTER, padding=30, content=ft.Column(
+        [ft.Icon(icon, size=56, color=ft.Colors.OUTLINE_VARIANT), small(text, size=14, text_align=ft.TextAlign.CENTER)],
+        horizontal_alignment=ft.CrossAxisAlignment.CENTER, tight=True, spacing=12))
+
+
+def pill(text: str) -> Any:
+    """A day, or another remark between messages."""
+    return ft.Row([ft.Container(small(text), padding=ft.Padding.symmetric(horizontal=12, vertical=4), border_radius=12,
+                                bgcolor=ft.Colors.SURFACE_CONTAINER_HIGH)], alignment=ft.MainAxisAlignment.CENTER)
+
+
+# ---- one chat ------------------------------------------------------------------------------------
+
+
+class ChatView:
+    """A whole chat: login, conversations, messages, tools. `root` goes on a page, beside others if need be."""
+
+    PAGE = 50                  # messages shown at once, and more with each scroll to the top
+    MOST = 400                 # rows that stay on the page while one reads the newest
+    SIDE = 320                 # width of the list of conversations
+    NARROW = 640               # below this, the list or the conversation
+    PICTURE = 8_000_000        # bytes of a picture that is shown without being asked for
+
+    def __init__(self, window: Window, realm: str, host: str, port: int, login: tuple[str, str] | None = None) -> None:
+        self.window, self.say, self.on, self.page = window, window.say, window.on, window.page
+        self.login = login
+        self.realm, self.host, self.port = realm, host, port
+        self.conn: ServerConnection | None = None
+        self.chats = Chats()
+        self.current: Conversation | None = None
+        self.width = 1000.0
+        self.retry_at = 0.0
+        self.dirty: set[Conversation] = set()      # whose tiles are to be drawn again
+        self.fresh: list[Message] = []             # those of the current conversation that are to be drawn
+        self.flushing: asyncio.TimerHandle | None = None
+        self.tiles: dict[str, Any] = {}
+        self.rows: dict[Message, Any] = {}
+        self.first = 0                             # index of the oldest message that has a row
+        self.at_bottom, self.held, self.loading = True, 0, False
+        self.banner_text = ft.Text("", size=13, color=ft.Colors.ON_ERROR_CONTAINER)
+        self.banner = ft.Container(ft.Row([ft.Icon(ft.Icons.CLOUD_OFF, size=18, color=ft.Colors.ON_ERROR_CONTAINER),
+                                           self.banner_text], alignment=ft.MainAxisAlignment.CENTER),
+                                   bgcolor=ft.Colors.ERROR_CONTAINER, padding=8, visible=False)
+        self.body = ft.Container(expand=True)
+        self.tools = Tools(self)
+        self.root = ft.Container(ft.Column([self.banner, self.body, self.tools.root], spacing=0, expand=True),
+                                 expand=True)
+
+    # -- login
+
+    def show_login(self, registering: bool = False, values: dict[str, str] | None = None) -> None:
+        """The form for login, or for a new account."""
+        say, values = self.say, values or {}
+        self.current = None
+
+        def entry(key: str, hint: str = "", **more: Any) -> Any:
+            return ft.TextField(label=say(key), value=values.get(key, ""), hint_text=hint, dense=True,
+                                on_submit=self.on(self.enter), **more)
+
+        local = self.host in ("127.0.0.1", "localhost")
+        here = ft.Checkbox(label=say("this_computer"), value=local, on_change=self.on(self.choose_realm))
+        self.form = {
+            "server": entry("server", "host:port", on_change=self.on(self.choose_realm, True)),
+            "user": entry("user", autofocus=not values.get("user")),
+            "password": entry("password", password=True, can_reveal_password=True, autofocus=bool(values.get("user"))),
+            "nama": entry("nama"), "negara": entry("negara"), "here": here}
+        self.form["server"].value = values.get("server") or f"{self.host}:{self.port}"
+        self.registering = registering
+        self.choices = ft.Row(wrap=True, spacing=8, run_spacing=8)
+        self.draw_choices()
+        shown = ["server", "user", "password"] + ["nama", "negara"] * registering
+        self.enter_button = ft.FilledButton(say("register" if registering else "login"), height=44,
+                                            on_click=self.on(self.enter))
+        other = ft.TextButton(say("have_account" if registering else "no_account"), on_click=self.on(
+            lambda: self.show_login(not registering, {key: self.form[key].value for key in ("server", "user")})))
+        card = ft.Container(width=400, padding=28, border_radius=20, bgcolor=ft.Colors.SURFACE, content=ft.Column([
+            ft.Row([ft.Icon(ft.Icons.FORUM, color=ft.Colors.PRIMARY, size=34),
+                    ft.Text(say("title"), size=24, weight=ft.FontWeight.W_600, expand=True), self.settings_menu()]),
+            small(say("choose_realm")), self.choices, here, *[self.form[key] for key in shown],
+            self.enter_button, other], spacing=14, tight=True,
+            horizontal_alignment=ft.CrossAxisAlignment.STRETCH))
+        self.body.content = ft.Container(
+            ft.Column([card], scroll=ft.ScrollMode.AUTO, horizontal_alignment=ft.CrossAxisAlignment.CENTER,
+                      alignment=ft.MainAxisAlignment.CENTER),
+            alignment=ft.Alignment.CENTER, bgcolor=ft.Colors.SURFACE_CONTAINER, padding=12, expand=True)
+        self.window.update(self.root)
+
+    def draw_choices(self) -> None:
+        """The realms of the table, the one that the server field names marked."""
+        self.choices.controls = [
+            ft.Chip(label=ft.Text(f"{row.name}  {row.address}:{row.port}", size=12), show_checkmark=True,
+                    selected=self.form["server"].value == f"{row.address}:{row.port}",
+                    on_select=self.on(self.choose_realm, row.name))
+            for row in realm_table(bool(self.form["here"].value)).values()]
+
+    def choose_realm(self, name: str | bool = "") -> None:
+        """A click on a realm, or on `this computer`; or `True`: the server field was typed in."""
+        table = realm_table(bool(self.form["here"].value))
+        if name is not True:
+            self.realm = name or self.realm
+            if self.realm in table:
+                self.form["server"].value = f"{table[self.realm].address}:{table[self.realm].port}"
+        self.draw_choices()
+        self.window.update(self.choices, self.form["server"])
+
+    async def enter(self) -> None:
+        """Logs in, or registers; what is wrong stands beside its field."""
+        values = {key: self.form[key].value.strip() for key in ("server", "user", "password", "nama", "negara")}
+        needed = ["server", "user", "password"] + ["nama", "negara"] * self.registering
+        for key in needed:
+            self.form[key].error = None if values[key] else self.say("needed")
+        with contextlib.suppress(ChatError):
+            fold_name(values["user"])
+            values["fits"] = "yes"
+        if values["user"] and "fits" not in values:
+            self.form["user"].error = self.say("bad_name")
+        try:
+            self.host, self.port = parse_host_port(values["server"])
+        except ValueError:
+            self.form["server"].error = self.say("bad_server")
+        if " " in values["password"]:
+            self.form["password"].error = self.say("no_spaces")
+        if not any(self.form[key].error for key in needed):
+            self.enter_button.disabled = True
+            self.window.update(self.enter_button)
+            words = ["register", values["user"], values["password"], re.sub(r"\s+", "_", values["nama"]),
+                     re.sub(r"\s+", "_", values["negara"])] if self.registering else \
+                ["auth", values["user"], values["password"]]
+            try:
+                await self.fresh_connection().request(*words)
+                return await self.entered()
+            except ConnectionError:
+                self.form["server"].error = self.say("unreachable", place=values["server"])
+            except Refused as refusal:
+                place = {"bad_credentials": "password", "user_exists": "user", "bad_name": "user"}
+                wait = f" ({refusal.reply['retry_after']} s)" if "retry_after" in refusal.reply else ""
+                self.form[place.get(refusal.code, "password")].error = self.window.reason(refusal) + wait
+            self.enter_button.disabled = False
+        self.window.update(self.root)
+
+    def fresh_connection(self) -> ServerConnection:
+        """A connection to the server that the form names."""
+        if self.conn:
+            self.window.spawn(self.conn.close())
+        self.conn = ServerConnection(self.host, self.port, self.realm, self.hear, self.tools.see_frame)
+        return self.conn
+
+    async def start(self) -> None:
+        """The first thing shown: the chat of a session that still lives, else the form."""
+        stored = await self.window.recall(f"session.{self.realm}") or {}
+        if self.login:
+            with contextlib.suppress(Refused, OSError):
+                await self.fresh_connection().request("auth", *self.login)
+                return await self.entered()
+        elif stored.get("token") and not self.window.options.server:
+            self.realm, self.host, self.port = stored["realm"], stored["host"], stored["port"]
+        if stored.get("token") and (stored.get("host"), stored.get("port")) == (self.host, self.port):
+            with contextlib.suppress(Refused, OSError):
+                await self.fresh_connection().resume(stored["user"], stored["token"])
+                return await self.entered()
+        self.show_login(values={"user": stored.get("user", "")})
+
+    async def entered(self) -> None:
+        """After a login: gathers what there is, then shows it."""
+        conn = self.conn
+        realms = (await conn.request("realms"))["realms"]
+        conn.realm = self.realm = next((name for name, row in realms.items() if row["link"] == "local"), self.realm)
+        self.chats.__init__(f"{conn.user}@{conn.realm}")     # type: ignore[misc]
+        self.tiles.clear()
+        self.dirty.clear()
+        self.current = None
+        self.chats.realms = realms
+        self.chats.marks = await self.window.recall(f"marks.{self.chats.own}") or {}
+        await self.remember_session()
+        self.show_chat()
+        await asyncio.gather(self.read_people(), self.read_groups(), conn.subscribe(0))
+
+    async def remember_session(self) -> None:
+        """The page's storage keeps the token, so that a reload goes on; never the password."""
+        await self.window.store(f"session.{self.window.options.realm if not self.login else self.realm}", {
+            "realm": self.realm, "host": self.host, "port": self.port,
+            "user": self.conn.user, "token": self.conn.token})
+
+    async def read_people(self) -> None:
+        """The people of all realms that can be asked."""
+        async def ask(realm: str) -> None:
+            with contextlib.suppress(Refused):
+                self.chats.take_people((await self.conn.request("info", realm))["users"])
+
+        await asyncio.gather(*map(ask, self.chats.realms))
+        self.dirty |= set(self.chats.talks.values())
+        self.draw_soon()
+        self.draw_header()
+
+    async def read_groups(self) -> None:
+        """One's groups with their members."""
+        self.chats.take_groups((await self.conn.request("groups"))["groups"])
+        self.dirty |= {talk for talk in self.chats.talks.values() if talk.is_group}
+        self.draw_soon()
+        self.draw_header()
+
+    async def leave(self) -> None:
+        """Logs out."""
+        with contextlib.suppress(Refused):
+            await self.conn.request("logout")
+        await self.left()
+
+    async def left(self, note: str = "") -> None:
+        """After the session's end."""
+        user = self.conn.user
+        await self.window.store(f"session.{self.window.options.realm}", {"user": user})
+        self.show_login(values={"user": user})
+        if note:
+            self.window.toast(note)
+
+    # -- what comes in
+
+    def hear(self, event: dict) -> None:
+        """An event of the connection."""
+        kind = event["event"]
+        if kind == "message":
+            talk, message = self.chats.take(event, self.current)
+            self.dirty.add(talk)
+            if talk is self.current:
+                self.fresh.append(message)
+            self.draw_soon()
+        elif kind == "connection":
+            self.hear_connection(event)
+        elif kind == "presence":
+            if event["user"] in self.chats.people:
+                self.chats.people[event["user"]]["online"] = event["online"]
+                self.dirty |= {talk for key, talk in self.chats.talks.items() if key == event["user"]}
+                self.draw_soon()
+                self.draw_header()
+            else:
+                self.window.spawn(self.read_people())
+        elif kind == "group":
+            self.window.spawn(self.read_groups())
+        elif kind == "realm":
+            self.window.spawn(self.read_realms())
+
+    def hear_connection(self, event: dict) -> None:
+        """The connection was lost, came back, or the session ended."""
+        if event["state"] == "ended":
+            self.window.spawn(self.left(self.say("ended")))
+        elif event["state"] == "lost" and self.conn.token:
+            self.retry_at = time.monotonic() + event["retry"]
+            if not self.banner.visible:
+                self.banner.visible = True
+                self.window.spawn(self.count_down())
+        elif event["state"] == "up" and self.banner.visible:
+            self.banner.visible = False
+            self.window.update(self.root)
+            self.window.spawn(self.read_people())
+            self.window.spawn(self.read_groups())
+
+    async def count_down(self) -> None:
+        """Says when the next attempt will be, until the connection is back."""
+        while self.banner.visible:
+            seconds = max(0, round(self.retry_at - time.monotonic()))
+            self.banner_text.value = self.say("lost", seconds=seconds) if seconds else self.say("trying")
+            self.window.update(self.banner.parent)
+            await asyncio.sleep(0.5)
+
+    async def read_realms(self) -> None:
+        """The links' state; what was queued for a realm has gone once its queue is empty."""
+        while True:
+            self.chats.realms = (await self.conn.request("realms"))["realms"]
+            self.tools.draw_realms()
+            waiting = False
+            for talk in self.chats.talks.values():
+                realm = talk.address.partition("@")[2]
+                for message in talk.messages:
+                    if message.state == "queued":
+                        row = self.chats.realms.get(realm, {})
+                        if row.get("link") == "up" and not row.get("queued"):
+                            message.state = "stored"
+                            self.draw_message(message)
+                        waiting |= row.get("link") == "up" and bool(row.get("queued"))
+            if not waiting:
+                return
+            await asyncio.sleep(1)
+
+    def draw_soon(self) -> None:
+        """Gathers what came at once into one drawing."""
+        if not self.flushing:
+            self.flushing = asyncio.get_running_loop().call_later(0.01, self.draw_now)
+
+    def draw_now(self) -> None:
+        """Draws the tiles and messages that have changed."""
+        self.flushing = None
+        if not self.chats.own or not self.tiles_holder.page:
+            return
+        dirty, self.dirty, fresh, self.fresh = self.dirty, set(), self.fresh, []
+        new = [message for message in dict.fromkeys(fresh) if message not in self.rows]
+        for message in fresh:
+            if message in self.rows:
+                self.draw_message(message)
+        if new and self.current:
+            if self.at_bottom and len(new) < self.PAGE and self.current.messages[-len(new):] == new:
+                for message in new:
+                    self.list.controls.insert(0, self.row_of(self.current.messages.index(message)))
+                if len(self.list.controls) > self.MOST:
+                    for message in self.current.messages[self.first:-self.MOST]:
+                        self.rows.pop(message, None)
+                    del self.list.controls[self.MOST:]
+                    self.first = len(self.current.messages) - self.MOST
+                self.window.update(self.holder)
+            elif self.at_bottom:
+                self.draw_messages()
+            else:
+                self.held += len(new)
+                self.draw_jump()
+            self.mark_read()
+        for talk in dirty:
+            self.draw_tile(talk)
+        self.draw_list()
+
+    # -- the list of conversations
+
+    def show_chat(self) -> None:
+        """The list of conversations, and beside it the one that is open."""
+        say = self.say
+        self.filter = ft.TextField(hint_text=say("find"), label=None, dense=True, prefix_icon=ft.Icons.SEARCH,
+                                   filled=True, border=ft.OutlineInputBorder(border_radius=22, side=None),
+                                   on_change=self.on(self.draw_list), on_submit=self.on(self.open_first))
+        self.list_view = StillList(expand=True, padding=ft.Padding.symmetric(horizontal=8, vertical=4), spacing=2)
+        self.tiles_holder = ft.Container(self.list_view, expand=True)
+        menu = ft.PopupMenuButton(icon=ft.Icons.EDIT_SQUARE, tooltip=say("new"), items=[
+            ft.PopupMenuItem(icon=ft.Icons.PERSON_ADD, content=say("new_message"), on_click=self.on(self.ask_person)),
+            ft.PopupMenuItem(icon=ft.Icons.GROUP_ADD, content=say("new_group"), on_click=self.on(self.ask_group)),
+            ft.PopupMenuItem(icon=ft.Icons.LOGIN, content=say("join_group"), on_click=self.on(self.ask_join))])
+        name = self.chats.name_of(self.chats.own)
+        head = ft.Row([
+            avatar(name, self.chats.own),
+            ft.Column([ft.Text(self.conn.user, weight=ft.FontWeight.W_600, overflow=ft.TextOverflow.ELLIPSIS,
+                               max_lines=1), small(self.conn.realm)], spacing=0, expand=True),
+            ft.IconButton(ft.Icons.TERMINAL, tooltip=say("tools"), on_click=self.on(self.tools.toggle)),
+            menu, self.settings_menu()], spacing=4)
+        self.side = ft.Container(ft.Column([
+            ft.Container(head, padding=ft.Padding.only(left=14, right=6, top=10)),
+            ft.Container(ft.Semantics(self.filter, label=say("find")), padding=ft.Padding.symmetric(horizontal=12)),
+            self.tiles_holder], spacing=8, expand=True), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
+        self.pane = ft.Container(expand=True, bgcolor=ft.Colors.SURFACE)
+        self.body.content = ft.Row([self.side, self.pane], spacing=0, expand=True,
+                                   vertical_alignment=ft.CrossAxisAlignment.STRETCH)
+        self.show_nothing()
+        self.lay_out()
+        self.draw_list()
+        self.window.update(self.root)
+
+    def settings_menu(self) -> Any:
+        """Theme, language, logout."""
+        say, window = self.say, self.window
+        items = [ft.PopupMenuItem(icon=icon, content=say(mode), checked=window.theme == mode,
+                                  on_click=self.on(window.set_theme, mode))
+                 for mode, icon in (("system", ft.Icons.BRIGHTNESS_AUTO), ("light", ft.Icons.LIGHT_MODE),
+                                    ("dark", ft.Icons.DARK_MODE))]
+        items += [ft.PopupMenuItem(), ft.PopupMenuItem(icon=ft.Icons.TRANSLATE, content=say("other_language"),
+                                                       on_click=self.on(window.switch_language)),
+                  ft.PopupMenuItem(icon=ft.Icons.TERMINAL, content=say("tools"), on_click=self.on(self.tools.toggle))]
+        if self.conn and self.conn.token:
+            items += [ft.PopupMenuItem(), ft.PopupMenuItem(icon=ft.Icons.LOGOUT, content=say("logout"),
+                                                           on_click=self.on(self.leave))]
+        return ft.PopupMenuButton(icon=ft.Icons.MORE_VERT, tooltip=say("settings"), items=items)
+
+    def lay_out(self) -> None:
+        """Side by side where it is wide; the list or the conversation where it is narrow."""
+        if not self.chats.own or not self.conn or not self.conn.token:
+            return
+        narrow = self.width < self.NARROW
+        self.side.visible = not (narrow and self.current)
+        self.pane.visible = not narrow or bool(self.current)
+        self.side.width = None if narrow else min(self.SIDE, self.width * 0.4)
+        self.side.expand = narrow
+
+    def resize(self, width: float) -> None:
+        """The view's own width."""
+        was_narrow, self.width = self.width < self.NARROW, width
+        self.lay_out()
+        if self.current and was_narrow != (width < self.NARROW):
+            self.open(self.current.key)
+
+    def draw_list(self) -> None:
+        """The tiles in their order, those that match what is looked for."""
+        talks = self.chats.listed(self.filter.value or "")
+        for talk in talks:
+            if talk.key not in self.tiles:
+                self.draw_tile(talk)
+        self.list_view.controls = [self.tiles[talk.key] for talk in talks]
+        self.tiles_holder.content = self.list_view if talks else blank(
+            ft.Icons.SEARCH_OFF if self.filter.value else ft.Icons.CHAT_BUBBLE_OUTLINE,
+            self.say("none_found" if self.filter.value else "no_talks"))
+        self.window.update(self.tiles_holder)
+        self.window.count_unread()
+
+    def draw_tile(self, talk: Conversation) -> None:
+        """One conversation in the list."""
+        last, name = talk.last, self.title_of(talk)
+        tile = self.tiles.get(talk.key) or StillBox(
+            border_radius=14, padding=ft.Padding.symmetric(horizontal=10, vertical=8), ink=True,
+            on_click=self.on(self.open, talk.key))
+        end = [small(self.window.show_day(last.when, short_form=True), size=11)] if last else []
+        if talk.unread:
+            end.append(ft.Container(ft.Text(str(talk.unread), size=11, color=ft.Colors.ON_PRIMARY), border_radius=10,
+                                    bgcolor=ft.Colors.PRIMARY, padding=ft.Padding.symmetric(horizontal=7, vertical=2)))
+        tile.bgcolor = ft.Colors.SECONDARY_CONTAINER if talk is self.current else None
+        tile.content = ft.Row([
+            avatar(name, talk.key, self.chats.is_online(talk.key)),
+            ft.Column([
+                ft.Text(name, max_lines=1, overflow=ft.TextOverflow.ELLIPSIS, weight=ft.FontWeight.W_600, size=14),
+                small(self.preview(talk), max_lines=1, overflow=ft.TextOverflow.ELLIPSIS)], spacing=2, expand=True),
+            ft.Column(end, spacing=4, horizontal_alignment=ft.CrossAxisAlignment.END, tight=True)], spacing=12)
+        if talk.key in self.tiles:
+            self.window.update(tile)
+        self.tiles[talk.key] = tile
+
+    def title_of(self, talk: Conversation) -> str:
+        """A person's name, or a group's; with the realm where it is another's."""
+        if not talk.is_group:
+            name, realm = self.chats.name_of(talk.address), talk.address.partition("@")[2]
+        else:
+            name, _, realm = talk.address.partition("@")
+        return name if realm in ("", self.realm) else f"{name} · {realm}"
+
+    def preview(self, talk: Conversation) -> str:
+        """The last message in few words."""
+        if not talk.last:
+            return self.say("no_messages")
+        who = self.say("you") if talk.last.sender == self.chats.own else \
+            self.chats.name_of(talk.last.sender) if talk.is_group else ""
+        text = talk.last.file["name"] if talk.last.file else talk.last.text.replace("\n", " ")[:120]
+        return f"{who}: {text}" if who else text
+
+    # -- the conversation that is open
+
+    def open_first(self) -> None:
+        """Enter in the filter: the first that matches."""
+        if talks := self.chats.listed(self.filter.value or ""):
+            self.open(talks[0].key)
+
+    def step(self, by: int) -> None:
+        """The conversation above or below the one that is open."""
+        talks = self.chats.listed(self.filter.value or "")
+        if talks:
+            place = talks.index(self.current) + by if self.current in talks else 0
+            self.open(talks[place % len(talks)].key)
+
+    def show_nothing(self) -> None:
+        """No conversation is open."""
+        self.keep_draft()
+        self.current = None
+        self.pane.content = blank(ft.Icons.FORUM_OUTLINED, self.say("choose_talk"))
+
+    def keep_draft(self) -> None:
+        """What was typed stays with its conversation."""
+        if self.current:
+            self.current.draft = self.input.value or ""
+            self.current.first_new = 0
+            if len(self.current.messages) > 2 * self.chats.KEPT:
+                del self.current.messages[: -self.chats.KEPT]
+                self.current.complete = False
+
+    def close_talk(self) -> None:
+        """Back to the list, on a phone."""
+        left = self.current
+        self.show_nothing()
+        self.lay_out()
+        if left:
+            self.draw_tile(left)
+        self.window.update(self.root)
+
+    def open(self, key: str) -> None:
+        """Shows a conversation, its newest messages and what was typed in it."""
+        self.keep_draft()
+        before, talk = self.current, self.chats.talk(key)
+        self.current = talk
+        self.list = StillList(expand=True, reverse=True, spacing=3, on_scroll=self.window.heard(self.scrolled),
+                              scroll_interval=60, padding=ft.Padding.symmetric(horizontal=16, vertical=10))
+        self.holder = ft.Container(ft.SelectionArea(self.list), expand=True)
+        self.header = ft.Container(padding=ft.Padding.symmetric(horizontal=14, vertical=8),
+                                   bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
+        self.jump = ft.Container(ft.FilledTonalButton("", icon=ft.Icons.ARROW_DOWNWARD, on_click=self.on(self.to_end)),
+                                 visible=False, bottom=10, right=18)
+        self.input_error = ft.Text("", color=ft.Colors.ERROR, size=12, visible=False)
+        self.input_box = ft.Container(expand=True)
+        self.fresh_input(talk.draft)
+        composer = ft.Container(ft.Column([self.input_error, ft.Row([
+            ft.IconButton(ft.Icons.ATTACH_FILE, tooltip=self.say("attach"), on_click=self.on(self.attach)),
+            self.input_box,
+            ft.IconButton(ft.Icons.SEND_ROUNDED, tooltip=self.say("send"), icon_color=ft.Colors.PRIMARY,
+                          on_click=self.on(self.send, True))],
+            vertical_alignment=ft.CrossAxisAlignment.END, spacing=4)], spacing=4, tight=True),
+            padding=ft.Padding.only(left=8, right=8, top=6, bottom=10), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
+        self.pane.content = ft.Column([self.header, ft.Stack([self.holder, self.jump], expand=True), composer],
+                                      spacing=0, expand=True)
+        self.draw_header(False)
+        self.draw_messages(False)
+        self.lay_out()
+        self.mark_read()
+        for other in {before, talk} - {None}:
+            self.draw_tile(other)
+        self.draw_list()
+        self.window.update(self.root)
+        if len(talk.messages) < self.PAGE and not talk.complete:
+            self.window.spawn(self.load_older())
+
+    def draw_header(self, now: bool = True) -> None:
+        """Whose conversation it is."""
+        if not self.current or not self.conn.token:
+            return
+        talk, say = self.current, self.say
+        online = self.chats.is_online(talk.key)
+        if talk.is_group:
+            names = ", ".join(short(member, self.realm) for member in talk.members[:8])
+            state = f"{len(talk.members)} {say('members')}: {names}" if talk.members else say("not_a_member")
+        else:
+            state = f"{talk.address} · {say('is_online' if online else 'is_offline')}"
+        parts = [avatar(self.title_of(talk), talk.key, online),
+                 ft.Column([ft.Text(self.title_of(talk), weight=ft.FontWeight.W_600, size=16, max_lines=1,
+                                    overflow=ft.TextOverflow.ELLIPSIS),
+                            small(state, max_lines=1, overflow=ft.TextOverflow.ELLIPSIS)], spacing=0, expand=True)]
+        if self.width < self.NARROW:
+            parts.insert(0, ft.IconButton(ft.Icons.ARROW_BACK, tooltip=say("back"), on_click=self.on(self.close_talk)))
+        if talk.is_group:
+            parts.append(ft.IconButton(ft.Icons.GROUPS, tooltip=say("members"), on_click=self.on(self.show_members)))
+        self.header.content = ft.Row(parts, spacing=12)
+        if now:
+            self.window.update(self.header)
+
+    def draw_messages(self, now: bool = True) -> None:
+        """The newest messages of the conversation, from anew."""
+        self.rows.clear()
+        count = len(self.current.messages)
+        self.first = max(0, count - self.PAGE)
+        self.at_bottom, self.held = True, 0
+        self.list.controls = [self.row_of(number) for number in reversed(range(self.first, count))]
+        self.jump.visible = False
+        if now:
+            self.window.update(self.holder, self.jump.parent)
+
+    def draw_message(self, message: Message) -> None:
+        """One message again, after its state has changed."""
+        if message in self.rows and self.current and message in self.current.messages:
+            self.rows[message].content = self.draw_row(self.current.messages.index(message))
+            self.window.update(self.rows[message])
+
+    def row_of(self, number: int) -> Any:
+        """A message of the current conversation as a row of the list."""
+        message = self.current.messages[number]
+        self.rows[message] = StillBox(content=self.draw_row(number))
+        return self.rows[message]
+
+    def draw_row(self, number: int) -> Any:
+        """A bubble, with what stands above it: a new day, or that from here on all is new."""
+        talk = self.current
+        message, before = talk.messages[number], talk.messages[number - 1] if number else None
+        new_day = not before or before.when.date() != message.when.date()
+        above = [pill(self.window.show_day(message.when))] if new_day else []
+        if talk.first_new and message.id >= talk.first_new and (not before or before.id < talk.first_new):
+            above.append(ft.Row([ft.Divider(color=ft.Colors.PRIMARY, expand=True), small(
+                self.say("new_messages"), color=ft.Colors.PRIMARY), ft.Divider(color=ft.Colors.PRIMARY, expand=True)]))
+        follows = bool(before and not above and before.sender == message.sender
+                       and (message.when - before.when).total_seconds() < 300)
+        bubble = ft.Semantics(self.draw_bubble(message, follows), identifier=f"msg-{message.id}", container=True)
+        return ft.Column([*above, bubble], spacing=8) if above else bubble
+
+    def draw_bubble(self, message: Message, follows: bool) -> Any:
+        """A message; one's own stands on the right. One that follows another of its sender has no name."""
+        mine = message.sender == self.chats.own
+        parts = []
+        if self.current.is_group and not mine and not follows:
+            parts.append(ft.Text(self.name_with_realm(message.sender), size=12, weight=ft.FontWeight.W_600,
+                                 color=getattr(ft.Colors, hue(message.sender) + "_400")))
+        parts.append(self.draw_file(message) if message.file else linked(message.text))
+        foot = [small(f"{message.when:%H:%M}", size=10.5)]
+        if mine:
+            icon = {"sending": ft.Icons.SCHEDULE, "stored": ft.Icons.DONE, "queued": ft.Icons.HOURGLASS_TOP,
+                    "failed": ft.Icons.ERROR_OUTLINE}[message.state]
+            foot.append(ft.Icon(icon, size=13, color=ft.Colors.ERROR if message.state == "failed" else
+                                ft.Colors.ON_SURFACE_VARIANT, semantics_label=self.say(f"is_{message.state}")))
+        if message.reason:
+            foot.insert(0, small(message.reason, size=11, color=ft.Colors.ERROR if message.state == "failed" else
+                                 ft.Colors.ON_SURFACE_VARIANT))
+        parts.append(ft.Row(foot, spacing=4, tight=True))
+        if message.state == "failed":
+            parts.append(ft.TextButton(self.say("again"), icon=ft.Icons.REFRESH, on_click=self.on(self.send_again, message)))
+        side = ft.CrossAxisAlignment.END if mine else ft.CrossAxisAlignment.START
+        round_, edge = 16, 4 if follows else 16
+        bubble = ft.Container(
+            ft.Column(parts, spacing=2, tight=True, horizontal_alignment=side),
+            bgcolor=ft.Colors.PRIMARY_CONTAINER if mine else ft.Colors.SURFACE_CONTAINER_HIGH,
+            padding=ft.Padding.only(left=12, right=12, top=7, bottom=5), expand=True, expand_loose=True,
+            margin=ft.Margin.only(top=0 if follows else 6),
+            border_radius=ft.BorderRadius.only(top_left=round_ if mine else edge, top_right=edge if mine else round_,
+                                               bottom_left=round_, bottom_right=round_))
+        pane = self.width - (0 if self.width < self.NARROW else self.SIDE)
+        gap = ft.Container(width=max(48, pane - 620))
+        return ft.Row([gap, bubble] if mine else [bubble, gap], spacing=0,
+                      alignment=ft.MainAxisAlignment.END if mine else ft.MainAxisAlignment.START)
+
+    def name_with_realm(self, address: str) -> str:
+        """A person's name, with the realm where it is another's."""
+        realm = address.partition("@")[2]
+        return self.chats.name_of(address) + ("" if realm == self.realm else f" · {realm}")
+
+    def draw_file(self, message: Message) -> Any:
+        """A picture, or a card with the file's name and size; a bar while it is on its way."""
+        name, size = message.file["name"], message.file["size"]
+        is_picture = Path(name).suffix.lower() in IMAGES and size <= self.PICTURE
+        if is_picture and message.id and not message.source and not message.task:
+            message.task = self.window.spawn(self.load_picture(message))
+        if is_picture and message.source:
+            picture = ft.Image(src=message.source, fit=ft.BoxFit.CONTAIN, border_radius=10, semantics_label=name,
+                               error_content=ft.Icon(ft.Icons.BROKEN_IMAGE))
+            return ft.Container(picture, width=280, height=200, ink=True, tooltip=name,
+                                on_click=self.on(self.enlarge, message))
+        moving = message.task is not None and not is_picture or message.state == "sending"
+        if moving:
+            button = ft.IconButton(ft.Icons.CLOSE, tooltip=self.say("cancel"), icon_size=20,
+                                   on_click=self.on(self.cancel, message))
+        else:
+            button = ft.IconButton(ft.Icons.DOWNLOAD, tooltip=self.say("save"), icon_size=20,
+                                   disabled=not message.id, on_click=self.on(self.save, message))
+        card = ft.Row([
+            ft.Container(ft.Icon(ft.Icons.IMAGE if is_picture else ft.Icons.INSERT_DRIVE_FILE,
+                                 color=ft.Colors.ON_PRIMARY, size=20),
+                         bgcolor=ft.Colors.PRIMARY, border_radius=10, padding=9),
+            ft.Column([ft.Text(name, max_lines=2, overflow=ft.TextOverflow.ELLIPSIS, size=13.5),
+                       small(show_size(size), size=11)], spacing=0, expand=True, tight=True), button], spacing=10)
+        bar = [ft.ProgressBar(value=message.done, bar_height=5, border_radius=3)] if moving else []
+        return ft.Container(ft.Column([card, *bar], tight=True, spacing=4), width=290)
+
+    # -- reading
+
+    async def scrolled(self, event: Any) -> None:
+        """Near the top older messages come, at the bottom those held back."""
+        self.at_bottom = event.pixels < 40
+        if self.at_bottom and self.held:
+            self.to_end()
+        elif event.pixels > event.max_scroll_extent - 600:
+            await self.load_older()
+        if not self.at_bottom and not self.jump.visible and event.pixels > 600 or self.at_bottom and self.jump.visible:
+            self.draw_jump()
+
+    def draw_jump(self) -> None:
+        """The way to the newest, with how many are new."""
+        self.jump.visible = not self.at_bottom
+        self.jump.content.content = self.say("count_new", count=self.held) if self.held else self.say("newest")
+        self.window.update(self.jump.parent)
+
+    async def to_end(self) -> None:
+        """To the newest message."""
+        self.draw_messages()
+        await self.list.scroll_to(offset=0, duration=150)
+
+    async def load_older(self) -> None:
+        """One more page above those that are shown."""
+        talk = self.current
+        if self.loading or not talk or not self.first and talk.complete:
+            return
+        self.loading = True
+        try:
+            if self.first < self.PAGE and not talk.complete:
+                oldest = next((str(message.id) for message in talk.messages if message.id), "9" * 15)
+                reply = await self.conn.request("history", talk.target, oldest, str(2 * self.PAGE))
+                before = len(talk.messages)
+                for fields in reply["messages"]:
+                    talk.add(Message.received(fields))
+                talk.complete = not reply["more"]
+                self.first += len(talk.messages) - before
+            if talk is self.current and self.first:
+                was, self.first = self.first, max(0, self.first - self.PAGE)
+                self.list.controls.extend(self.row_of(number) for number in reversed(range(self.first, was)))
+                self.window.update(self.holder)
+                if was < len(talk.messages):       # what was the oldest may now belong to those above
+                    self.draw_message(talk.messages[was])
+        finally:
+            self.loading = False
+
+    def mark_read(self) -> None:
+        """All of the open conversation has been seen, if the page is."""
+        talk = self.current
+        if not talk or not self.window.visible or not talk.last:
+            return
+        newest = max((message.id for message in talk.messages[-5:]), default=0)
+        talk.unread = 0
+        self.dirty.add(talk)
+        if newest > self.chats.marks.get(talk.key, 0):
+            self.chats.marks[talk.key] = newest
+            self.window.store_soon(f"marks.{self.chats.own}", self.chats.marks)
+
+    # -- writing
+
+    def fresh_input(self, text: str = "") -> None:
+        """An empty field that has the focus: Flet can't give it to one that was there before."""
+        self.input = ft.TextField(
+            value=text, hint_text=self.say("write"), multiline=True, shift_enter=True,
+            min_lines=1, max_lines=6, dense=True, filled=True, autofocus=True, key=secrets.token_hex(4),
+            border=ft.OutlineInputBorder(border_radius=22), on_submit=self.on(self.send))
+        self.input_box.content = self.input
+
+    async def send(self, by_button: bool = False) -> None:
+        """Sends what was typed."""
+        text, talk = (self.input.value or "").strip(), self.current
+        too_long = len(text.encode()) > MAX_TEXT
+        if too_long != self.input_error.visible:
+            self.input_error.visible = too_long
+            self.input_error.value = self.say("too_long", size=show_size(MAX_TEXT))
+            self.window.update(self.input_error.parent)
+        if too_long or not text:
+            return
+        if by_button:
+            self.fresh_input()
+            self.window.update(self.input_box)
+        else:
+            self.input.value = ""
+            self.window.update(self.input)
+        await self.send_message(talk, Message(self.chats.own, datetime.now().astimezone(), text, state="sending"))
+
+    async def send_message(self, talk: Conversation, message: Message) -> None:
+        """Sends a message or a file, and shows how it fares."""
+        talk.add(message)
+        talk.unread = talk.first_new = 0
+        if not self.at_bottom and talk is self.current:
+            await self.to_end()
+        self.fresh.append(message)
+        self.dirty.add(talk)
+        self.draw_soon()
+        group = "group" if talk.is_group else ""
+        try:
+            if message.file:
+                reply = await self.conn.send_file(
+                    f"send{group}file", talk.address, path=message.path, name=message.file["name"],
+                    progress=self.show_progress(message, self.page.web and 0.5))
+            else:
+                reply = await self.conn.request(f"send{group}", talk.address, message.text)
+            message.id, message.file = reply["id"], reply.get("file", message.file)
+            message.state, message.reason = "stored", ""
+            if reply.get("queued"):
+                message.state, message.reason = "queued", self.say("queued")
+        except asyncio.CancelledError:
+            talk.messages.remove(message)
+        except (Refused, OSError) as refusal:
+            message.state, message.reason = "failed", self.window.reason(refusal)
+        message.task = None
+        before = list(talk.messages)
+        talk.messages.sort(key=lambda message: message.id or sys.maxsize)
+        if talk is self.current:
+            if before == talk.messages and message in self.rows and message in talk.messages:
+                self.draw_message(message)
+            else:
+                self.draw_messages()
+        self.dirty.add(talk)
+        self.draw_soon()
+
+    async def send_again(self, message: Message) -> None:
+        """After a failure."""
+        self.current.messages.remove(message)
+        message.state, message.reason = "sending", ""
+        self.draw_messages()
+        message.task = self.window.spawn(self.send_message(self.current, message))
+
+    async def attach(self) -> None:
+        """Picks files and sends them."""
+        talk = self.current
+        for picked in await self.window.picker.pick_files(allow_multiple=True) or []:
+            most = self.window.options.max_file * MIB
+            if picked.size > most:
+                self.window.toast(self.say("file_too_large", name=picked.name, size=show_size(most)))
+                continue
+            message = Message(self.chats.own, datetime.now().astimezone(), state="sending",
+                              file={"name": picked.name, "size": picked.size})
+            message.task = self.window.spawn(self.send_picked(talk, message, picked))
+
+    async def send_picked(self, talk: Conversation, message: Message, picked: Any) -> None:
+        """In a browser, the file first comes to this program."""
+        try:
+            if self.page.web:
+                talk.add(message)
+                self.fresh.append(message)
+                self.draw_soon()
+                message.path = await self.window.upload(picked, self.show_progress(message, 0))
+            else:
+                message.path = Path(picked.path)
+        except asyncio.CancelledError:
+            talk.messages.remove(message)
+            self.draw_messages()
+            return
+        if message in talk.messages:
+            talk.messages.remove(message)
+        await self.send_message(talk, message)
+
+    def show_progress(self, message: Message, start: float) -> Progress:
+        """A callback that moves the message's bar: in a browser, the second half of it."""
+        def show(done: int, size: int) -> None:
+            now = time.monotonic()
+            message.done = start + (done / size if size else 1) * (0.5 if self.page.web and message.state == "sending" else 1)
+            if now - show.drawn > 0.15:
+                show.drawn = now
+                self.draw_message(message)
+
+        show.drawn = 0.0       # type: ignore[attr-defined]
+        return show
+
+    def cancel(self, message: Message) -> None:
+        """Ends a transfer."""
+        if message.task:
+            message.task.cancel()
+
+    async def load_picture(self, message: Message) -> None:
+        """Fetches a picture, to be shown where it stands."""
+        try:
+            path = await self.conn.fetch_file(str(message.file["id"]), self.window.folder)
+            message.source = self.window.publish(path, message.file["name"])
+        except (Refused, OSError) as refusal:
+            message.reason = self.window.reason(refusal)
+            message.source = "none"
+        message.task = None
+        self.draw_message(message)
+
+    def enlarge(self, message: Message) -> None:
+        """A picture as large as the page."""
+        viewer = ft.InteractiveViewer(ft.Image(src=message.source, fit=ft.BoxFit.CONTAIN), max_scale=8,
+                                      width=self.page.width * 0.85, height=self.page.height * 0.7)
+        self.window.show_dialog(message.file["name"], viewer, [
+            ft.TextButton(self.say("save"), on_click=self.on(self.save, message))])
+
+    async def save(self, message: Message) -> None:
+        """Saves a file: a browser's download, or in the folder of downloads."""
+        if message.task:
+            return
+
+        async def fetch() -> None:
+            folder = self.window.folder if self.page.web else self.window.downloads
+            try:
+                path = await self.conn.fetch_file(str(message.file["id"]), folder, self.show_progress(message, 0))
+                await self.window.hand_over(path, message.file["name"])
+            except (Refused, OSError) as refusal:
+                self.window.toast(self.window.reason(refusal))
+            finally:
+                message.task = None
+                self.draw_message(message)
+
+        message.done = 0.0
+        message.task = self.window.spawn(fetch())
+        self.draw_message(message)
+
+    # -- dialogs
+
+    def ask_person(self) -> None:
+        """Someone to write to, of any realm."""
+        def choose(address: str) -> None:
+            self.page.pop_dialog()
+            self.open(address)
+
+        people = sorted((row for row in self.chats.people if row != self.chats.own),
+                        key=lambda address: (not self.chats.is_online(address), self.chats.name_of(address)))
+        self.choose("new_message", "person_hint", [
+            (address, self.chats.name_of(address), f"{address} · {self.chats.people[address]['negara']}")
+            for address in people], choose)
+        self.window.spawn(self.read_people())
+
+    def ask_group(self) -> None:
+        """A name for a new group."""
+        self.ask_name("new_group", "group_name", "addgroup")
+
+    async def ask_join(self) -> None:
+        """A group to join, of any realm."""
+        async def join(address: str) -> None:
+            await self.conn.request("joingroup", address)
+            self.page.pop_dialog()
+            await self.read_groups()
+            key = "#" + (address if "@" in address else f"{address}@{self.realm}")
+            self.chats.talk(key).complete = False
+            self.open(key)
+
+        await self.read_groups()
+        self.choose("join_group", "group_hint", [
+            ("#" + address, short(address, self.realm), address) for address in self.chats.open_groups],
+            lambda key: join(key.lstrip("#")))
+
+    def choose(self, title: str, hint: str, rows: list[tuple[str, str, str]], then: Callable[[str], Any]) -> None:
+        """A dialog to pick a row of, or to type an address into."""
+        async def submit() -> None:
+            address = (entry.value or "").strip().lower()
+            if not address:
+                return
+            try:
+                result = then(address if "@" in address else f"{address}@{self.realm}")
+                if result is not None:
+                    await result
+            except Refused as refusal:
+                entry.error = self.window.reason(refusal)
+                self.window.update(entry)
+
+        def draw() -> None:
+            words = (entry.value or "").lower()
+            listing.controls = [
+                ft.ListTile(leading=avatar(name, key, self.chats.is_online(key)), title=ft.Text(name),
+                            subtitle=small(below), on_click=self.on(then, key))
+                for key, name, below in rows if words in f"{name} {below}".lower()][:100]
+            self.window.update(listing)
+
+        entry = ft.TextField(label=self.say(hint), autofocus=True, dense=True, on_change=self.on(draw),
+                             on_submit=self.on(submit))
+        listing = ft.ListView(expand=True, spacing=0)
+        draw()
+        self.window.show_dialog(self.say(title), ft.Column([entry, listing], width=380, height=380), [
+            ft.FilledButton(self.say("ok"), on_click=self.on(submit))])
+
+    def ask_name(self, title: str, label: str, word: str) -> None:
+        """A dialog that asks for a name and sends a command with it."""
+        async def submit() -> None:
+            name = (entry.value or "").strip().lower()
+            try:
+                await self.conn.request(word, name)
+            except Refused as refusal:
+                entry.error = self.window.reason(refusal)
+                return self.window.update(entry)
+            self.page.pop_dialog()
+            await self.read_groups()
+            self.open("#" + (name if "@" in name else f"{name}@{self.realm}"))
+
+        entry = ft.TextField(label=self.say(label), autofocus=True, dense=True, on_submit=self.on(submit))
+        self.window.show_dialog(self.say(title), ft.Container(entry, width=340), [
+            ft.FilledButton(self.say("ok"), on_click=self.on(submit))])
+
+    def show_members(self) -> None:
+        """Who is in the group, and the way out of it."""
+        async def leave() -> None:
+            self.page.pop_dialog()
+            await self.conn.request("leavegroup", talk.address)
+            await self.read_groups()
+
+        talk = self.current
+        rows = [ft.ListTile(leading=avatar(self.chats.name_of(member), member, self.chats.is_online(member)),
+                            title=ft.Text(self.chats.name_of(member)), subtitle=small(member))
+                for member in talk.members]
+        buttons = [ft.TextButton(self.say("leave_group"), icon=ft.Icons.LOGOUT, on_click=self.on(leave))]
+        self.window.show_dialog(f"{self.title_of(talk)} · {len(rows)} {self.say('members')}", ft.ListView(
+            rows, width=360, height=min(360, 30 + 70 * len(rows))), buttons if talk.members else [])
+
+
+# ---- prompt, wire and realms on the page ---------------------------------------------------------
+
+
+def mask(line: bytes) -> bytes:
+    """A frame without its password or token, a few dots in place of each."""
+    if line.startswith(b"{"):
+        return re.sub(rb'("tokenid":")[^"]*', b"\\1\xe2\x80\xa2\xe2\x80\xa2\xe2\x80\xa2", line)
+    words = line.split(b" ")
+    place = 1 if words[0].startswith(b"@") else 0
+    command = COMMANDS.get(words[place].strip().decode(errors="replace").lower())
+    secret = {"T": 1, "PASSWORD": 2}
+    for name in command.names[:2] if command else []:
+        at = place + secret.get(name, 99)
+        if at < len(words):
+            end = b"\r\n" if words[at].endswith(b"\r\n") else b""
+            words[at] = "•••".encode() + end
+    return b" ".join(words)
+
+
+def decode(frame: bytes) -> list[tuple[str, str]]:
+    """A masked frame's fields, one by one."""
+    text = frame.decode(errors="replace").strip()
+    if text.startswith("{"):
+        try:
+            return [(key, json.dumps(value, ensure_ascii=False)) for key, value in json.loads(text).items()]
+        except ValueError:
+            return [("…", text)]
+    words = text.split(" ")
+    fields = [("tag", words.pop(0)[1:])] if words[0].startswith("@") else []
+    command = COMMANDS.get(words[0].lower())
+    if not command:
+        return [*fields, ("?", text)]
+    values = split_arguments(" ".join(words[1:]), len(command.names), command.takes_rest)
+    return [*fields, ("command", command.word), *zip(command.names, values, strict=False)]
+
+
+class Wire:
+    """Every frame that crossed one or two connections, the newest last; so many and no more."""
+
+    KEPT = 500
+    SHOWN = 150
+
+    def __init__(self, window: Window) -> None:
+        self.window, self.say = window, window.say
+        self.frames: collections.deque[tuple[str, Frame, bytes]] = collections.deque(maxlen=self.KEPT)
+        self.paused = False
+        self.drawing: asyncio.TimerHandle | None = None
+        self.unseen = 0
+
+    def see(self, who: str, frame: Frame) -> None:
+        """A frame; drawn a little later with others."""
+        if self.paused:
+            return
+        self.frames.append((who, frame, mask(frame.head)))
+        self.unseen += 1
+        if not self.drawing and self.is_shown:
+            self.drawing = asyncio.get_running_loop().call_later(0.05, self.draw)
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the panel is on the page."""
+        return bool(getattr(self, "list", None) and self.list.parent and self.window.holds(self.list))
+
+    def build(self) -> Any:
+        """The panel."""
+        say, on = self.say, self.window.on
+        self.list = StillList(expand=True, reverse=True, spacing=0, padding=6)
+        self.holder = ft.Container(self.list, expand=True)
+        self.filter = ft.TextField(hint_text=say("filter"), dense=True, text_size=13, width=220, height=36,
+                                   on_change=on(self.redraw), content_padding=8)
+        self.pause = ft.IconButton(ft.Icons.PLAY_ARROW if self.paused else ft.Icons.PAUSE, icon_size=18,
+                                   tooltip=say("resume" if self.paused else "pause"), on_click=on(self.toggle))
+        bar = ft.Row([ft.Semantics(self.filter, label=say("filter")), self.pause,
+                      ft.IconButton(ft.Icons.COPY, icon_size=18, tooltip=say("copy"), on_click=on(self.copy)),
+                      ft.IconButton(ft.Icons.DELETE_SWEEP, icon_size=18, tooltip=say("clear"), on_click=on(self.clear))],
+                     spacing=2)
+        self.unseen = 0
+        self.list.controls = [self.row(entry) for entry in reversed(self.matching()[-self.SHOWN:])]
+        return ft.Column([ft.Container(bar, padding=ft.Padding.only(left=10)), self.holder], spacing=0, expand=True)
+
+    def matching(self) -> list[tuple[str, Frame, bytes]]:
+        """The frames that hold what is looked for."""
+        words = (self.filter.value or "").encode().lower()
+        return [entry for entry in self.frames if words in entry[2].lower()]
+
+    def row(self, entry: tuple[str, Frame, bytes]) -> Any:
+        """A frame on one line; a click shows its fields."""
+        who, frame, head = entry
+        box = StillBox(ink=True, padding=ft.Padding.symmetric(horizontal=6, vertical=2), border_radius=6)
+        more = f" … {frame.size} B" if frame.size > len(head) + 8 else ""
+        text = head.decode(errors="backslashreplace").replace("\r", "\\r").replace("\n", "\\n")
+        if not frame.outgoing:
+            text += "\\r\\n\\r\\n"
+        mono = {"font_family": "Mono", "size": 12}
+        line = ft.Row([
+            ft.Text(f"{datetime.fromtimestamp(frame.when):%H:%M:%S.%f}"[:-3], color=ft.Colors.OUTLINE, **mono),
+            *([ft.Text(f"{who:6}", color=ft.Colors.TERTIARY, **mono)] if who else []),
+            ft.Text("→" if frame.outgoing else "←", weight=ft.FontWeight.BOLD, **mono,
+                    color=ft.Colors.PRIMARY if frame.outgoing else ft.Colors.TERTIARY),
+            ft.Text(text[:400] + more, expand=True, max_lines=1, overflow=ft.TextOverflow.ELLIPSIS, **mono),
+            ft.Text(f"{frame.elapsed * 1000:.1f} ms" if frame.elapsed is not None else f"{frame.size} B",
+                    color=ft.Colors.OUTLINE, **mono)], spacing=10)
+        box.content = line
+
+        def unfold() -> None:
+            if box.content is line:
+                fields = ft.Text("\n".join(f"{key:>12}: {value}" for key, value in decode(head)), **mono)
+                box.content = ft.Column([line, ft.Container(fields, padding=ft.Padding.only(left=20, bottom=6))],
+                                        spacing=2)
+            else:
+                box.content = line
+            self.window.update(box)
+
+        box.on_click = self.window.on(unfold)
+        return box
+
+    def draw(self) -> None:
+        """Adds what has come since the last time."""
+        self.drawing = None
+        if not self.is_shown:
+            return
+        words = (self.filter.value or "").encode().lower()
+        entries = list(self.frames)[-self.unseen:] if self.unseen else []
+        self.unseen = 0
+        for entry in entries[-self.SHOWN:]:
+            if words in entry[2].lower():
+                self.list.controls.insert(0, self.row(entry))
+        del self.list.controls[self.SHOWN:]
+        self.window.update(self.holder)
+
+    def redraw(self) -> None:
+        """After the filter has changed."""
+        self.list.controls = [self.row(entry) for entry in reversed(self.matching()[-self.SHOWN:])]
+        self.window.update(self.holder)
+
+    def toggle(self) -> None:
+        """Pauses, or goes on."""
+        self.paused = not self.paused
+        self.pause.icon = ft.Icons.PLAY_ARROW if self.paused else ft.Icons.PAUSE
+        self.pause.tooltip = self.say("resume" if self.paused else "pause")
+        self.window.update(self.pause)
+
+    async def copy(self) -> None:
+        """All frames that match, as text."""
+        lines = [f"{datetime.fromtimestamp(frame.when):%H:%M:%S.%f} {who} {'>' if frame.outgoing else '<'} "
+                 + head.decode(errors="replace").rstrip() for who, frame, head in self.matching()]
+        await self.window.copy("\n".join(lines))
+
+    def clear(self) -> None:
+        """Forgets the frames."""
+        self.frames.clear()
+        self.redraw()
+
+
+class Tools:
+    """Below a chat: the commands of the README to type, the frames they become, the realms."""
+
+    HEIGHT = 300
+
+    def __init__(self, view: ChatView) -> None:
+        self.view, self.window, self.say = view, view.window, view.window.say
+        self.wire = Wire(view.window)
+        self.root = ft.Container(visible=False, height=self.HEIGHT, bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST,
+                                 border=ft.Border.only(top=ft.BorderSide(1, ft.Colors.OUTLINE_VARIANT)))
+        self.lines: collections.deque[tuple[str, str]] = collections.deque(maxlen=300)     # kind, text
+        self.typed: list[str] = []
+        self.recalled = 0
+        self.has_focus = False
+        self.tab = "commands"
+        self.asking: asyncio.Task | None = None
+
+    def see_frame(self, frame: Frame) -> None:
+        """For the wire."""
+        self.wire.see("", frame)
+        if self.window.wire:
+            self.window.wire.see(self.view.realm, frame)
+
+    def toggle(self) -> None:
+        """Opens or closes the panel."""
+        self.root.visible = not self.root.visible
+        self.draw()
+        self.window.update(self.view.root)
+
+    def draw(self) -> None:
+        """The panel, as it stands."""
+        if not self.root.visible:
+            self.root.content = None
+            return
+        on, say = self.window.on, self.say
+        tabs = [ft.TextButton(say(tab), icon=icon, on_click=on(self.choose, tab), style=ft.ButtonStyle(
+            bgcolor=ft.Colors.SECONDARY_CONTAINER if tab == self.tab else None))
+            for tab, icon in (("commands", ft.Icons.TERMINAL), ("wire", ft.Icons.CABLE), ("realms", ft.Icons.HUB))]
+        panel = {"commands": self.build_commands, "wire": self.wire.build, "realms": self.build_realms}[self.tab]()
+        self.root.height = min(self.HEIGHT, (self.view.page.height or 800) * 0.45)
+        self.root.content = ft.Column([
+            ft.Row([*tabs, ft.Container(expand=True),
+                    ft.IconButton(ft.Icons.CLOSE, icon_size=18, tooltip=say("close"), on_click=on(self.toggle))],
+                   spacing=4), panel], spacing=0, expand=True)
+
+    def choose(self, tab: str) -> None:
+        """Another tab."""
+        self.tab = tab
+        self.draw()
+        self.window.update(self.root.parent)
+        if tab == "realms" and self.view.conn and self.view.conn.token:
+            self.window.spawn(self.view.read_realms())
+
+    # -- commands
+
+    def build_commands(self) -> Any:
+        """What was typed and answered, and the line to type in."""
+        self.list = StillList(expand=True, reverse=True, spacing=1, padding=10)
+        self.list.controls = [self.line(*line) for line in reversed(self.lines)]
+        self.list_holder = ft.Container(ft.SelectionArea(self.list), expand=True)
+        self.choices = ft.Row(spacing=6, scroll=ft.ScrollMode.AUTO)
+        self.input = ft.TextField(
+            label=self.say("command"), dense=True, text_style=ft.TextStyle(font_family="Mono", size=13), autofocus=True,
+            on_submit=self.window.on(self.submit), on_change=self.window.on(self.suggest),
+            on_focus=self.window.on(self.focus, True), on_blur=self.window.on(self.focus, False))
+        self.suggest(False)
+        return ft.Column([self.list_holder, ft.Container(self.choices, padding=ft.Padding.symmetric(horizontal=10)),
+                          ft.Container(self.input, padding=ft.Padding.only(left=10, right=10, top=6, bottom=8))],
+                         spacing=0, expand=True)
+
+    def line(self, kind: str, text: str) -> Any:
+        """A line of the commands' panel."""
+        color = {"typed": ft.Colors.PRIMARY, "failed": ft.Colors.ERROR}.get(kind)
+        return ft.Text(("> " if kind == "typed" else "") + text, font_family="Mono", size=12.5, color=color)
+
+    def print(self, kind: str, *texts: str) -> None:
+        """Adds lines to the panel."""
+        self.lines.extend((kind, text) for text in texts)
+        if self.root.visible and self.tab == "commands":
+            for text in texts:
+                self.list.controls.insert(0, self.line(kind, text))
+            del self.list.controls[300:]
+            self.window.update(self.list_holder)
+
+    def focus(self, has_focus: bool) -> None:
+        """Whether arrows recall lines."""
+        self.has_focus = has_focus
+
+    def completions(self) -> list[tuple[str, str]]:
+        """What the line may become, and a remark on each."""
+        text = self.input.value or ""
+        word, space, rest = text.partition(" ")
+        if not space:
+            return [(command.word + " ", command.prompt_usage) for command in PUBLIC_COMMANDS
+                    if command.word.startswith(word.lower())]
+        command = COMMANDS.get(word.lower())
+        if not command:
+            return []
+        last = rest.rpartition(" ")[2]
+        kinds = [name for name in command.names if name != "T"]
+        kind = kinds[min(rest.count(" "), len(kinds) - 1)] if kinds else ""
+        chats = self.view.chats
+        names = {"USER": list(chats.people), "GROUP": [talk.address for talk in chats.talks.values() if talk.is_group],
+                 "USER-or-GROUP": [talk.address for talk in chats.talks.values()], "REALM": list(chats.realms)}
+        found = [short(name, self.view.realm) for name in names.get(kind.strip("[]"), [])]
+        return [(text[: len(text) - len(last)] + name + " ", name) for name in found if name.startswith(last)]
+
+    def suggest(self, now: bool = True) -> None:
+        """Shows what the line may become."""
+        text = self.input.value or ""
+        command = COMMANDS.get(text.partition(" ")[0].lower())
+        usage = [small(command.prompt_usage, font_family="Mono")] if command in PUBLIC_COMMANDS and " " in text else []
+        self.choices.controls = [*usage, *[
+            ft.TextButton(ft.Text(label, size=12), on_click=self.window.on(self.complete, value), height=26,
+                          style=ft.ButtonStyle(padding=ft.Padding.symmetric(horizontal=8)))
+            for value, label in self.completions()[:12]]]
+        if now:
+            self.window.update(self.choices)
+
+    async def complete(self, value: str = "") -> None:
+        """Puts a completion into the line: the one clicked, or what all have in common."""
+        found = [value] if value else [value for value, _ in self.completions()]
+        if found:
+            self.input.value = os.path.commonprefix(found)
+            self.suggest()
+            self.window.update(self.input)
+        await self.input.focus()
+
+    def recall(self, by: int) -> None:
+        """An earlier line, or a later one."""
+        self.recalled = min(max(0, self.recalled + by), len(self.typed))
+        self.input.value = self.typed[-self.recalled] if self.recalled else ""
+        self.window.update(self.input)
+
+    async def submit(self) -> None:
+        """Carries out the line."""
+        line, view = (self.input.value or "").strip(), self.view
+        self.input.value = ""
+        self.recalled = 0
+        self.suggest()
+        self.window.update(self.input)
+        if line:
+            words = line.split()
+            secret = words[0].lower() in ("auth", "register") and len(words) > 2
+            self.print("typed", " ".join([*words[:2], "•••", *words[3:]]) if secret else line)
+            if not secret:
+                self.typed.append(line)
+            self.window.spawn(self.carry_out(line))
+        await self.input.focus()
+
+    async def carry_out(self, line: str) -> None:
+        """Carries out a line as the terminal's prompt does, and what it changes shows in the chat."""
+        view, word = self.view, line.split()[0].lower()
+        conn = view.conn or view.fresh_connection()
+        before = conn.token
+        try:
+            command, arguments = parse_typed(line, bool(conn.token))
+            if command.takes_file and self.view.page.web:      # a visitor must not name files of this computer
+                picked = await self.window.picker.pick_files()
+                if not picked:
+                    return self.print("failed", self.say("cancelled"))
+                path = await self.window.upload(picked[0], lambda done, size: None)
+                reply = await conn.send_file(word, *arguments[:-1], path=path, name=picked[0].name)
+                lines = describe(word, reply, view.realm)
+            elif word == "getfile":
+                path = await conn.fetch_file(arguments[0], self.window.folder)
+                await self.window.hand_over(path, path.name)
+                lines = [self.say("saved", path=path.name, size=show_size(path.stat().st_size))]
+            else:
+                lines = await perform(conn, line, self.window.downloads)
+            self.print("", *lines)
+        except (Refused, OSError) as refusal:
+            return self.print("failed", self.say("failed", reason=self.window.reason(refusal)))
+        if conn.token != before:
+            await (view.entered() if conn.token else view.left())
+        elif word in ("addgroup", "joingroup", "leavegroup"):
+            await view.read_groups()
+
+    # -- realms
+
+    def build_realms(self) -> Any:
+        """The realms of the table and the link to each."""
+        self.table = ft.Row(wrap=True, spacing=12, run_spacing=12)
+        self.draw_realms(False)
+        return ft.Container(ft.Column([self.table], scroll=ft.ScrollMode.AUTO), padding=14, expand=True)
+
+    def draw_realms(self, now: bool = True) -> None:
+        """After news of a link."""
+        if self.root.visible and self.tab == "realms" or not now:
+            self.table.controls = [realm_card(name, row, self.say) for name, row in self.view.chats.realms.items()] or [
+                small(self.say("no_realms"))]
+            if now:
+                self.window.update(self.table)
+
+
+def realm_card(name: str, row: dict, say: Callable[..., str]) -> Any:
+    """A realm: address, state of the link, what waits for it."""
+    up = row["link"] in ("up", "local")
+    lines = [f"{row['address']}:{row['port']}", say(f"link_{row['link']}") if f"link_{row['link']}" in TEXTS else row["link"]]
+    if row.get("rtt_ms") is not None and row["link"] != "local":
+        lines.append(f"{row['rtt_ms']:.1f} ms")
+    if row["link"] != "local":
+        lines.append(say("queued_count", count=row.get("queued", 0)))
+    return ft.Container(ft.Row([
+        ft.Icon(ft.Icons.HOME if row["link"] == "local" else ft.Icons.LINK if up else ft.Icons.LINK_OFF,
+                color=ft.Colors.GREEN_500 if up else ft.Colors.ERROR),
+        ft.Column([ft.Text(name, weight=ft.FontWeight.W_600), *[small(line) for line in lines]], spacing=1, tight=True)],
+        spacing=12, tight=True), border_radius=14, padding=14, bgcolor=ft.Colors.SURFACE_CONTAINER_HIGH)
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+FILES: dict[str, tuple[Path, str]] = {}            # what browsers may fetch: token -> file and its name
+
+
+class Window:
+    """One page, in a browser or a window of its own: what the chats on it share."""
+
+    def __init__(self, page: Any, options: argparse.Namespace) -> None:
+        self.page, self.options = page, options
+        self.language = INDONESIAN
+        self.theme = "system"
+        self.visible = True
+        self.views: list[ChatView] = []
+        self.wire: Wire | None = None              # of the demo, for all its chats
+        self.folder = Path(tempfile.mkdtemp(prefix="chat-"))
+        self.downloads = options.downloads or ROOT / REALMS[options.realm].folder / "received"
+        self.tokens: list[str] = []
+        self.tasks: set[asyncio.Task] = set()
+        self.prefs = ft.SharedPreferences()
+        self.clipboard = ft.Clipboard()
+        self.launcher = ft.UrlLauncher()
+        self.picker = ft.FilePicker(on_upload=self.heard(self.uploading))
+        self.upload_lock = asyncio.Lock()
+        self.upload_state: tuple[asyncio.Future, Progress, int] | None = None
+        self.stored: dict[str, Any] = {}
+        self.storing: asyncio.TimerHandle | None = None
+        self.going: asyncio.Task | None = None
+
+    # -- what the views use
+
+    def say(self, key: str, **fields: object) -> str:
+        """A text in the page's language."""
+        return say(key, self.language, **fields)
+
+    def on(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """A handler for a control's event; an error becomes a note, where Flet would cover the page."""
+        return self.heard(lambda event: work(*arguments))
+
+    def heard(self, work: Callable[[Any], Any]) -> Any:
+        """Likewise, for one that wants the event."""
+        async def handle(event: Any) -> None:
+            try:
+                result = work(event)
+                if asyncio.iscoroutine(result):
+                    await result
+            except (Refused, OSError) as refusal:
+                self.toast(self.reason(refusal))
+            except Exception:
+                log.exception("handler")
+                self.toast(self.say("went_wrong"))
+
+        return handle
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task:
+        """Starts work beside the page; what fails is shown."""
+        async def run() -> None:
+            try:
+                await work
+            except (Refused, OSError) as refusal:
+                self.toast(self.reason(refusal))
+            except Exception:
+                log.exception("task")
+
+        task = asyncio.ensure_future(run())
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    def update(self, *controls: Any) -> None:
+        """Sends what has changed below these controls; one that is not on the page has time."""
+        for control in controls:
+            if control is not None and self.holds(control):
+                control.update()
+
+    def holds(self, control: Any) -> bool:
+        """Whether a control is on the page."""
+        try:
+            return control.page is not None
+        except RuntimeError:
+            return False
+
+    def toast(self, text: str) -> None:
+        """A note that goes away by itself."""
+        with contextlib.suppress(RuntimeError):
+            self.page.show_dialog(ft.SnackBar(ft.Text(text), duration=4000))
+
+    def reason(self, error: Exception) -> str:
+        """Why something was refused, in the page's language where it has the words."""
+        if isinstance(error, ConnectionError):
+            return self.say("unreachable", place=str(error))
+        code = getattr(error, "code", "")
+        return self.say(f"error_{code}") if self.language == ENGLISH and f"error_{code}" in TEXTS else str(error)
+
+    def show_dialog(self, title: str, content: Any, buttons: list[Any]) -> None:
+        """A dialog that Esc closes."""
+        self.page.show_dialog(ft.AlertDialog(title=ft.Text(title, size=18), content=content, actions=[
+            ft.TextButton(self.say("close"), on_click=self.on(self.page.pop_dialog)), *buttons]))
+
+    async def copy(self, text: str) -> None:
+        """To the clipboard."""
+        await self.clipboard.set(text)
+        self.toast(self.say("copied"))
+
+    def show_day(self, moment: datetime, short_form: bool = False) -> str:
+        """A day for people; in short, the time if it is today."""
+        days = (datetime.now().date() - moment.date()).days
+        if days == 0:
+            return f"{moment:%H:%M}" if short_form else self.say("today")
+        if days == 1:
+            return self.say("yesterday")
+        if short_form:
+            return f"{moment:%d/%m/%y}"
+        return f"{self.say('weekdays').split()[moment.weekday()]}, {moment.day} " \
+            f"{self.say('months').split()[moment.month - 1]} {moment.year}"
+
+    def count_unread(self) -> None:
+        """In the title of the tab."""
+        count = sum(talk.unread for view in self.views for talk in view.chats.talks.values())
+        title = f"({count}) {self.say('title')}" if count else self.say("title")
+        if self.page.title != title:
+            self.page.title = title
+            self.page.update()
+
+    # -- storage of the browser
+
+    async def recall(self, key: str) -> Any:
+        """What was stored under that key."""
+        with contextlib.suppress(Exception):
+            text = await asyncio.wait_for(self.prefs.get(f"chat.{key}"), 5)
+            return json.loads(text) if text else None
+
+    async def store(self, key: str, value: Any) -> None:
+        """Stores it in the browser, or on this computer."""
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(self.prefs.set(f"chat.{key}", json.dumps(value)), 5)
+
+    def store_soon(self, key: str, value: Any) -> None:
+        """Likewise, once for many changes."""
+        def now() -> None:
+            self.storing = None
+            for name, content in self.stored.items():
+                self.spawn(self.store(name, content))
+
+        self.stored[key] = value
+        if not self.storing:
+            self.storing = asyncio.get_running_loop().call_later(1, now)
+
+    # -- files
+
+    async def upload(self, picked: Any, progress: Progress) -> Path:
+        """A file that was picked in a browser, brought here."""
+        name = f"{secrets.token_hex(16)}"
+        path = UPLOADS / name
+        async with self.upload_lock:
+            if picked.size:
+                done = asyncio.get_running_loop().create_future()
+                self.upload_state = (done, progress, picked.size)
+                await self.picker.upload([ft.FilePickerUploadFile(
+                    id=picked.id, name=picked.name, upload_url=self.page.get_upload_url(name, 600))])
+                await done
+            else:
+                path.touch()
+        target = self.folder / name
+        os.replace(path, target)
+        return target
+
+    def uploading(self, event: Any) -> None:
+        """News of a file on its way from the browser."""
+        done, progress, size = self.upload_state
+        if event.error:
+            if not done.done():
+                done.set_exception(OSError(event.error))
+        elif event.progress is not None:
+            progress(int(event.progress * size), size)
+            if event.progress >= 1 and not done.done():
+                done.set_result(None)
+
+    def publish(self, path: Path, name: str) -> str:
+        """Where the page finds a file of this computer."""
+        if not self.page.web:
+            return str(path)
+        token = secrets.token_urlsafe(24)
+        FILES[token] = path, name
+        self.tokens.append(token)
+        return f"/dl/{token}"
+
+    async def hand_over(self, path: Path, name: str) -> None:
+        """Gives a fetched file to the person."""
+        if self.page.web:
+            await self.launcher.launch_url(self.publish(path, name) + "?save", web_only_window_name="_self")
+        else:
+            self.toast(self.say("saved", path=path, size=show_size(path.stat().st_size)))
+
+    # -- the page itself
+
+    async def open(self) -> None:
+        """Builds the page, and stays with it."""
+        page = self.page
+        page.padding, page.spacing = 0, 0
+        page.fonts = {"Emoji": "/NotoColorEmoji.ttf", "Mono": "/DejaVuSansMono.ttf"}
+        style = ft.TextStyle(font_family="Roboto", font_family_fallback=["Emoji", "Mono"])
+        texts = ft.TextTheme(body_small=style, body_medium=style, body_large=style, title_medium=style, label_large=style)
+        page.theme = ft.Theme(color_scheme_seed=ft.Colors.INDIGO, text_theme=texts)
+        page.dark_theme = ft.Theme(color_scheme_seed=ft.Colors.INDIGO, text_theme=texts)
+        page.on_close = self.heard(lambda event: self.close())
+        page.on_disconnect = self.heard(lambda event: self.leave_soon())
+        page.on_connect = self.heard(lambda event: self.stay())
+        page.on_keyboard_event = self.heard(self.key_pressed)
+        page.on_resize = self.heard(lambda event: self.resize())
+        page.on_app_lifecycle_state_change = self.heard(self.shown_or_hidden)
+        settings = await self.recall("settings") or {}
+        self.language = settings.get("language", await self.system_language())
+        self.theme = settings.get("theme", "system")
+        self.build()
+        self.spawn(self.watch())
+        await asyncio.gather(*[view.start() for view in self.views])
+
+    async def system_language(self) -> int:
+        """Indonesian, unless the browser prefers another."""
+        with contextlib.suppress(Exception):
+            info = await asyncio.wait_for(self.page.get_device_info(), 3)
+            languages = [*(getattr(info, "languages", None) or []), getattr(info, "language", None) or ""]
+            return INDONESIAN if languages[0][:2] in ("id", "in", "ms", "jv", "su") else ENGLISH
+        return ENGLISH
+
+    def build(self) -> None:
+        """The chat, or the demo's two beside one another, with the wire below."""
+        page = self.page
+        page.theme_mode = getattr(ft.ThemeMode, self.theme.upper())
+        table = realm_table(self.options.local or self.options.demo)
+        if self.options.demo:
+            self.wire = self.wire or Wire(self)
+            for name, port, user in self.options.demo_users:
+                self.views.append(ChatView(self, name, "127.0.0.1", port, (user, "surabaya")))
+            chats = ft.Row([self.views[0].root, ft.VerticalDivider(width=2), self.views[1].root], spacing=0, expand=True)
+            self.realms_row = ft.Column(spacing=8, tight=True)
+            below = ft.Container(ft.Row([
+                ft.Container(self.realms_row, padding=12, width=250), ft.VerticalDivider(width=1),
+                self.wire.build()], spacing=0, expand=True), height=230,
+                bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST)
+            page.controls = [ft.Column([chats, ft.Divider(height=1), below], spacing=0, expand=True)]
+        else:
+            row = table[self.options.realm]
+            host, port = parse_host_port(self.options.server) if self.options.server else (row.address, row.port)
+            self.views.append(ChatView(self, row.name, host, port))
+            page.controls = [self.views[0].root]
+        self.count_unread()
+        self.resize()
+        page.update()
+
+    async def switch_language(self) -> None:
+        """The other of the two."""
+        self.language = ENGLISH if self.language == INDONESIAN else INDONESIAN
+        await self.keep_settings()
+        self.rebuild()
+
+    async def set_theme(self, theme: str) -> None:
+        """System, light or dark."""
+        self.theme = theme
+        self.page.theme_mode = getattr(ft.ThemeMode, theme.upper())
+        self.page.update()
+        await self.keep_settings()
+
+    async def keep_settings(self) -> None:
+        """For the next visit."""
+        await self.store("settings", {"language": self.language, "theme": self.theme})
+
+    def rebuild(self) -> None:
+        """All texts anew."""
+        for view in self.views:
+            view.tools.draw()
+            key = view.current and view.current.key
+            if view.conn and view.conn.token:
+                view.tiles.clear()
+                view.show_chat()
+                if key:
+                    view.open(key)
+            else:
+                view.show_login(view.registering)
+        self.count_unread()
+
+    def resize(self) -> None:
+        """Each view has its part of the width."""
+        for view in self.views:
+            view.resize((self.page.width or 1000) / len(self.views))
+        self.update(*[view.root for view in self.views])
+
+    def shown_or_hidden(self, event: Any) -> None:
+        """What comes in while nobody looks is not read."""
+        self.visible = event.state in (ft.AppLifecycleState.SHOW, ft.AppLifecycleState.RESUME)
+        for view in self.views:
+            if self.visible and view.current:
+                view.mark_read()
+                view.draw_soon()
+
+    async def key_pressed(self, event: Any) -> None:
+        """Ctrl+K finds, Esc closes, Alt and arrows walk through the conversations."""
+        for view in self.views:
+            tools = view.tools
+            if tools.has_focus and event.key in ("Arrow Up", "Arrow Down", "Tab"):
+                return tools.recall(1 if event.key == "Arrow Up" else -1) if event.key != "Tab" else await tools.complete()
+        view = next((view for view in self.views if view.conn and view.conn.token), None)
+        if not view:
+            return
+        if event.key.upper() == "K" and (event.ctrl or event.meta):
+            if view.width < view.NARROW and view.current:
+                view.close_talk()
+            await view.filter.focus()
+        elif event.key == "Escape":
+            if view.tools.root.visible:
+                view.tools.toggle()
+            elif view.filter.value:
+                view.filter.value = ""
+                view.draw_list()
+                self.update(view.filter)
+            elif view.width < view.NARROW and view.current:
+                view.close_talk()
+        elif event.key in ("Arrow Up", "Arrow Down") and event.alt:
+            view.step(-1 if event.key == "Arrow Up" else 1)
+
+    # -- the end of it
+
+    def leave_soon(self) -> None:
+        """The browser has gone: for good, unless it is back soon."""
+        async def leave() -> None:
+            await asyncio.sleep(30)
+            await self.close()
+
+        self.going = asyncio.ensure_future(leave())
+
+    def stay(self) -> None:
+        """It is back."""
+        if self.going:
+            self.going.cancel()
+
+    async def watch(self) -> None:
+        """A page whose browser went without a word does not stay for ever."""
+        misses = 0
+        while misses < 2 and self.page.web:
+            await asyncio.sleep(20)
+            try:
+                await asyncio.wait_for(self.prefs.contains_key("chat.settings"), 10)
+                misses = 0
+            except Exception:
+                misses += 1
+        if self.page.web:
+            asyncio.ensure_future(self.close())
+
+    async def close(self) -> None:
+        """Ends the connections, forgets the files."""
+        for view in self.views:
+            if view.conn:
+                await view.conn.close()
+        for token in self.tokens:
+            FILES.pop(token, None)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for task in list(self.tasks):
+            task.cancel()
+
+
+# ---- serving the page ----------------------------------------------------------------------------
+
+UPLOADS = Path()                                   # where files wait that browsers send; a folder of this process
+
+
+def run_page(options: argparse.Namespace) -> int:
+    """Shows the page: a window under `flet run`, else in browsers."""
+    global UPLOADS
+    ensure_packages("flet", "flet-web", "flet-cli")
+    os.environ.setdefault("FLET_SESSION_TIMEOUT", "60")
+    os.environ.setdefault("FLET_SECRET_KEY", secrets.token_hex(16))
+    os.environ.setdefault("FLET_MAX_UPLOAD_SIZE", str(options.max_file * MIB))
+    load_flet()
+    assets = str(Path(__file__).resolve().parent / "assets")
+    with contextlib.ExitStack() as stack:
+        UPLOADS = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chat-uploads-")))
+        if options.demo:
+            options.demo_users = stack.enter_context(demo_realms(options))
+
+        async def open_page(page: Any) -> None:
+            await Window(page, options).open()
+
+        under_flet = "FLET_DISPLAY_URL_PREFIX" in os.environ
+        if under_flet and "FLET_FORCE_WEB_SERVER" not in os.environ and (sys.platform != "linux" or has_display()):
+            ft.run(open_page, assets_dir=assets)
+        else:
+            app = ft.run(open_page, export_asgi_app=True, no_cdn=True, upload_dir=str(UPLOADS), assets_dir=assets)
+            serve(app, options)
+    return 0
+
+
+def has_display() -> bool:
+    """Whether a window could be opened."""
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def serve(app: Any, options: argparse.Namespace) -> None:
+    """Serves the page until Ctrl-C or SIGTERM."""
+    import uvicorn
+    from fastapi.responses import FileResponse, PlainTextResponse
+    from fastapi.routing import APIRoute
+
+    async def download(token: str, save: str | None = None) -> Any:
+        if token not in FILES:
+            return PlainTextResponse("File tidak ditemukan", 404)
+        path, name = FILES[token]
+        kind = IMAGES.get(Path(name).suffix.lower()) if save is None else None
+        return FileResponse(path, media_type=kind or "application/octet-stream", filename=name, headers={
+            "X-Content-Type-Options": "nosniff"}, content_disposition_type="inline" if kind else "attachment")
+
+    app.router.routes.insert(0, APIRoute("/dl/{token}", download))
+    host = os.environ.get("FLET_SERVER_IP") or "127.0.0.1"
+    port = options.web_port or int(os.environ.get("FLET_SERVER_PORT") or 0) or free_port(8550)
+    url = f"http://{host}:{port}"
+    prefix = os.environ.get("FLET_DISPLAY_URL_PREFIX")
+    print(f"{prefix} {url}" if prefix else say("open_url", url=url), flush=True)
+    if not prefix and has_browser():
+        threading.Timer(1, webbrowser.open, [url]).start()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))      # so that all that was started is ended
+    uvicorn.run(app, host=host, port=port, ws="websockets-sansio", ws_max_size=64 * MIB, log_level="warning",
+                timeout_graceful_shutdown=1)
+
+
+def has_browser() -> bool:
+    """Whether there is a screen for a browser."""
+    return sys.stdout.isatty() and (sys.platform != "linux" or has_display())
+
+
+def free_port(wish: int = 0) -> int:
+    """A port that nobody listens on: that one, if it is free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wish))
+        except OSError:
+            return free_port()
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def demo_realms(options: argparse.Namespace) -> Iterator[list[tuple[str, int, str]]]:
+    """Both realms on this computer, for as long as it lasts: (realm, port, who logs in) of each."""
+    folder = options.data or Path(tempfile.mkdtemp(prefix="chat-demo-"))
+    users = [(name, free_port(), user) for name, user in zip(REALMS, ("messi", "henderson"), strict=False)]
+    peers = [f"--peer={name}=127.0.0.1:{port}" for name, port, _ in users]
+    program = Path(__file__).resolve().parent / "ChatServer.py"
+    servers = []
+    try:
+        for name, port, _ in users:
+            servers.append(subprocess.Popen(
+                [sys.executable, str(program), "--realm", name, "--bind", "127.0.0.1", "--port", str(port), *peers,
+                 "--data", str(folder / name), "--log-level", "ERROR"], stdout=subprocess.PIPE, text=True))
+        for server in servers:
+            if not server.stdout.readline():
+                sys.exit(say("demo_failed"))
+        if not options.data:
+            asyncio.run(begin_talk(users))
+        yield users
+    finally:
+        for server in servers:
+            server.terminate()
+        for server in servers:
+            server.wait(10)
+        if not options.data:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+async def begin_talk(users: list[tuple[str, int, str]]) -> None:
+    """A few words in the demo, so that there is something to see."""
+    (realm, port, user), (other_realm, other_port, other) = users
+    conns = ServerConnection("127.0.0.1", port, realm), ServerConnection("127.0.0.1", other_port, other_realm)
+    try:
+        for conn, (_, _, name) in zip(conns, users, strict=True):
+            await conn.request("auth", name, "surabaya")
+        await conns[0].request("send", f"{other}@{other_realm}", say("demo_hello", realm=realm))
+        await conns[1].request("send", f"{user}@{realm}", say("demo_answer", realm=other_realm))
+        await conns[0].request("addgroup", "jarkom3")
+        await conns[1].request("joingroup", f"jarkom3@{realm}")
+        await conns[0].request("sendgroup", "jarkom3", "hallo guys welcome")
+    finally:
+        for conn in conns:
+            await conn.close()
+
+
+# ---- start -------------------------------------------------------------------------------------
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; each option may come from the environment too."""
+    parser = argparse.ArgumentParser(description="A chat client: a page, or with --prompt a command line.")
+    home = realm_of_folder(Path(__file__).resolve().parent.name)
+    add_option(parser, "--realm", default=home, choices=list(REALMS), help=f"the realm to log in at ({home})")
+    add_option(parser, "--server", metavar="HOST:PORT", help="a server elsewhere than the realm table says")
+    add_option(parser, "--local", action="store_true", help="every realm is on this computer")
+    add_option(parser, "--prompt", action="store_true", help="type commands; from a pipe, run them as a script")
+    add_option(parser, "--demo", action="store_true", help="two realms on this computer and a chat in each, on one page")
+    add_option(parser, "--data", type=Path, metavar="DIR", help="where the demo keeps its data (else it is removed)")
+    add_option(parser, "--web-port", type=int, metavar="N", help="the page's port (8550, or a free one)")
+    add_option(parser, "--downloads", type=Path, metavar="DIR", help="where files are saved (received/)")
+    add_option(parser, "--max-file", type=int, default=MAX_FILE // MIB, metavar="MIB", help="the server's limit (64)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the client as the command line says."""
+    options = parse_arguments(arguments)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    row = realm_table(options.local)[options.realm]
+    try:
+        host, port = parse_host_port(options.server) if options.server else (row.address, row.port)
+    except ValueError as error:
+        sys.exit(str(error))
+    if not options.prompt:
+        return run_page(options)
+    prompt = Prompt(host, port, row.name, options.downloads or ROOT / row.folder / "received")
+    try:
+        return prompt.run_script() if prompt.is_script else prompt.run_terminal()
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        prompt.start(prompt.conn.close()).result()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
