@@ -55,9 +55,15 @@ HISTORY_PAGE = 50              # messages in one `history` reply, where the requ
 HISTORY_MAX = 500              # the most that a `history` may ask for
 PIPELINED_SENDS = 256          # sends of one connection that may wait for another realm's word at once
 
+MAX_CONNECTIONS = 16_000       # in all (--max-connections), as far as the system gives file descriptors
+MAX_PER_ADDRESS = 8_000        # of one address (--max-per-address): a school behind one router, but not all of them
+SPARE_DESCRIPTORS = 64         # kept for the database, the files and the links
+MAX_STORED = 4096 * MIB        # bytes of files that one user may have stored (--max-stored)
+BURST_SECONDS = 10             # with --max-rate: what a user may send at once, in seconds of that rate
+
 LOGIN_SECONDS = 30             # a connection that has not logged in by then is dropped
 REALM_REPLY_SECONDS = 5.0      # how long a sender waits for another realm's word before it hears "queued"
-KEEPALIVE_SECONDS = 30         # silence after which TCP asks whether the other side lives; gone 15 s later
+KEEPALIVE_SECONDS = 25         # silence after which TCP asks whether the other side lives; gone 15 s later
 DRAIN_SECONDS = 2.0            # how long an ended connection may take to read what it is still owed
 SESSION_DAYS = 30              # a token that nobody used for so long has ended
 
@@ -100,6 +106,7 @@ ERRORS = {
     "bad_base64": "Isi file bukan base64",
     "rate_limited": "Terlalu banyak percobaan",
     "busy": "Server penuh",
+    "quota_exceeded": "Kuota file habis",
     "storage": "Server tidak dapat menyimpan",
     "internal_error": "Kesalahan pada server",
     "realm_refused": "Realm ditolak",
@@ -125,12 +132,13 @@ class ChatError(Exception):
 
 @dataclass(frozen=True)
 class Realm:
-    """One row of the peer table: a realm's name, where it listens, and the folder that keeps its data."""
+    """One row of the peer table: a realm's name, where it listens, the folder that keeps its data, and its wire."""
 
     name: str
     address: str
     port: int
     folder: str
+    tls: bool = False              # whether its server was given a certificate
 
 
 REALMS = {
@@ -150,17 +158,17 @@ def realm_of_folder(folder: str) -> str:
 
 
 def realm_table(local: bool = False, replacements: list[str] | None = None) -> dict[str, Realm]:
-    """The peer table, with every realm at 127.0.0.1 if `local`, then each `NAME=HOST:PORT` put in place.
+    """The peer table, with every realm at 127.0.0.1 if `local`, then each `NAME=[tls:]HOST:PORT` put in place.
 
     A replacement may also add a realm, for labs and tests. Raises ValueError for one of another form.
     """
     table = {name: replace(realm, address="127.0.0.1") if local else realm for name, realm in REALMS.items()}
     for replacement in replacements or []:
         name, _, place = replacement.partition("=")
-        address, port = parse_host_port(place)
-        fold_name(name)
+        address, port = parse_host_port(place.removeprefix("tls:"))
+        name = fold_name(name)
         folder = table[name].folder if name in table else name
-        table[name] = Realm(name, address, port, folder)
+        table[name] = Realm(name, address, port, folder, place.startswith("tls:"))
     return table
 
 
@@ -264,6 +272,8 @@ COMMANDS = {
                 "sendgroup jarkom3 hallo guys welcome"),
         Command("sendgroupfile", "T GROUP NAME BASE64", USER, "Mengirim file ke group", "Send a file to a group.",
                 "sendgroupfile jarkom3 file.txt"),
+        Command("passwd", "T OLD NEW", USER, "Mengganti password",
+                "Change one's password; it ends one's other sessions.", "passwd surabaya rahasia"),
         Command("inbox", "T", USER, "Melihat pesan", "Take the messages that came in since the last `inbox`.", "inbox"),
         Command("logout", "T", USER, "Logout", "End the session everywhere.", "logout"),
         Command("info", "[T] [REALM]", ANYONE, "Melihat user yang aktif",

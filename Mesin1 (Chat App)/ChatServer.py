@@ -35,6 +35,7 @@ import selectors
 import signal
 import socket
 import sqlite3
+import ssl
 import struct
 import sys
 import tempfile
@@ -72,6 +73,8 @@ from common import (  # noqa: E402
 
 log = logging.getLogger("chat")
 
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
 LATER = object()               # what a handler returns whose answer is not known in this turn
 
 # ---- model -------------------------------------------------------------------------------------
@@ -93,6 +96,9 @@ class Person:
     connections: set[Connection] = field(default_factory=set)              # open here now
     routes: dict[str, Conversation] = field(default_factory=dict)          # by the name as a request spells it
     online_there: bool = False                                             # what the other realm says of its own user
+    stored: int = 0                                                        # bytes of the files that they sent
+    allowance: float = 0.0                                                 # messages that they may send at once, and
+    counted: float = 0.0                                                   # when that was counted
 
     @property
     def online(self) -> bool:
@@ -295,6 +301,8 @@ class Store:
         for conversation in self._conversation_of.values():
             for person in conversation.members:
                 person.conversations[self._key(conversation, person)] = conversation
+        for person_id, size in query("SELECT sender, SUM(size) FROM files JOIN messages USING(id) GROUP BY sender"):
+            self._person_of[person_id].stored = size
         for person_id, realm, id in query("SELECT * FROM cursors"):
             self._person_of[person_id].cursors[realm] = id
         self.sessions = {digest: Session(digest, self._person_of[person_id], used)
@@ -431,6 +439,12 @@ class Store:
             self.on_undo(lambda: self._rename(person, *old))
         return person
 
+    def set_password(self, person: Person, password: str) -> None:
+        """A new password, as `hash_password` gives it."""
+        old, person.password = person.password, password
+        self.on_undo(lambda: setattr(person, "password", old))
+        self._write("UPDATE people SET password=? WHERE id=?", (password, person.id))
+
     @staticmethod
     def _rename(person: Person, nama: str, negara: str) -> None:
         person.nama, person.negara = nama, negara
@@ -521,6 +535,8 @@ class Store:
         self._messages.append((id, conversation.id, ts, sender.id, text))
         if file is not None:
             self._write("INSERT INTO files VALUES(?,?,?,?)", (id, *file))
+            sender.stored += file.size
+            self.on_undo(lambda: setattr(sender, "stored", sender.stored - file.size))
         return Message(id, conversation, ts, sender, text, file)
 
     def _message(self, row: tuple) -> Message:
@@ -572,6 +588,13 @@ class Store:
                 self._write("INSERT OR REPLACE INTO cursors VALUES(?,?,?)", (person.id, realm, id))
                 person.cursors[realm] = id
                 self.on_undo(lambda realm=realm, old=old: person.cursors.__setitem__(realm, old))
+
+    def names_file(self, sha256: str) -> bool:
+        """Whether a message, or an item that waits for another realm, has this file."""
+        self._flush()
+        return bool(self.db.execute(
+            "SELECT 1 FROM files WHERE sha256=? UNION ALL "
+            "SELECT 1 FROM outbox WHERE stream=? AND instr(item, ?) LIMIT 1", (sha256, FILES, sha256)).fetchone())
 
     def tagged(self, person: Person, tag: str) -> str | None:
         """The reply that an earlier send with this tag got."""
@@ -704,21 +727,29 @@ def hash_password(password: str) -> str:
 NO_PASSWORD = f"scrypt${bytes(16).hex()}${bytes(64).hex()}"      # what a guess at an unknown user is held against
 
 
-def verify_password(password: str, stored: str) -> bool:
-    """Whether it is the password, in a time that does not depend on the answer."""
+def verify_password(password: str, stored: str, new: str | None = None) -> str | None:
+    """What is stored of the password (of the `new` one, if given) where it is right, else None."""
     _, salt, expected = stored.split("$")
     found = hashlib.scrypt(password.encode(), salt=bytes.fromhex(salt), **SCRYPT)
-    return hmac.compare_digest(found, bytes.fromhex(expected))
+    if not hmac.compare_digest(found, bytes.fromhex(expected)):
+        return None
+    return hash_password(new) if new is not None else stored
 
 
-def seal_file(path: Path, folder: Path, expected: str | None = None) -> str:
-    """Puts a whole file on disk under its SHA-256, which is returned. Raises OSError, ValueError if not `expected`."""
+def file_digest(path: Path) -> str:
+    """A file's SHA-256 in hex, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while data := file.read(common.MIB):
             digest.update(data)
+    return digest.hexdigest()
+
+
+def seal_file(path: Path, folder: Path, expected: str | None = None) -> str:
+    """Puts a whole file on disk under its SHA-256, which is returned. Raises OSError, ValueError if not `expected`."""
+    name = file_digest(path)
+    with path.open("rb+") as file:
         os.fsync(file.fileno())
-    name = digest.hexdigest()
     if expected not in (None, name):
         path.unlink()
         raise ValueError(f"{path.name} is not what was announced")
@@ -746,6 +777,7 @@ class Upload:
         self.error = error
         self.size = 0
         self.whole = False                         # the line has ended; the file is being put on disk
+        self.stored = False                        # it is on disk, under its SHA-256
         self._most = most
         self._decoder = Base64Decoder()
         self._file: BinaryIO | None = None
@@ -813,7 +845,7 @@ class Connection:
 
     __slots__ = ("sock", "host", "mask", "buffer", "upload", "held", "tag", "slots", "staged", "output", "unsent",
                  "sending", "session", "token", "token_session", "subscribed", "behind", "cursor", "taking", "link",
-                 "claim", "deadline", "finished", "ending", "dropped")
+                 "claim", "deadline", "shaking", "finished", "ending", "dropped")
 
     def __init__(self, sock: socket.socket, host: str, limit: int = common.MAX_LINE) -> None:
         self.sock = sock
@@ -842,6 +874,7 @@ class Connection:
         self.claim: Claim | None = None            # to be another realm, not yet proved
         # ends
         self.deadline = 0.0
+        self.shaking = False                       # the TLS handshake is not done yet
         self.finished = False                      # the other side has said that it will send no more
         self.ending = False                        # to be closed when the output has drained
         self.dropped = False                       # closed
@@ -994,7 +1027,9 @@ class RealmLink:
 
     def next_check(self, now: float) -> float:
         """When `check` or an attempt is due."""
-        return self.next_attempt if self.state == DOWN else min(self.heard, self.asked) + common.LINK_PING_SECONDS
+        if self.state == DOWN:
+            return self.next_attempt
+        return min(max(self.heard, self.asked) + common.LINK_PING_SECONDS, self.heard + common.LINK_DEAD_SECONDS)
 
     def connecting(self, conn: Connection, now: float) -> None:
         """A connection is being opened."""
@@ -1018,7 +1053,7 @@ class RealmLink:
 
     def check(self, now: float) -> bool:
         """Asks for a sign of life where it has been quiet; False when the other side is dead."""
-        if now - self.heard > common.LINK_DEAD_SECONDS:
+        if now - self.heard >= common.LINK_DEAD_SECONDS:
             return False
         if self.state == UP and now - max(self.heard, self.asked) >= common.LINK_PING_SECONDS:
             self.asked = now
@@ -1223,6 +1258,16 @@ class Run:
     last_id: int = 0                           # of the last message; 0 where it is none
 
 
+class Limits(NamedTuple):
+    """The limits that have options; 0 is none."""
+
+    file: int = common.MAX_FILE                # bytes of one file
+    stored: int = common.MAX_STORED            # bytes of the files of one user
+    rate: int = 0                              # messages of one user in a second
+    connections: int = common.MAX_CONNECTIONS
+    per_address: int = common.MAX_PER_ADDRESS
+
+
 class Guesses:
     """The logins of one account: at most GUESSES may fail in GUESS_SECONDS, also of those that come all at once."""
 
@@ -1272,12 +1317,12 @@ class Chat:
     """
 
     def __init__(self, realm: str, table: dict[str, Realm], store: Store, workers: Workers, *, key: bytes | None = None,
-                 max_file: int = common.MAX_FILE, wall: Callable[[], float] = time.time) -> None:
+                 limits: Limits | None = None, wall: Callable[[], float] = time.time) -> None:
         self.realm = realm
         self.table = table
         self.store = store
         self.workers = workers
-        self.max_file = max_file
+        self.limits = limits or Limits()
         self.wall = wall                           # seconds since 1970, for display only
         self.now = 0.0                             # of the turn: seconds of a clock that never goes back
         self.now_ms = 0                            # of the turn: milliseconds since 1970
@@ -1288,6 +1333,7 @@ class Chat:
         self.guesses: dict[str, Guesses] = {}      # by account, existing or not
         self.next_sweep = 0.0                      # when `guesses` is next looked through for what can be forgotten
         self.hashes = 0                            # logins that wait for a hash
+        self.seals = 0                             # uploads that are being put on disk
         self.waiting_tags: dict[tuple[Person, str], list[tuple[RealmLink, int, int]]] = {}
         self.deadlines: deque[tuple[float, RealmLink, int, int]] = deque()
         self._runs: list[Run] = []
@@ -1357,6 +1403,8 @@ class Chat:
         conn.tag = request.tag
         reply = self.guarded(self._carry_out, conn, request, upload)
         if isinstance(reply, dict):
+            if upload and upload.stored and reply.get("status") == "ERROR":
+                self.guarded(self.discard_file, upload.path.name)
             conn.reply(format_reply(reply, request.tag), request.tag)
         elif reply is not LATER:
             conn.reply(reply, request.tag)         # a frame that is ready: a file's pieces, or an earlier reply
@@ -1371,7 +1419,10 @@ class Chat:
             earlier = self.earlier_reply(person, request.tag)
             if earlier:
                 return earlier
+        if self.limits.rate and command.is_send:
+            self.check_rate(person)
         if upload:
+            self.check_stored(person, upload.size)
             arguments[-1] = File(common.decode_file_name(arguments[-1]), upload.size, upload.path.name)
         reply = self._handlers[command.word](conn, person, *arguments)
         if tagged and reply is not LATER:
@@ -1420,15 +1471,22 @@ class Chat:
     def upload_for(self, conn: Connection, request: Request, start: bytes) -> Upload:
         """The Upload of a request's file, with the start of its content. Raises ChatError where it is not allowed."""
         self.admit(conn, request)
-        upload = Upload(request, self.store.files, self.max_file)
+        upload = Upload(request, self.store.files, self.limits.file)
         upload.feed(start)
         return upload
+
+    def discard_file(self, sha256: str) -> None:
+        """Removes a stored file that no message came to have; while another is being stored it might be that one's."""
+        if not self.seals and not self.store.names_file(sha256):
+            (self.store.files / sha256).unlink(missing_ok=True)
 
     def seal_upload(self, conn: Connection, upload: Upload) -> None:
         """An upload is whole: has it put on disk, then carries out its request."""
         def done(result: Future) -> None:
+            self.seals -= 1
             try:
                 upload.path = self.store.files / result.result()
+                upload.stored = True
             except OSError as problem:
                 log.error("a file can't be stored: %s", problem)
                 upload.abandon(ChatError("storage"))
@@ -1439,6 +1497,7 @@ class Chat:
         if upload.error:
             conn.upload, conn.held = None, (upload.request, upload)
         else:
+            self.seals += 1
             self.workers.sync(done, seal_file, upload.path, self.store.files)
 
     def admit(self, conn: Connection, request: Request) -> tuple[Person | None, list[str]]:
@@ -1576,28 +1635,35 @@ class Chat:
     # -- auth, register, groups
 
     def do_auth(self, conn: Connection, _: Person | None, user: str, password: str) -> object:
-        address = f"{user.lower()}@{self.realm}"
-        person = self.store.people.get(address)
-        stored = person and person.password
-        guesses = self.guesses.setdefault(address, Guesses())
+        person = self.store.people.get(f"{user.lower()}@{self.realm}")
+        self.verify(conn, f"{user.lower()}@{self.realm}", person and person.password, password,
+                    lambda _: self.log_in(conn, person))
+        return LATER
+
+    def verify(self, conn: Connection, account: str, stored: str | None, password: str,
+               succeed: Callable[[str], dict[str, object]], new: str | None = None) -> None:
+        """Has a password checked, as often as the account may be tried, and then calls `succeed` for the reply.
+
+        It gets the hash of the `new` password, if there is one. An account that does not exist costs the same.
+        """
         slot = self.hash_slot(conn)
+        guesses = self.guesses.setdefault(account, Guesses())
 
         def go(error: ChatError | None) -> None:
             if error:
                 self.end_hash(conn, slot, error.reply())
             else:
-                self.workers.hash(done, verify_password, password, stored or NO_PASSWORD)
+                self.workers.hash(done, verify_password, password, stored or NO_PASSWORD, new)
 
         def done(result: Future) -> None:
-            succeeded = result.result() and stored is not None
-            guesses.done(self.now, succeeded)
-            if not succeeded:
-                log.warning("failed login of %s from %s", address if stored else "an unknown user", conn.host)
+            hashed = result.result() if stored else None
+            guesses.done(self.now, hashed is not None)
+            if hashed is None:
+                log.warning("failed login of %s from %s", account if stored else "an unknown user", conn.host)
                 self.end_hash(conn, slot, ChatError("bad_credentials").reply())
             else:
-                self.end_hash(conn, slot, self.guarded(self.log_in, conn, person))
+                self.end_hash(conn, slot, self.guarded(succeed, hashed))
         guesses.ask(self.now, go)
-        return LATER
 
     def hash_slot(self, conn: Connection) -> Slot:
         """A place for the reply to a login. Raises ChatError `busy` while too many wait for a hash."""
@@ -1768,6 +1834,22 @@ class Chat:
             reply["file"] = {"id": message.id, **file._asdict()}
         return reply
 
+    def check_rate(self, person: Person) -> None:
+        """Raises ChatError where a person sends faster than --max-rate; BURST_SECONDS of it may come at once."""
+        rate = self.limits.rate
+        burst = rate * common.BURST_SECONDS
+        gained = (self.now - person.counted) * rate if person.counted else burst
+        person.allowance = min(burst, person.allowance + gained)
+        person.counted = self.now
+        if person.allowance < 1:
+            raise ChatError("rate_limited", retry_after=1)
+        person.allowance -= 1
+
+    def check_stored(self, person: Person, size: int) -> None:
+        """Raises ChatError where a person would have more stored than --max-stored."""
+        if self.limits.stored and person.stored + size > self.limits.stored:
+            raise ChatError("quota_exceeded", f"{self.limits.stored // common.MIB} MiB")
+
     @staticmethod
     def check_body(body: dict) -> None:
         """Raises ChatError where a text is longer than a message may be."""
@@ -1780,7 +1862,20 @@ class Chat:
         """A message's body as an item of the outbox carries it."""
         return {"file": body["file"]._asdict()} if "file" in body else body
 
-    # -- inbox, logout, info
+    # -- passwd, inbox, logout, info
+
+    def do_passwd(self, conn: Connection, person: Person, old: str, new: str) -> object:
+        session = conn.token_session
+
+        def change(hashed: str) -> dict[str, object]:
+            self.store.set_password(person, hashed)
+            for other in [other for other in self.store.sessions.values() if other.person is person]:
+                if other is not session:
+                    self.end_session(other)
+            log.info("%s has a new password", person.address)
+            return {"message": "Password diganti"}
+        self.verify(conn, person.address, person.password, old, change, new)
+        return LATER
 
     def do_inbox(self, conn: Connection, person: Person, realm: str | None = None) -> object:
         realms = list(self.table)
@@ -1806,11 +1901,14 @@ class Chat:
         self.store.take(person, realms, id)
 
     def do_logout(self, conn: Connection, person: Person) -> object:
-        session = conn.token_session
-        self.store.end_session(session)
-        for other in [other for other in person.connections if other.session is session]:
-            self.detach(other)
+        self.end_session(conn.token_session)
         return {"message": "Logout berhasil"}
+
+    def end_session(self, session: Session) -> None:
+        """A session's token ends at once, on every connection."""
+        self.store.end_session(session)
+        for conn in [conn for conn in session.person.connections if conn.session is session]:
+            self.detach(conn)
 
     def do_info(self, conn: Connection, person: Person | None, realm: str | None = None) -> object:
         if person is None:
@@ -2069,6 +2167,7 @@ class Chat:
 
     def taken(self, link: RealmLink, stream: int, have: int, refused: dict[str, str]) -> None:
         """The other realm has the items up to `have` on disk, but refused some of them."""
+        unwanted: list[str] = []
         for text, code in refused.items():
             seq = int(text)
             error = ChatError(code if code in common.ERRORS else "internal_error")
@@ -2078,6 +2177,7 @@ class Chat:
                 self.store.on_undo(lambda seq=seq, pending=pending: link.waiting[stream].__setitem__(
                     seq, pending._replace(conn=None, slot=None)))
                 self.answer(pending.conn, pending.slot, error.reply(), pending.item.get("to", ""))
+                unwanted += [pending.item["file"]["sha256"]] if "file" in pending.item else []
             else:
                 link.waiting[stream].pop(seq, None)
                 found = self.store.item(link.realm.name, stream, seq)
@@ -2086,6 +2186,8 @@ class Chat:
         for seq in [seq for seq in link.waiting[stream] if seq <= have]:
             self.settle_pending(link, stream, seq, queued=False)
         link.acknowledged(stream, have)
+        for sha256 in unwanted:
+            self.discard_file(sha256)
 
     def bounce(self, realm: str, person: Person, item: dict, error: ChatError) -> None:
         """Tells a sender, who has long heard `queued`, that it came to nothing."""
@@ -2264,41 +2366,40 @@ class Chat:
         """What a person of another realm does here. Raises ChatError, and others where the item is malformed."""
         do, nama, ts = item["do"], self.full_name(item["name"]), item["ts"]
         ts = ts if type(ts) is int and 0 < ts < 253_402_300_800_000 else self.now_ms       # the year 10000
-        body = self.body_of_item(item) if do in ("send", "post", "copy") else {}
+        name, sender_realm = parse_address(item["from"], realm)
+        sender = self.store.people.get(f"{name}@{sender_realm}")
+        body = self.body_of_item(item, sender) if do in ("send", "post", "copy") else {}
         if do == "copy":                           # a message in a group that lives there, whoever said it
-            name, sender_realm = parse_address(item["from"], realm)
             group = self.store.groups.get(f"{common.fold_name(item['group'])}@{realm}")
             if sender_realm == self.realm or sender_realm not in self.table:
                 raise ChatError("realm_refused")   # nobody else speaks for our people
             if group is None:
                 raise ChatError("group_not_found")
-            known = self.store.people.get(f"{name}@{sender_realm}")
-            self.post(known or self.store.meet(name, sender_realm, nama), group, body, ts)
+            self.post(sender or self.store.meet(name, sender_realm, nama), group, body, ts)
             return
-        sender = self.store.people.get(f"{common.fold_name(item['from'])}@{realm}")
+        if sender_realm != realm:
+            raise ChatError("realm_refused")
         if do == "send":
             other = self.store.people.get(f"{common.fold_name(item['to'])}@{self.realm}")
             if other is None or other.password is None:
                 raise ChatError("user_not_found")
-            sender = self.store.meet(common.fold_name(item["from"]), realm, nama)
+            sender = self.store.meet(name, realm, nama)
             self.post(sender, self.store.private(sender, other), body, ts)
             return
-        name = common.fold_name(item["group"])
+        group_name = common.fold_name(item["group"])
         if do == "addgroup":
-            self.add_group(name, sender or self.store.meet(common.fold_name(item["from"]), realm, nama))
+            self.add_group(group_name, sender or self.store.meet(name, realm, nama))
         elif do == "joingroup":
-            group = self.group(name)
-            self.join_group(group, sender or self.store.meet(common.fold_name(item["from"]), realm, nama))
+            self.join_group(self.group(group_name), sender or self.store.meet(name, realm, nama))
         elif do == "leavegroup":
-            self.leave_group(self.group(name), sender)
+            self.leave_group(self.group(group_name), sender)
         elif do == "post":
-            group = self.group(name)
-            self.check_member(group, sender)
-            self.post(sender, group, body, ts)
+            self.check_member(self.group(group_name), sender)
+            self.post(sender, self.group(group_name), body, ts)
         else:
             raise ChatError("unknown_command")
 
-    def body_of_item(self, item: dict) -> dict:
+    def body_of_item(self, item: dict, sender: Person | None) -> dict:
         """The text, or the file, of another realm's message. Raises ChatError."""
         if "file" not in item:
             if not isinstance(item["text"], str):
@@ -2308,11 +2409,13 @@ class Chat:
         name, size, sha256 = (item["file"][key] for key in File._fields)
         if type(size) is not int or not SHA256.fullmatch(sha256):
             raise ValueError
-        if size > self.max_file:
+        if size > self.limits.file:
             raise ChatError("too_large")
         path = self.store.files / sha256
         if not path.exists() or path.stat().st_size != size:
             raise ChatError("file_not_found")
+        if sender:
+            self.check_stored(sender, size)
         return {"file": File(common.decode_file_name(common.encode_file_name(name)), size, sha256)}
 
     def do_piece(self, conn: Connection, _: Person | None, sha256: str, size: str, offset: str,
@@ -2320,7 +2423,7 @@ class Chat:
         link, whole, start = conn.link, self.number(size), self.number(offset)
         if not SHA256.fullmatch(sha256):
             raise ChatError("bad_arguments")
-        if whole > self.max_file:
+        if whole > self.limits.file:
             raise ChatError("too_large")
         if (self.store.files / sha256).exists():
             return {"offset": whole, "complete": True}
@@ -2357,20 +2460,24 @@ SHA256 = re.compile("[0-9a-f]{64}")
 class Server:
     """The loop, and all sockets."""
 
-    def __init__(self, chat: Chat, bind: str, port: int, wake: tuple[socket.socket, socket.socket],
-                 clock: Callable[[], float] = time.monotonic) -> None:
-        """Listens at once; `wake` is the pair through which threads and signals end the selector's wait."""
+    def __init__(self, chat: Chat, bind: str, port: int, waker: socket.socket, *, tls: ssl.SSLContext | None = None,
+                 peer_tls: ssl.SSLContext | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """Listens at once. Through `waker` threads and signals end the selector's wait; `tls` is for who connects
+        here, `peer_tls` for the realms whose rows say so."""
         self.chat = chat
         self.clock = clock
+        self.tls = tls
+        self.peer_tls = peer_tls
         self.selector = selectors.DefaultSelector()
         family = socket.AF_INET6 if ":" in bind else socket.AF_INET
         self.listener = socket.create_server((bind, port), family=family, backlog=1024)
         self.listener.setblocking(False)
         self.port: int = self.listener.getsockname()[1]
-        self.waker = wake[0]
+        self.waker = waker
         self.selector.register(self.listener, selectors.EVENT_READ, self.accept)
         self.selector.register(self.waker, selectors.EVENT_READ, self.woken)
         self.connections: set[Connection] = set()
+        self.addresses: Counter[str] = Counter()   # connections from each address
         self.guests: dict[Connection, None] = {}   # not logged in yet, the oldest deadline first (or near it)
         self.runnable: dict[Connection, None] = {} # with lines left from an earlier turn, in their order
         self.unfinished: set[Connection] = set()   # to be written to again though the selector says nothing
@@ -2399,6 +2506,9 @@ class Server:
         chat = self.chat
         for key, mask in self.selector.select(self.patience()):
             if isinstance(key.data, Connection):
+                if key.data.shaking:
+                    self.shake_hands(key.data)
+                    continue
                 if mask & selectors.EVENT_READ:
                     self.receive(key.data)
                 if mask & selectors.EVENT_WRITE:
@@ -2473,13 +2583,47 @@ class Server:
                     self.accept_again = self.clock() + 0.5
                     return
                 continue                           # that one has gone again
-            sock.setblocking(False)
-            self.tune(sock)
-            conn = Connection(sock, address[0])
-            conn.deadline = self.clock() + common.LOGIN_SECONDS
-            self.connections.add(conn)
-            self.guests[conn] = None
-            self.watch(conn, selectors.EVENT_READ)
+            try:
+                self.welcome(sock, address[0])
+            except OSError:                        # gone before it was looked at
+                sock.close()
+
+    def welcome(self, sock: socket.socket, host: str) -> None:
+        """A new connection; one too many is told so, and ended. Raises OSError."""
+        sock.setblocking(False)
+        self.tune(sock)
+        if self.tls:
+            sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        conn = Connection(sock, host)
+        conn.shaking = self.tls is not None
+        conn.deadline = self.clock() + common.LOGIN_SECONDS
+        limits = self.chat.limits
+        if len(self.connections) >= limits.connections or self.addresses[host] >= limits.per_address > 0:
+            conn.reply(format_reply(ChatError("busy").reply()))
+            conn.ending = True
+            self.chat.touched.add(conn)
+        self.connections.add(conn)
+        self.addresses[host] += 1
+        self.guests[conn] = None
+        self.watch(conn, selectors.EVENT_READ)
+
+    def shake_hands(self, conn: Connection) -> None:
+        """Goes on with the TLS handshake; the deadline of a guest, or of a link, is its time limit."""
+        wanted = selectors.EVENT_READ
+        try:
+            conn.sock.do_handshake()
+            conn.shaking = False
+            if conn.is_outgoing:
+                conn.link.connected(self.clock())
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLWantWriteError:
+            wanted = selectors.EVENT_WRITE
+        except OSError as error:
+            log.info("no TLS with %s: %s", conn.host, error)
+            self.doomed[conn] = False
+        self.watch(conn, wanted)
+        self.chat.touched.add(conn)
 
     @staticmethod
     def tune(sock: socket.socket) -> None:
@@ -2515,7 +2659,7 @@ class Server:
             return
         try:
             data = conn.sock.recv(common.RECEIVE_SIZE)
-        except BlockingIOError:
+        except WOULD_BLOCK:
             return
         except OSError:
             self.doomed[conn] = False
@@ -2594,6 +2738,8 @@ class Server:
 
     def write(self, conn: Connection) -> None:
         """Sends what a connection is owed, and asks the selector for what it has to wait for."""
+        if conn.shaking:
+            return
         if conn.staged:
             conn.output.extend([frame for _, frame in conn.staged])
             conn.staged.clear()
@@ -2623,7 +2769,7 @@ class Server:
                     break
             try:
                 count = conn.sock.send(conn.sending)
-            except BlockingIOError:
+            except WOULD_BLOCK:
                 return False
             sent += count
             if count < len(conn.sending):
@@ -2716,9 +2862,20 @@ class Server:
         if conn.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self.doomed[conn] = False
             return
-        self.selector.modify(conn.sock, selectors.EVENT_READ, conn)
-        conn.mask = selectors.EVENT_READ
-        conn.link.connected(self.clock())
+        self.selector.unregister(conn.sock)
+        conn.mask = 0
+        if conn.link.realm.tls:
+            try:
+                conn.sock = self.peer_tls.wrap_socket(conn.sock, server_hostname=conn.link.realm.address,
+                                                      do_handshake_on_connect=False)
+            except OSError:
+                self.doomed[conn] = False
+                return
+            conn.shaking = True
+            self.shake_hands(conn)
+        else:
+            self.watch(conn, selectors.EVENT_READ)
+            conn.link.connected(self.clock())
 
     def close(self, conn: Connection, reset: bool) -> None:
         """Closes a connection, and ends what hung on it."""
@@ -2731,6 +2888,10 @@ class Server:
                 conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         conn.sock.close()
         self.connections.discard(conn)
+        if not conn.is_outgoing:
+            self.addresses[conn.host] -= 1
+            if not self.addresses[conn.host]:
+                del self.addresses[conn.host]
         self.guests.pop(conn, None)
         self.runnable.pop(conn, None)
         self.endings.discard(conn)
@@ -2773,19 +2934,39 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     option(parser, "--bind", default="0.0.0.0", metavar="ADDRESS", help="the address to listen at (0.0.0.0)")
     option(parser, "--port", type=int, metavar="N", help="the port to listen at (the table's); 0 picks a free one")
     option(parser, "--data", type=Path, metavar="DIR", help="where the database and the files lie (FOLDER/data)")
-    option(parser, "--peer", action="append", default=[], metavar="NAME=HOST:PORT", help="where a realm is, instead "
-           "of what the table says; may be repeated")
+    option(parser, "--peer", action="append", default=[], metavar="NAME=[tls:]HOST:PORT",
+           help="where a realm is, instead of what the table says; may be repeated")
     option(parser, "--local", action="store_true", help="every realm is on this computer, at 127.0.0.1")
     option(parser, "--realm-key", type=Path, metavar="FILE", help="the key by which the realms know each other")
     option(parser, "--no-default-users", action="store_true", help="leave out the documented users")
     option(parser, "--max-file", type=int, default=common.MAX_FILE // common.MIB, metavar="MIB",
            help=f"the largest file, in MiB ({common.MAX_FILE // common.MIB})")
+    option(parser, "--max-stored", type=int, default=common.MAX_STORED // common.MIB, metavar="MIB",
+           help=f"files that one user may have stored, in MiB ({common.MAX_STORED // common.MIB}); 0: no limit")
+    option(parser, "--max-rate", type=int, default=0, metavar="N", help="messages that one user may send in a second, "
+           f"{common.BURST_SECONDS} seconds' worth at once (0: no limit)")
+    option(parser, "--max-connections", type=int, default=common.MAX_CONNECTIONS, metavar="N",
+           help=f"connections in all ({common.MAX_CONNECTIONS})")
+    option(parser, "--max-per-address", type=int, default=common.MAX_PER_ADDRESS, metavar="N",
+           help=f"connections from one address ({common.MAX_PER_ADDRESS}); 0: no limit")
+    option(parser, "--tls-cert", type=Path, metavar="FILE", help="the server's certificate: clients then use --tls")
+    option(parser, "--tls-key", type=Path, metavar="FILE", help="the certificate's private key")
+    option(parser, "--tls-ca", type=Path, metavar="FILE", help="who vouches for the certificates of other realms")
     option(parser, "--log-level", default="info", choices=["debug", "info", "warning", "error"],
            help="how much to log, on standard error (info)")
+    parser.add_argument("--make-realm-key", type=Path, metavar="FILE", help="write a new realm key there, and end")
+    parser.add_argument("--backup", type=Path, metavar="FILE", help="copy the database there, also of a running server")
+    parser.add_argument("--check", action="store_true", help="verify the database and every stored file")
     options = parser.parse_args(arguments)
     try:
         options.table = common.realm_table(options.local, options.peer)
         options.key = options.realm_key.read_bytes().strip() if options.realm_key else None
+        options.tls = options.peer_tls = None
+        if options.tls_cert:
+            options.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            options.tls.load_cert_chain(options.tls_cert, options.tls_key)
+        if any(realm.tls for realm in options.table.values()):
+            options.peer_tls = ssl.create_default_context(cafile=options.tls_ca)
     except (ValueError, ChatError, OSError) as error:
         parser.error(str(error))
     if options.key is not None and len(options.key) < 16:
@@ -2802,6 +2983,13 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=options.log_level.upper(), stream=sys.stderr,
                         format="%(asctime)s %(levelname)s %(message)s")
     row = options.table[options.realm]
+    data = options.data or common.ROOT / row.folder / "data"
+    if options.make_realm_key:
+        return make_realm_key(options.make_realm_key)
+    if options.backup:
+        return backup(data, options.backup)
+    if options.check:
+        return check(data)
     wake_here, wake_there = socket.socketpair()
     for sock in (wake_here, wake_there):
         sock.setblocking(False)
@@ -2811,7 +2999,7 @@ def main(arguments: list[str] | None = None) -> int:
             wake_there.send(b"\0")
     workers = Workers(wake)
     try:
-        store = Store(options.data or common.ROOT / row.folder / "data")
+        store = Store(data)
     except (StoreRefused, OSError, sqlite3.Error) as error:
         sys.exit(f"ChatServer.py: {error}")
     if store.is_new and not options.no_default_users:
@@ -2822,11 +3010,13 @@ def main(arguments: list[str] | None = None) -> int:
     store.commit()
     if options.key is None:
         log.warning("no realm key: a realm is believed by its address alone")
-    chat = Chat(row.name, options.table, store, workers, key=options.key, max_file=options.max_file * common.MIB)
-    raise_descriptor_limit()
+    most = max(raise_descriptor_limit() - common.SPARE_DESCRIPTORS, 1)
+    limits = Limits(options.max_file * common.MIB, options.max_stored * common.MIB, options.max_rate,
+                    min(options.max_connections, most), options.max_per_address)
+    chat = Chat(row.name, options.table, store, workers, key=options.key, limits=limits)
     try:
-        server = Server(chat, options.bind, row.port if options.port is None else options.port,
-                        (wake_here, wake_there))
+        server = Server(chat, options.bind, row.port if options.port is None else options.port, wake_here,
+                        tls=options.tls, peer_tls=options.peer_tls)
     except OSError as error:
         sys.exit(f"ChatServer.py: can't listen at {options.bind}:{options.port or row.port}: {error.strerror}")
 
@@ -2843,14 +3033,60 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def raise_descriptor_limit() -> None:
-    """As many connections as the system allows this process."""
+def raise_descriptor_limit() -> int:
+    """Takes as many file descriptors as the system allows this process; says how many."""
     try:
         import resource
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return hard if hard != resource.RLIM_INFINITY else sys.maxsize
     except (ImportError, ValueError, OSError):
-        pass                                       # what there is has to do
+        return 512                                 # what select can do on Windows
+
+
+def make_realm_key(path: Path) -> int:
+    """Writes a new realm key that only its owner can read."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        sys.exit(f"ChatServer.py: {path}: {error.strerror}")
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32) + "\n")
+    print(f"made {path}; copy it to every realm's machine, and start the servers with --realm-key")
+    return 0
+
+
+def backup(data: Path, path: Path) -> int:
+    """Copies the database as it is at one moment, while a server may be using it. The files lie in data/files."""
+    if not (data / "chat.db").exists() or path.exists():
+        sys.exit(f"ChatServer.py: there is no {data / 'chat.db'}, or there is a {path} already")
+    with contextlib.closing(sqlite3.connect(data / "chat.db")) as source:
+        with contextlib.closing(sqlite3.connect(path)) as target:
+            source.backup(target)
+    print(f"copied {data / 'chat.db'} to {path}; the files that it names lie in {data / 'files'}")
+    return 0
+
+
+def check(data: Path) -> int:
+    """Verifies the database and the SHA-256 of every file that it names; the exit status says whether all is well."""
+    problems = 0
+    if not (data / "chat.db").exists():
+        sys.exit(f"ChatServer.py: there is no {data / 'chat.db'}")
+    with contextlib.closing(sqlite3.connect(data / "chat.db")) as db:
+        try:
+            problems += db.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok"
+            files = db.execute("SELECT DISTINCT sha256, size FROM files").fetchall()
+        except sqlite3.DatabaseError as error:
+            print(f"{data / 'chat.db'}: {error}")
+            return 1
+    for sha256, size in files:
+        path = data / "files" / sha256
+        found = file_digest(path) if path.exists() and path.stat().st_size == size else None
+        if found != sha256:
+            problems += 1
+            print(f"{path}: {'missing or damaged' if found is None else 'damaged'}")
+    print(f"{data / 'chat.db'} and {len(files)} files: {'well' if not problems else f'{problems} problems'}")
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":
