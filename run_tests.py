@@ -126,6 +126,12 @@ class Server:
         """Bytes of memory that the process held at most, since `forget_most_memory`."""
         return self._status("VmHWM")
 
+    @property
+    def cpu_time(self) -> float:
+        """Seconds that the process has computed."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def forget_most_memory(self) -> None:
         """Starts the count of `most_memory` anew."""
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
@@ -433,6 +439,7 @@ class TwoRealms(ChatTest):
     options: tuple[str, ...] = ()
     here: Server
     there: Server
+    linked: float                                              # when the link was up
 
     @classmethod
     def setUpClass(cls) -> None:
@@ -443,6 +450,7 @@ class TwoRealms(ChatTest):
             messi = server.login("messi")
             messi.await_link(other)
             messi.close()
+        cls.linked = time.monotonic()
 
     def people(self, *names: str) -> list[Person]:
         """New users; those with `@` at the end of their name live in the other realm."""
@@ -2028,6 +2036,15 @@ class BetweenRealms(TwoRealms):
         self.assertEqual((row["link"], row["queued"], row["port"]), ("up", 0, self.there.port))
         eventually(lambda: alice.ok("realms")["realms"]["mesin2"]["rtt_ms"] is not None, "a ping")
 
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_a_quiet_server_rests(self):
+        """Of what the other realm says only a little is work, long after the link came up."""
+        time.sleep(max(self.linked + common.LINK_PING_SECONDS + 0.5 - time.monotonic(), 0))
+        self.people("alice")
+        before = self.there.cpu_time
+        time.sleep(1)
+        self.assertLess(self.there.cpu_time - before, 0.3)
+
     def test_a_stranger_cannot_speak_for_a_realm(self):
         """Nothing that realms say to each other is for a connection that has not proved to be one."""
         (alice,) = self.people("alice")
@@ -2805,7 +2822,8 @@ class Benchmark:
     def pairs(self, load: Load, here: Server, there: Server, count: int = 50) -> list[tuple[Pipe, Pipe, bytes]]:
         """(sender, subscribed receiver, the sender's request) for so many pairs."""
         senders, receivers = self.members(here, 2 * count)[:count], self.members(there, 2 * count)[count:]
-        pairs = [(load.connect(here.port, b"help send"), load.connect(there.port, f"subscribe {token}".encode()),
+        pairs = [(load.connect(here.port, f"realms {sender_token}".encode()),
+                  load.connect(there.port, f"subscribe {token}".encode()),
                   f"send {sender_token} {name}@{there.realm} {TEXT}\r\n".encode())
                  for (_, sender_token), (name, token) in zip(senders, receivers, strict=True)]
         load.settle()
@@ -2845,7 +2863,7 @@ class Benchmark:
         goal = self.yardsticks["R1"] + self.sync_time() + 60
         for idle in (0, 5000):
             load, crowd = Load(), [socket.create_connection(("127.0.0.1", self.server().port)) for _ in range(idle)]
-            pair = self.pairs(load, self.server(), self.server())[:1]
+            pair = self.pairs(load, self.server(), self.server(), 1)
             load.run_in_lockstep(pair, 200, answered=True)
             medians, slow = [], []
             for _ in range(ROUNDS):
