@@ -47,10 +47,10 @@ MAX_FILE = 64 * MIB            # bytes of one file (--max-file): a minute on a b
 
 LINES_PER_TURN = 128           # requests of one connection in one turn of the loop, so that none starves the rest
 TURN_SECONDS = 0.02            # and of all connections: past this the turn is committed, the others come next
+COMMIT_AHEAD = 8               # connections that wait for a COMMIT, from which on it pays to hand it to a thread
 RECEIVE_SIZE = 64 * KIB        # bytes asked of a socket at once: one allocation that malloc keeps at hand
 OUTPUT_MARK = 256 * KIB        # bytes unsent: past this no request of the connection is read, no event is queued
-FEED_PAGE = 200                # messages that a subscriber who fell behind is fed at a time
-INBOX_PAGE = 2000              # messages in one `inbox` reply; the next `inbox` has the rest
+INBOX_PAGE = 5000              # messages in one `inbox` reply; the next `inbox` has the rest
 HISTORY_PAGE = 50              # messages in one `history` reply, where the request names no number
 HISTORY_MAX = 500              # the most that a `history` may ask for
 PIPELINED_SENDS = 256          # sends of one connection that may wait for another realm's word at once

@@ -44,6 +44,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -226,9 +227,12 @@ class StoreRefused(Exception):
 class Store:
     """The database, and in memory all of it but the messages.
 
-    Rows of the hot tables are gathered and written by one `executemany` at `commit`; other writes go through `_write`,
-    inside a savepoint of the request. Each change in memory leaves its undoing in `_undo`. So a request that fails is
-    undone alone (`revert`), and a turn whose COMMIT fails as a whole (`abort`).
+    Rows of the hot tables are gathered and written by one `executemany` at the end of the turn (`flush`); other writes
+    go through `_write`, inside a savepoint of the request. Each change in memory leaves its undoing in `_undo`. So a
+    request that fails is undone alone (`revert`), and a turn whose COMMIT fails as a whole (`abort`).
+
+    The COMMIT may run in another thread (`commit`) while the next turn gathers its rows; who needs the database
+    meanwhile waits for it, in `db`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -239,7 +243,9 @@ class Store:
             leftover.unlink()
         self.path = folder / "chat.db"
         self._owner = self._claim(folder / "owner.db")
-        self.db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=0)
+        self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=0)
+        self._committing: Future | None = None     # the COMMIT of the turn before, and how to undo that turn
+        self._committing_undo: list[Callable[[], object]] = []
         self.is_new = self._check()
         self.db.execute("PRAGMA journal_mode=WAL")
         self.db.execute("PRAGMA synchronous=FULL")
@@ -255,6 +261,14 @@ class Store:
         self.failed = False                        # SQLite has given up the turn: nothing can be written before `abort`
         self._mark = (0, 0, 0)
         self._load()
+        self.released = (self.last_id, self._last_seq)         # on disk: the last message, the last item of the outbox
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        """The database, when a COMMIT that is under way has ended. Raises its sqlite3.Error."""
+        if self._committing:
+            self._committing.result()
+        return self._db
 
     @staticmethod
     def _claim(path: Path) -> sqlite3.Connection:
@@ -362,6 +376,10 @@ class Store:
     def _begin(self) -> None:
         if self.failed:
             raise ChatError("storage")
+        if not self._open and not self._committing:            # else `flush` begins
+            self._begin_now()
+
+    def _begin_now(self) -> None:
         if not self._open:
             try:
                 self.db.execute("BEGIN IMMEDIATE")
@@ -373,14 +391,18 @@ class Store:
     def _write(self, sql: str, values: tuple = ()) -> sqlite3.Cursor:
         self._begin()
         if not self._savepoint:
-            self._flush()
+            self.flush()
+            self._begin_now()
             self._mark = (0, 0, self._mark[2])
             self.db.execute("SAVEPOINT request")
             self._savepoint = True
         return self.db.execute(sql, values)
 
-    def _flush(self) -> None:
-        """Writes the gathered rows, so that a query sees them."""
+    def flush(self) -> None:
+        """Writes the gathered rows, so that a query sees them. Raises sqlite3.Error and ChatError."""
+        if not (self._messages or self._items or self._tags):
+            return
+        self._begin_now()
         if self._messages:
             self.db.executemany(INSERT_MESSAGE, self._messages)
             self._messages.clear()
@@ -391,28 +413,55 @@ class Store:
             self.db.executemany(INSERT_TAG, [(*key, reply) for key, reply in self._tags.items()])
             self._tags.clear()
 
-    def commit(self) -> None:
-        """Puts the turn on disk. Raises sqlite3.Error; then call `abort`."""
+    def start_commit(self, begin: Callable[[Callable[[], None]], Future] | None) -> tuple[int, int]:
+        """Puts the turn on disk: at once, or where `begin` takes the COMMIT to, until `end_commit`.
+
+        Returns what is `released` when it is there. Raises sqlite3.Error and ChatError; then call `abort`.
+        """
+        turn = (self.last_id, self._last_seq)
+        self.flush()
         if self._open:
-            self._flush()
-            self.db.execute("COMMIT")
+            if begin:
+                self._committing = begin(self._commit)
+            else:
+                self._commit()
             self._open = False
-        self._undo.clear()
+        self._committing_undo, self._undo = self._undo, []
+        return turn
+
+    def _commit(self) -> None:
+        self._db.execute("COMMIT")
+
+    def end_commit(self, turn: tuple[int, int]) -> None:
+        """The turn is on disk. Raises sqlite3.Error where it is not; then call `abort`."""
+        committing, self._committing = self._committing, None
+        if committing:
+            committing.result()
+        self.released = turn
+        self._committing_undo.clear()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is something to commit."""
+        return self._open or bool(self._messages or self._items or self._tags)
 
     def abort(self) -> None:
-        """Undoes the whole turn, on disk and in memory."""
+        """Undoes the whole turn, and the one before if it is not on disk, on disk and in memory."""
+        self._committing = None
         with contextlib.suppress(sqlite3.Error):
-            if self.db.in_transaction:
-                self.db.execute("ROLLBACK")
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
         self._open = self._savepoint = self.failed = False
         self._messages.clear()
         self._items.clear()
         self._tags.clear()
         self._undo_down_to(0)
+        self._undo, self._committing_undo = self._committing_undo, self._undo
+        self._undo_down_to(0)
 
     def close(self) -> None:
         """Gives the files back."""
-        self.db.close()
+        self._db.close()
         self._owner.close()
 
     # -- people and sessions
@@ -548,13 +597,12 @@ class Store:
 
     def message(self, id: int) -> Message | None:
         """The message with this id."""
-        self._flush()
+        self.flush()
         row = self.db.execute(SELECT_MESSAGE + "WHERE id=?", (id,)).fetchone()
         return row and self._message(row)
 
     def messages_after(self, person: Person, start: Callable[[Conversation], int]) -> Iterator[Message]:
         """All that a person may see past `start(conversation)`, in id order, read from the disk as it is asked for."""
-        self._flush()
         rows = []
         for conversation in person.conversations.values():
             after = max(start(conversation), conversation.members[person])
@@ -564,13 +612,14 @@ class Store:
 
     def history(self, conversation: Conversation, person: Person, before: int, limit: int) -> list[Message]:
         """The last `limit` messages with an id below `before`, oldest first."""
-        self._flush()
+        self.flush()
         since = conversation.members[person]
         rows = self.db.execute(SELECT_BEFORE, (conversation.id, since, before, limit)).fetchall()
         return [self._message(row) for row in reversed(rows)]
 
     def inbox(self, person: Person, realms: Iterable[str], only: str | None) -> Iterator[Message]:
         """What came in for a person and was not yet taken; `only` what people of that realm sent."""
+        self.flush()
         cursors = {realm: person.cursors.get(realm, 0) for realm in realms}
         wanted = [cursors.get(only, 0)] if only else cursors.values()
         start = min(wanted)
@@ -591,7 +640,7 @@ class Store:
 
     def names_file(self, sha256: str) -> bool:
         """Whether a message, or an item that waits for another realm, has this file."""
-        self._flush()
+        self.flush()
         return bool(self.db.execute(
             "SELECT 1 FROM files WHERE sha256=? UNION ALL "
             "SELECT 1 FROM outbox WHERE stream=? AND instr(item, ?) LIMIT 1", (sha256, FILES, sha256)).fetchone())
@@ -619,14 +668,14 @@ class Store:
         return self._last_seq
 
     def outbox(self, peer: str, stream: int, after: int, most: int) -> list[tuple[int, str]]:
-        """The next items of a stream: [(seq, item)]."""
-        self._flush()
-        return self.db.execute("SELECT seq, item FROM outbox WHERE peer=? AND stream=? AND seq>? ORDER BY seq LIMIT ?",
-                               (peer, stream, after, most)).fetchall()
+        """The next items of a stream that are on disk: [(seq, item)]."""
+        return self.db.execute(
+            "SELECT seq, item FROM outbox WHERE peer=? AND stream=? AND seq>? AND seq<=? ORDER BY seq LIMIT ?",
+            (peer, stream, after, self.released[1], most)).fetchall()
 
     def item(self, peer: str, stream: int, seq: int) -> tuple[Person, dict, str | None] | None:
         """One item of the outbox, if it is still there: (sender, item, tag)."""
-        self._flush()
+        self.flush()
         row = self.db.execute("SELECT sender, item, tag FROM outbox WHERE peer=? AND stream=? AND seq=?",
                               (peer, stream, seq)).fetchone()
         return row and (self._person_of[row[0]], json.loads(row[1]), row[2])
@@ -685,6 +734,7 @@ class Workers:
     def __init__(self, wake: Callable[[], None]) -> None:
         self._hashers = ThreadPoolExecutor(common.HASH_WORKERS, "hash")
         self._syncers = ThreadPoolExecutor(common.HASH_WORKERS, "sync")
+        self._committer = ThreadPoolExecutor(1, "commit")
         self._wake = wake
         self._done: deque[tuple[Callable[[Future], None], Future]] = deque()
 
@@ -696,12 +746,18 @@ class Workers:
         """Has a file put on disk."""
         self._submit(self._syncers, done, work, arguments)
 
+    def commit(self, done: Callable[[Future], None], work: Callable) -> Future:
+        """Has a turn put on disk."""
+        return self._submit(self._committer, done, work, ())
+
     def _submit(self, pool: ThreadPoolExecutor, done: Callable[[Future], None], work: Callable,
-                arguments: tuple) -> None:
+                arguments: tuple) -> Future:
         def hand_over(future: Future) -> None:
             self._done.append((done, future))
             self._wake()
-        pool.submit(work, *arguments).add_done_callback(hand_over)
+        future = pool.submit(work, *arguments)
+        future.add_done_callback(hand_over)
+        return future
 
     def finish(self) -> None:
         """Calls back for all work that has been done."""
@@ -713,6 +769,7 @@ class Workers:
         """Waits for what is under way, drops the rest."""
         self._hashers.shutdown(cancel_futures=True)
         self._syncers.shutdown(cancel_futures=True)
+        self._committer.shutdown()
 
 
 SCRYPT = {"n": 2**14, "r": 8, "p": 1}       # RFC 7914: 16 MiB and some 60 ms a guess
@@ -901,6 +958,11 @@ class Connection:
         self.slots.append(slot)
         return slot
 
+    def release(self, count: int) -> None:
+        """The first so many of the staged replies are on disk with what they say: they may leave."""
+        self.output.extend([frame for _, frame in self.staged[:count]])
+        del self.staged[:count]
+
     def fill(self, slot: Slot, frame: bytes) -> None:
         """A reply has come; stages it, and what it held up, unless an earlier one is still missing."""
         slot.frame = frame
@@ -912,7 +974,7 @@ class Connection:
         """Queues events, unless the subscriber is fed from the table."""
         if self.behind or (last_id and last_id <= self.cursor):
             return
-        if self.unsent > common.OUTPUT_MARK:
+        if self.unsent + len(chunk) > common.OUTPUT_MARK:
             self.behind = bool(last_id)            # an event that is in no table is lost to one who does not read
             return
         self.output.append(chunk)
@@ -922,7 +984,7 @@ class Connection:
     @property
     def has_output(self) -> bool:
         """Whether there is something to send."""
-        return bool(self.output) or self.sending is not None
+        return bool(self.output or self.staged) or self.sending is not None
 
     @property
     def is_outgoing(self) -> bool:
@@ -939,7 +1001,8 @@ class Connection:
     @property
     def has_work(self) -> bool:
         """Whether there is a request that may be carried out now."""
-        return self.may_serve and (self.held is not None or self.buffer.has_line() or self.buffer.overlong)
+        return self.may_serve and (self.held is not None or self.buffer.has_line() or
+                                   (self.buffer.overlong and len(self.buffer) > 0))
 
     @property
     def may_read(self) -> bool:
@@ -1336,13 +1399,13 @@ class Chat:
         self.seals = 0                             # uploads that are being put on disk
         self.waiting_tags: dict[tuple[Person, str], list[tuple[RealmLink, int, int]]] = {}
         self.deadlines: deque[tuple[float, RealmLink, int, int]] = deque()
-        self._runs: list[Run] = []
-        self._news: list[bytes] = []               # what the other realms are told of our people and groups
+        self.runs: list[Run] = []                  # events of this turn
+        self.news: list[bytes] = []                # what the other realms are told of our people and groups
         self._handlers = {word: getattr(self, f"do_{word}") for word in COMMANDS}
         self.tick(0.0)
         self.guarded(self.settle_left)
-        store.commit()
-        self._runs.clear()
+        store.end_commit(store.start_commit(None))
+        self.runs.clear()
 
     def settle_left(self) -> None:
         """Ends the waiting of those who waited for another realm when the server ended."""
@@ -1475,6 +1538,14 @@ class Chat:
         upload.feed(start)
         return upload
 
+    def drop_upload(self, conn: Connection) -> None:
+        """The connection is gone: so is the file that came over it."""
+        if conn.upload and not conn.upload.whole:
+            conn.upload.abandon()
+        if conn.held and conn.held[1] and conn.held[1].stored:
+            self.guarded(self.discard_file, conn.held[1].path.name)
+            conn.held = None
+
     def discard_file(self, sha256: str) -> None:
         """Removes a stored file that no message came to have; while another is being stored it might be that one's."""
         if not self.seals and not self.store.names_file(sha256):
@@ -1491,8 +1562,10 @@ class Chat:
                 log.error("a file can't be stored: %s", problem)
                 upload.abandon(ChatError("storage"))
             conn.upload = None
-            if not conn.dropped:
-                conn.held = (upload.request, upload)
+            conn.held = (upload.request, upload)
+            if conn.dropped:
+                self.drop_upload(conn)
+            else:
                 self.touched.add(conn)
         if upload.error:
             conn.upload, conn.held = None, (upload.request, upload)
@@ -1580,24 +1653,25 @@ class Chat:
             audience = {member for conversation in person.conversations.values() for member in conversation.members}
         self.announce("presence", audience, user=person.address, online=person.online)
         if person.realm == self.realm:
-            self._news.append(format_event("person", **self.describe(person)))
+            self.news.append(format_event("person", **self.describe(person)))
 
     def announce(self, kind: str, members: Iterable[Person] | None, **fields: object) -> None:
         """Publishes an event that is no message."""
-        self._runs.append(Run(members, [format_event(kind, **fields)]))
+        self.runs.append(Run(members, [format_event(kind, **fields)]))
 
     def publish(self, message: Message) -> None:
         """Publishes a message to its conversation's members of this moment."""
         members = message.conversation.members
-        if self._runs and self._runs[-1].members is members and self._runs[-1].last_id:
-            self._runs[-1].frames.append(message.event())
-            self._runs[-1].last_id = message.id
+        if self.runs and self.runs[-1].members is members and self.runs[-1].last_id:
+            self.runs[-1].frames.append(message.event())
+            self.runs[-1].last_id = message.id
         else:
-            self._runs.append(Run(members, [message.event()], message.id))
+            self.runs.append(Run(members, [message.event()], message.id))
 
-    def stage_events(self) -> None:
-        """The turn is on disk: its events go to who has subscribed."""
-        for run in self._runs:
+    def push(self, runs: list[Run], news: list[bytes]) -> set[Connection]:
+        """A turn is on disk: its events go to who has subscribed. Returns the connections that got something."""
+        reached: set[Connection] = set()
+        for run in runs:
             chunk = b"".join(run.frames)
             if run.members is None:
                 connections: Iterable[Connection] = self.subscribers
@@ -1605,32 +1679,26 @@ class Chat:
                 connections = [conn for person in run.members for conn in person.connections if conn.subscribed]
             for conn in connections:
                 conn.push(chunk, run.last_id)
-            self.touched.update(connections)
-        self._runs.clear()
-        if self._news:
-            chunk = b"".join(self._news)
-            self._news.clear()
-            for link in self.links.values():
-                if link.incoming:
-                    link.incoming.output.append(chunk)
-                    link.incoming.unsent += len(chunk)
-                    self.touched.add(link.incoming)
-
-    def forget_turn(self) -> None:
-        """The turn could not be put on disk: nobody hears of it."""
-        self._runs.clear()
-        self._news.clear()
+            reached.update(connections)
+        for conn in [link.incoming for link in self.links.values() if link.incoming and news]:
+            conn.output.extend(news)
+            conn.unsent += sum(map(len, news))
+            reached.add(conn)
+        return reached
 
     def feed(self, conn: Connection) -> None:
         """Gives a subscriber who fell behind the next messages from the table."""
-        messages = self.store.messages_after(conn.session.person, lambda conversation: conn.cursor)
-        page = list(itertools.islice(messages, common.FEED_PAGE))
-        if page:
-            chunk = b"".join([message.event() for message in page])
-            conn.output.append(chunk)
-            conn.unsent += len(chunk)
-            conn.cursor = page[-1].id
-        conn.behind = len(page) == common.FEED_PAGE
+        on_disk = self.store.released[0]
+        frames, weight = [], 0
+        for message in self.store.messages_after(conn.session.person, lambda conversation: conn.cursor):
+            if message.id > on_disk or weight > common.OUTPUT_MARK:
+                break
+            frames.append(message.event())
+            weight += len(frames[-1])
+            conn.cursor = message.id
+        conn.output.append(b"".join(frames))
+        conn.unsent += weight
+        conn.behind = weight > common.OUTPUT_MARK or conn.cursor > on_disk
 
     # -- auth, register, groups
 
@@ -1751,7 +1819,7 @@ class Chat:
         fields = {"group": group.address, "user": person.address, "change": change}
         audience = None if len(self.subscribers) <= common.AUDIENCE else [*group.members, person]
         self.announce("group", audience, **fields)
-        self._news.append(format_event("group", **fields, description=self.describe_group(group)))
+        self.news.append(format_event("group", **fields, description=self.describe_group(group)))
 
     def group(self, name: str) -> Conversation:
         """A group of this realm. Raises ChatError."""
@@ -1879,9 +1947,8 @@ class Chat:
 
     def do_inbox(self, conn: Connection, person: Person, realm: str | None = None) -> object:
         realms = list(self.table)
-        page = list(itertools.islice(self.store.inbox(person, realms, realm), common.INBOX_PAGE + 1))
-        more = len(page) > common.INBOX_PAGE
-        del page[common.INBOX_PAGE:]
+        page = list(itertools.islice(self.store.inbox(person, realms, realm), common.INBOX_PAGE))
+        more = len(page) == common.INBOX_PAGE
         taken = page[-1].id if more else self.store.last_id
         conn.taking = (person, [realm] if realm else realms, taken)
         self.store.on_undo(lambda: setattr(conn, "taking", None))
@@ -2457,6 +2524,16 @@ SHA256 = re.compile("[0-9a-f]{64}")
 # ---- Server ------------------------------------------------------------------------------------
 
 
+@dataclass(slots=True)
+class Turn:
+    """What a turn of the loop decided, held back until it is on disk."""
+
+    replies: list[tuple[Connection, int]]      # whose, and how many of the staged ones
+    runs: list[Run]
+    news: list[bytes]
+    reach: tuple[int, int] = (0, 0)            # the last message and item that are on disk with it
+
+
 class Server:
     """The loop, and all sockets."""
 
@@ -2481,6 +2558,7 @@ class Server:
         self.guests: dict[Connection, None] = {}   # not logged in yet, the oldest deadline first (or near it)
         self.runnable: dict[Connection, None] = {} # with lines left from an earlier turn, in their order
         self.unfinished: set[Connection] = set()   # to be written to again though the selector says nothing
+        self.turn_under_way = False                # a COMMIT is being made in another thread
         self.doomed: dict[Connection, bool] = {}   # to be closed in the next turn; whether by a reset
         self.endings: set[Connection] = set()      # closed as soon as the kernel has sent what it holds
         self.accept_again = 0.0                    # when accepting failed: the time to try again
@@ -2516,26 +2594,22 @@ class Server:
             else:
                 key.data()
         now = self.clock()
-        chat.guarded(chat.tick, now)
         chat.workers.finish()
+        chat.guarded(chat.tick, now)
         self.check_times(now)
         self.serve_all(now)
         for conn in list(self.doomed):
             self.close(conn, self.doomed.pop(conn))
-        self.commit()
-        for link in chat.links.values():
-            link.pump()
-            if link.conn and link.conn.has_output:
-                chat.touched.add(link.conn)
-        touched, chat.touched = chat.touched | self.unfinished, set()
-        self.unfinished.clear()
-        for conn in touched:
+        if not self.turn_under_way:
+            self.commit()
+        waiting, self.unfinished = self.unfinished | chat.touched, set()
+        for conn in waiting:
             if not conn.dropped:
                 self.write(conn)
 
     def patience(self) -> float:
         """Seconds that the selector may wait."""
-        if self.runnable or self.doomed or self.unfinished or self.chat.touched:
+        if self.runnable or self.doomed or self.unfinished or (self.chat.touched and not self.turn_under_way):
             return 0.0
         now = self.clock()
         times = [now + 1.0] if self.guests else [now + 60.0]
@@ -2549,19 +2623,55 @@ class Server:
         return max(0.0, min(times) - now)
 
     def commit(self) -> None:
-        """Puts the turn on disk, or tells all who took part in it that it failed."""
+        """Puts the turn on disk; where many wait for it, in another thread, while the next turn is carried out."""
+        chat, store = self.chat, self.chat.store
+        many = len(chat.touched) >= common.COMMIT_AHEAD and store.is_open
+        turn = Turn([(conn, len(conn.staged)) for conn in chat.touched], chat.runs, chat.news)
+        chat.touched, chat.runs, chat.news = set(), [], []
+
+        def done(_: Future) -> None:
+            self.turn_under_way = False
+            self.release(turn)
+        try:
+            if store.failed:
+                raise ChatError("storage")
+            turn.reach = store.start_commit(partial(chat.workers.commit, done) if many else None)
+        except (sqlite3.Error, ChatError) as error:
+            self.turn_failed(turn, error)
+            return
+        if many:
+            self.turn_under_way = True
+        else:
+            self.release(turn)
+
+    def release(self, turn: Turn) -> None:
+        """A turn's COMMIT has ended: what it decided may leave."""
         chat = self.chat
         try:
-            if not chat.store.failed:
-                chat.store.commit()
-                chat.stage_events()
-                return
+            chat.store.end_commit(turn.reach)
         except sqlite3.Error as error:
-            chat.store.fail(error)
+            self.turn_failed(turn, error)
+            return
+        for conn, count in turn.replies:
+            conn.release(count)
+            self.unfinished.add(conn)
+        self.unfinished |= chat.push(turn.runs, turn.news)
+        for link in chat.links.values():
+            link.pump()
+            if link.conn and link.conn.has_output:
+                self.unfinished.add(link.conn)
+
+    def turn_failed(self, turn: Turn, error: Exception) -> None:
+        """A turn could not be put on disk: it is undone, with what was built on it, and all who took part are told."""
+        log.error("a turn can't be put on disk: %s", error)
+        chat = self.chat
         chat.store.abort()
-        chat.forget_turn()
-        for conn in chat.touched:
+        chat.runs, chat.news = [], []
+        for conn in {conn for conn, _ in turn.replies} | chat.touched:
             conn.staged = [(tag, format_reply(ChatError("storage").reply(), tag)) for tag, _ in conn.staged]
+            conn.release(len(conn.staged))
+            self.unfinished.add(conn)
+        chat.touched = set()
         for link in chat.links.values():           # what the links had heard is forgotten: they ask again
             for conn in (link.conn, link.incoming):
                 if conn:
@@ -2740,15 +2850,12 @@ class Server:
         """Sends what a connection is owed, and asks the selector for what it has to wait for."""
         if conn.shaking:
             return
-        if conn.staged:
-            conn.output.extend([frame for _, frame in conn.staged])
-            conn.staged.clear()
         try:
             blocked = not self.send(conn)
         except OSError:
             self.doomed[conn] = False
             return
-        if conn.has_output and not blocked or conn.behind and conn.subscribed and not conn.has_output:
+        if not blocked and (conn.output or conn.sending is not None or self.can_feed(conn)):
             self.unfinished.add(conn)              # it has had its share of this turn
         if conn.ending and not conn.has_output and not conn.slots:
             self.end(conn)
@@ -2781,9 +2888,13 @@ class Server:
             self.chat.drained.add(conn)
         return True
 
+    def can_feed(self, conn: Connection) -> bool:
+        """Whether a subscriber is to be fed from the table, and what it asked for is on disk."""
+        return conn.behind and conn.subscribed and conn.cursor <= self.chat.store.released[0]
+
     def next_chunk(self, conn: Connection) -> memoryview | None:
         """The next bytes for a socket, in one piece. They count as sent from here on."""
-        if not conn.output and conn.behind and conn.subscribed:
+        if not conn.output and self.can_feed(conn):
             self.chat.feed(conn)
         chunks = []
         while conn.output and isinstance(conn.output[0], bytes):
@@ -2896,8 +3007,7 @@ class Server:
         self.runnable.pop(conn, None)
         self.endings.discard(conn)
         self.chat.detach(conn)
-        if conn.upload and not conn.upload.whole:
-            conn.upload.abandon()
+        self.chat.drop_upload(conn)
         if conn.link and conn.is_outgoing:
             self.chat.link_lost(conn.link)
         elif conn.link and conn.link.incoming is conn:
@@ -3007,7 +3117,7 @@ def main(arguments: list[str] | None = None) -> int:
             store.add_person(name, row.name, nama, negara, hash_password(DEFAULT_PASSWORD))
         log.warning("made the documented users with the documented password; --no-default-users leaves them out")
     store.end_request()
-    store.commit()
+    store.end_commit(store.start_commit(None))
     if options.key is None:
         log.warning("no realm key: a realm is believed by its address alone")
     most = max(raise_descriptor_limit() - common.SPARE_DESCRIPTORS, 1)
