@@ -1369,10 +1369,14 @@ class BadInput(OneServer):
     def test_an_upload_that_breaks_off_leaves_nothing(self):
         kept = self.server.files()
         for size in (0, 1, 1000, 400_000):
-            wire = self.alice.again()
-            wire.write(self.alice.line(f"sendfile {self.bob} half.bin ").encode() + b" " + b"A" * size)
-            wire.close(reset=size % 2 == 1)
-        eventually(lambda: self.server.files() == kept, "half files are removed")
+            for reset in (False, True):
+                with self.subTest(size, reset=reset):
+                    wire = self.alice.again()
+                    wire.write(self.alice.line(f"sendfile {self.bob} half.bin").encode() + b" " + b"A" * size)
+                    if size > common.MAX_LINE:
+                        eventually(lambda: self.server.files() != kept, "the upload has begun")
+                    wire.close(reset)
+                    eventually(lambda: self.server.files() == kept, "the half file is gone")
         self.assertEqual(self.bob.inbox(), [])
 
     def test_half_a_line_at_the_end_is_no_request(self):
