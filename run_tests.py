@@ -1379,6 +1379,17 @@ class BadInput(OneServer):
                     eventually(lambda: self.server.files() == kept, "the half file is gone")
         self.assertEqual(self.bob.inbox(), [])
 
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_a_pause_in_an_upload_costs_nothing(self):
+        for start in (self.alice.line(f"sendfile {self.bob} f.bin"), "nosuch"):
+            with self.subTest(start[:8]):
+                wire = self.again(self.alice)
+                wire.write(start.encode() + b" " + b"A" * 200_000)
+                self.assertUsable()
+                before = self.server.cpu_time
+                time.sleep(0.5)
+                self.assertLess(self.server.cpu_time - before, 0.1)
+
     def test_half_a_line_at_the_end_is_no_request(self):
         wire = self.again(self.alice)
         wire.write(self.alice.line(f"send {self.bob} complete").encode() + b"\r\n" +
