@@ -1369,11 +1369,26 @@ class BadInput(OneServer):
     def test_an_upload_that_breaks_off_leaves_nothing(self):
         kept = self.server.files()
         for size in (0, 1, 1000, 400_000):
-            wire = self.alice.again()
-            wire.write(self.alice.line(f"sendfile {self.bob} half.bin ").encode() + b" " + b"A" * size)
-            wire.close(reset=size % 2 == 1)
-        eventually(lambda: self.server.files() == kept, "half files are removed")
+            for reset in (False, True):
+                with self.subTest(size, reset=reset):
+                    wire = self.alice.again()
+                    wire.write(self.alice.line(f"sendfile {self.bob} half.bin").encode() + b" " + b"A" * size)
+                    if size > common.MAX_LINE:
+                        eventually(lambda: self.server.files() != kept, "the upload has begun")
+                    wire.close(reset)
+                    eventually(lambda: self.server.files() == kept, "the half file is gone")
         self.assertEqual(self.bob.inbox(), [])
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_a_pause_in_an_upload_costs_nothing(self):
+        for start in (self.alice.line(f"sendfile {self.bob} f.bin"), "nosuch"):
+            with self.subTest(start[:8]):
+                wire = self.again(self.alice)
+                wire.write(start.encode() + b" " + b"A" * 200_000)
+                self.assertUsable()
+                before = self.server.cpu_time
+                time.sleep(0.5)
+                self.assertLess(self.server.cpu_time - before, 0.1)
 
     def test_half_a_line_at_the_end_is_no_request(self):
         wire = self.again(self.alice)
