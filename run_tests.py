@@ -32,6 +32,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import ssl
 import statistics
 import subprocess
 import sys
@@ -830,9 +831,7 @@ class Starting(ChatTest):
         server = self.start(realm="mesin2")
         self.assertEqual(server.login("messi").ok("realms")["realms"]["mesin2"]["link"], "local")
         server.stop()
-        server = Server.__new__(Server)
-        server.__init__("--realm", "mesin2", realm="mesin2")    # twice is once
-        server.stop()
+        self.start("--realm", "mesin2", realm="mesin2").stop()
 
     def test_options_come_from_the_environment_too(self):
         program = ROOT / REALMS["mesin2"].folder / "ChatServer.py"
@@ -2206,6 +2205,264 @@ class RealmKey(ChatTest):
         messi = here.login("messi")
         self.keep(messi)
         self.assertEqual(messi.ok("realms")["realms"]["mesin2"]["link"], "down")
+
+
+class Guards(ChatTest):
+    """Passwords that change, quotas, rates, TLS; backup and check. Each test has a server of its own."""
+
+    def server(self, *options: str, **keywords: object) -> Server:
+        server = Server(*options, **keywords)
+        self.keep(server)
+        return server
+
+    @staticmethod
+    def run_once(*options: str) -> subprocess.CompletedProcess[str]:
+        """Runs the server's program for one of the options that do something and end."""
+        program = ROOT / REALMS["mesin1"].folder / "ChatServer.py"
+        return subprocess.run([sys.executable, str(program), *options], stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True, timeout=PATIENCE)
+
+    def test_passwd(self):
+        server = self.server()
+        here = server.register("joni")
+        elsewhere = server.login(here.name, "rahasia")
+        self.keep(here, elsewhere)
+        elsewhere.ok("subscribe")
+        self.assertRefused(here.do("passwd wrong new"), "bad_credentials")
+        self.assertRefused(here.do("passwd rahasia"), "bad_arguments")
+        here.ok("passwd rahasia new")
+        here.ok("inbox")
+        with contextlib.suppress(EOFError, ConnectionError):
+            self.assertRefused(elsewhere.do("inbox"), "session_not_found")
+        self.keep(wire := Wire(server))
+        self.assertRefused(wire.ask(f"auth {here} rahasia"), "bad_credentials")
+        self.assertEqual(wire.ask(f"auth {here} new")["status"], "OK")
+
+    def test_files_past_the_quota_are_refused(self):
+        server = self.server("--max-stored", "1")
+        alice, bob = server.register("alice"), server.register("bob")
+        self.keep(alice, bob)
+        first, second, third = (as_base64(some_bytes(600 * KIB, seed)) for seed in (1, 2, 3))
+        sent = alice.ok(f"sendfile {bob} f.bin {first}")
+        self.assertRefused(alice.do(f"sendfile {bob} g.bin {second}"), "quota_exceeded")
+        alice.ok(f"send {bob} a text still goes")
+        bob.ok(f"sendfile {alice} f.bin {third}")
+        self.assertEqual(bob.fetch(sent["id"]), some_bytes(600 * KIB))
+
+    def test_messages_past_the_rate_are_refused(self):
+        server = self.server("--max-rate", "10")
+        alice, bob = server.register("alice"), server.register("bob")
+        self.keep(alice, bob)
+        burst = 10 * common.BURST_SECONDS
+        replies = alice.ask_all([alice.line(f"send {bob} x")] * (2 * burst))
+        granted = [reply for reply in replies if reply["status"] == "OK"]
+        self.assertEqual([reply["status"] for reply in replies[:burst]], ["OK"] * burst)
+        self.assertLess(len(granted), burst + 20)
+        self.assertRefused(replies[-1], "rate_limited")
+        self.assertGreater(replies[-1]["retry_after"], 0)
+        bob.ok(f"send {alice} x")
+        self.assertEqual(len(bob.inbox()), len(granted))
+
+    def test_connections_past_the_limit_are_told(self):
+        for options in (("--max-per-address", "5"), ("--max-connections", "5")):
+            with self.subTest(options):
+                server = self.server(*options)
+                wires = [Wire(server) for _ in range(5)]
+                self.keep(*wires)
+                for wire in wires:
+                    self.assertEqual(wire.ask("help")["status"], "OK")
+                self.keep(one_too_many := Wire(server))
+                self.assertRefused(one_too_many.reply(), "busy")
+                one_too_many.read_until_end()
+                wires.pop().close()
+                eventually(lambda server=server: self.may_ask(server), "the place of the one who left")
+
+    @staticmethod
+    def may_ask(server: Server) -> bool:
+        with contextlib.closing(Wire(server)) as wire, contextlib.suppress(ConnectionError):
+            return wire.ask("help")["status"] == "OK"
+        return False
+
+    def test_make_realm_key(self):
+        path = Path(tempfile.mkdtemp(dir=SCRATCH)) / "realm.key"
+        self.assertEqual(self.run_once("--make-realm-key", str(path)).returncode, 0)
+        key = path.read_bytes()
+        self.assertGreaterEqual(len(key.strip()), 32)
+        self.assertEqual(path.stat().st_mode & 0o777, 0o600)
+        self.assertNotEqual(self.run_once("--make-realm-key", str(path)).returncode, 0)
+        self.assertEqual(path.read_bytes(), key)
+
+    def test_backup_of_a_running_server(self):
+        server = self.server()
+        messi = server.login("messi")
+        self.keep(messi)
+        messi.ok_all(f"send henderson {number}" for number in range(500))
+        copy = Path(tempfile.mkdtemp(dir=SCRATCH)) / "chat.db"
+        done = self.run_once("--data", str(server.data), "--backup", str(copy))
+        self.assertEqual(done.returncode, 0, done.stdout)
+        messi.ok("send henderson later")
+        henderson = self.server("--data", str(copy.parent)).login("henderson")
+        self.keep(henderson)
+        self.assertEqual([message["msg"] for message in henderson.inbox()], [str(number) for number in range(500)])
+
+    def test_check_finds_a_damaged_file(self):
+        server = self.server()
+        messi = server.login("messi")
+        self.keep(messi)
+        sent = messi.ok(f"sendfile henderson f.txt {as_base64(b'content')}")
+        messi.ok(f"sendfile henderson g.txt {as_base64(b'more content')}")
+        server.stop()
+        self.assertEqual(self.run_once("--data", str(server.data), "--check").returncode, 0)
+        path = server.data / "files" / sent["file"]["sha256"]
+        for damage in (lambda: path.write_bytes(b"c0ntent"), path.unlink):
+            damage()
+            done = self.run_once("--data", str(server.data), "--check")
+            self.assertNotEqual(done.returncode, 0)
+            self.assertIn(path.name, done.stdout)
+            self.assertNotIn("Traceback", done.stdout)
+
+    def certificate(self) -> tuple[str, str]:
+        """A certificate for 127.0.0.1 and its key, made as the README says."""
+        folder = Path(tempfile.mkdtemp(dir=SCRATCH))
+        files = str(folder / "chat.crt"), str(folder / "chat.key")
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=mesin1",
+                        "-addext", "subjectAltName=IP:127.0.0.1", "-out", files[0], "-keyout", files[1]],
+                       check=True, stderr=subprocess.DEVNULL, timeout=PATIENCE)
+        return files
+
+    @unittest.skipUnless(shutil.which("openssl"), "needs openssl, to make a certificate")
+    def test_tls_between_realms_and_to_clients(self):
+        certificate, key = self.certificate()
+        first, second = free_ports(2)
+        options = ("--tls-cert", certificate, "--tls-key", key, "--tls-ca", certificate)
+        here = self.server(*options, port=first, peer=f"tls:127.0.0.1:{second}")
+        self.server(*options, realm="mesin2", port=second, peer=f"tls:127.0.0.1:{first}")
+        context = ssl.create_default_context(cafile=certificate)
+        with context.wrap_socket(socket.create_connection(("127.0.0.1", first), PATIENCE),
+                                 server_hostname="127.0.0.1") as secure:
+            stream = secure.makefile("rwb")
+
+            def ask(line: str) -> dict:
+                stream.write(line.encode() + b"\r\n")
+                stream.flush()
+                while (frame := stream.readline()) == b"\r\n":
+                    pass
+                return json.loads(frame)
+
+            token = ask("auth messi surabaya")["tokenid"]
+            eventually(lambda: ask(f"realms {token}")["realms"]["mesin2"]["link"] == "up", "the link")
+            content = some_bytes(2 * MIB)
+            sent = ask(f"sendfile {token} henderson@mesin2 f.bin {as_base64(content)}")
+            self.assertNotIn("queued", sent)
+            self.assertEqual(base64.b64decode(ask(f"getfile {token} {sent['id']}")["file_content"]), content)
+            self.assertEqual(len(ask(f"history {token} henderson@mesin2")["messages"]), 1)
+        self.keep(plain := Wire(here))
+        with self.assertRaises((EOFError, ConnectionError, AssertionError, ValueError)):
+            plain.ask("help")
+
+    @unittest.skipUnless(shutil.which("openssl"), "needs openssl, to make a certificate")
+    def test_who_stops_in_the_tls_handshake_holds_up_nobody(self):
+        certificate, key = self.certificate()
+        server = self.server("--tls-cert", certificate, "--tls-key", key)
+        half = [Wire(server) for _ in range(20)]
+        self.keep(*half)
+        for wire in half[::2]:
+            wire.socket.sendall(b"\x16\x03\x01\x02\x00\x01")
+        context = ssl.create_default_context(cafile=certificate)
+        started = time.monotonic()
+        with context.wrap_socket(socket.create_connection(("127.0.0.1", server.port), PATIENCE),
+                                 server_hostname="127.0.0.1") as secure:
+            secure.sendall(b"help\r\n")
+            self.assertTrue(secure.recv(100).startswith(b'{"status":"OK"'))
+        self.assertLess(time.monotonic() - started, 1)
+
+
+class LyingRealm(ChatTest):
+    """A realm that has proved who it is, and then lies: the test speaks for mesin2."""
+
+    def setUp(self) -> None:
+        self.server = Server()                                  # without a key: 127.0.0.1 is believed to be mesin2
+        self.messi = self.server.login("messi")
+        self.keep(self.server, self.messi)
+
+    def link(self, epoch: str = "1") -> Wire:
+        wire = Wire(self.server)
+        self.keep(wire)
+        self.assertEqual(wire.ask(f"peer mesin2 {epoch} {'0' * 32}")["status"], "OK")
+        self.assertEqual(wire.ask("peerproof")["status"], "OK")
+        return wire
+
+    @staticmethod
+    def batch(*items: dict, after: int = 0) -> str:
+        items = [{"seq": after + number, "name": "Mallory", "ts": 1, **item} for number, item in enumerate(items, 1)]
+        return f"deliver 0 {after} {json.dumps(items)}"
+
+    def say(self, text: str, sender: str = "mallory@mesin2", to: str = "messi") -> dict:
+        return {"do": "send", "from": sender, "to": to, "text": text}
+
+    def test_a_repeated_batch_is_stored_once(self):
+        lines = [self.batch(self.say("one"), self.say("two")), self.batch(self.say("three"), after=2)]
+        link = self.link()
+        for line in (lines[0], lines[0], lines[1], lines[0], lines[1]):
+            self.assertEqual(link.ask(line)["status"], "OK")
+        self.server.kill()
+        self.server.start()
+        link, messi = self.link(), self.again(self.messi)
+        for line in lines:
+            self.assertEqual(link.ask(line)["have"], 3)
+        self.assertEqual([message["msg"] for message in messi.inbox()], ["one", "two", "three"])
+
+    def test_a_batch_behind_a_gap_is_not_taken(self):
+        link = self.link()
+        self.assertEqual(link.ask(self.batch(self.say("five"), after=4))["have"], 0)
+        self.assertEqual(link.ask(self.batch(self.say("one")))["have"], 1)
+        self.assertEqual([message["msg"] for message in self.messi.inbox()], ["one"])
+
+    def test_it_speaks_for_its_own_users_only(self):
+        link = self.link()
+        self.messi.ok("addgroup g")
+        forgeries = (self.say("forged", sender="henderson@mesin1"), self.say("forged", sender="messi@mesin1"),
+                     self.say("forged", sender="somebody@mesin3"), self.say("forged", sender="a/b@mesin2"),
+                     {"do": "post", "from": "mallory@mesin2", "group": "g", "text": "no member"},
+                     {"do": "post", "from": "messi@mesin1", "group": "g", "text": "forged"},
+                     {"do": "copy", "from": "mallory@mesin2", "group": "g", "text": "not its group"},
+                     {"do": "leavegroup", "from": "messi@mesin1", "group": "g"})
+        for seq, item in enumerate(forgeries):
+            with self.subTest(item):
+                reply = link.ask(self.batch(item, after=seq))
+                self.assertEqual(list(reply["refused"]), [str(seq + 1)], reply)
+        self.assertEqual(self.messi.inbox(), [])
+        self.messi.ok("sendgroup g still a member")
+
+    def test_nonsense_is_refused_and_nothing_stored(self):
+        chance = random.Random(12)
+        good = self.say("good")
+        nonsense = ["[", "[]", "{}", "[1]", "[null]", '[{"seq":0}]', '[{"seq":-1}]', '[{"seq":true}]', '[{"seq":1e9}]',
+                    "[" * 5000, '[{"seq":1}]', f'[{{"seq":{2 ** 63}}}]']
+        for _ in range(100):
+            item = {"seq": chance.choice([1, 0, 2 ** 61]), "name": "M", "ts": 1, **good}
+            item[chance.choice(sorted(item))] = chance.choice(
+                [None, 1, [], {}, "x" * 9000, "\0", "\ud800", -1, "messi@mesin1"])
+            nonsense.append(json.dumps([item]))
+        for items in nonsense:
+            with self.subTest(items[:100]), contextlib.suppress(EOFError, ConnectionError):
+                self.assertNotEqual(self.link().ask(f"deliver 0 0 {items}").get("code"), "internal_error")
+        for line in ("piece", "piece x 1 0 YQ==", "piece ../../x 1 0 YQ==", f"piece {'0' * 64} 1 5 YQ==",
+                     f"piece {'0' * 64} -1 0 YQ==", f"piece {'0' * 64} 1 0 !!!!", f"piece {'A' * 64} 1 0 YQ==",
+                     "deliver 7 0 []"):
+            with self.subTest(line), contextlib.suppress(EOFError, ConnectionError):
+                self.assertNotEqual(self.link().ask(line).get("code"), "internal_error")
+        stored = {message["msg"] for message in self.messi.inbox()}
+        self.assertLessEqual(stored, {"good", "\0", "messi@mesin1"})
+        self.assertEqual({path.name for path in self.server.folder.iterdir()}, {"data", "log"})
+
+    def test_a_line_that_never_ends_ends_the_link(self):
+        link = self.link()
+        with self.assertRaises((EOFError, ConnectionError)):
+            for _ in range(40):
+                link.write(b"x" * MIB)
+            link.reply()
+        self.messi.ok("inbox")
 
 
 # ---- two prompts -------------------------------------------------------------------------------
