@@ -228,11 +228,11 @@ class Store:
     """The database, and in memory all of it but the messages.
 
     Rows of the hot tables are gathered and written by one `executemany` at the end of the turn (`flush`); other writes
-    go through `_write`, inside a savepoint of the request. Each change in memory leaves its undoing in `_undo`. So a
-    request that fails is undone alone (`revert`), and a turn whose COMMIT fails as a whole (`abort`).
+    go through `_write`, inside a savepoint of the request. So a request that fails is undone alone (`revert`), and a
+    turn whose COMMIT fails as a whole (`abort`); what is in memory is then read from the disk again, as at the start.
 
-    The COMMIT may run in another thread (`commit`) while the next turn gathers its rows; who needs the database
-    meanwhile waits for it, in `db`.
+    The COMMIT may run in another thread while the next turn gathers its rows; who needs the database meanwhile waits
+    for it, in `db`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -244,8 +244,7 @@ class Store:
         self.path = folder / "chat.db"
         self._owner = self._claim(folder / "owner.db")
         self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=0)
-        self._committing: Future | None = None     # the COMMIT of the turn before, and how to undo that turn
-        self._committing_undo: list[Callable[[], object]] = []
+        self._committing: Future | None = None     # the COMMIT of the turn before
         self.is_new = self._check()
         self.db.execute("PRAGMA journal_mode=WAL")
         self.db.execute("PRAGMA synchronous=FULL")
@@ -256,10 +255,16 @@ class Store:
         self._messages: list[tuple] = []
         self._tags: dict[tuple[int, str], str] = {}
         self._items: list[tuple] = []
-        self._undo: list[Callable[[], object]] = []
+        self._mark = (0, 0)                        # how many messages and items there were before this request
         self._open = self._savepoint = False
         self.failed = False                        # SQLite has given up the turn: nothing can be written before `abort`
-        self._mark = (0, 0, 0)
+        self.last_id = self._last_seq = 0
+        self.people: dict[str, Person] = {}        # by address
+        self.groups: dict[str, Conversation] = {}  # by address
+        self.sessions: dict[bytes, Session] = {}   # by digest
+        self._person_of: dict[int, Person] = {}
+        self._conversation_of: dict[int, Conversation] = {}
+        self.epoch: str = self._db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()[0]
         self._load()
         self.released = (self.last_id, self._last_seq)         # on disk: the last message, the last item of the outbox
 
@@ -289,24 +294,27 @@ class Store:
             found = self.db.execute("PRAGMA quick_check(1)").fetchone()[0]
         except sqlite3.DatabaseError as error:
             found = str(error)
+        found = found.partition("\n")[0]
         if found != "ok":
             raise StoreRefused(f"{self.path} is damaged ({found}); put a backup in its place or move it away")
         return version == 0
 
     def _load(self) -> None:
-        """Reads the tables that are mirrored in memory."""
+        """Reads the tables that are mirrored in memory; who is there already stays the same object."""
         query = self.db.execute
-        self.epoch: str = query("SELECT value FROM meta WHERE name='epoch'").fetchone()[0]
-        self.people: dict[str, Person] = {}                    # by address
-        self.groups: dict[str, Conversation] = {}              # by address
-        self._person_of: dict[int, Person] = {}
-        self._conversation_of: dict[int, Conversation] = {}
+        people, conversations, sessions = self._person_of, self._conversation_of, self.sessions
+        self.people, self.groups, self._person_of, self._conversation_of, self.sessions = {}, {}, {}, {}, {}
         for id, name, realm, nama, negara, password in query("SELECT * FROM people"):
-            self._remember(Person(id, name, realm, nama, negara, password, f"{name}@{realm}"))
+            person = people.get(id) or Person(id, name, realm, nama, negara, password, f"{name}@{realm}")
+            person.nama, person.negara, person.password, person.stored = nama, negara, password, 0
+            for mirror in (person.conversations, person.routes, person.cursors):
+                mirror.clear()
+            self.people[person.address] = self._person_of[id] = person
         for id, name, realm, admin in query("SELECT * FROM conversations"):
-            conversation = Conversation(id, name, realm, self._person_of.get(admin))
-            newest = query("SELECT MAX(id) FROM messages WHERE conversation=?", (id,)).fetchone()[0]
-            conversation.last_id = newest or 0
+            conversation = conversations.get(id) or Conversation(id, name, realm, self._person_of.get(admin))
+            newest = query("SELECT MAX(id) FROM messages WHERE conversation=?", (id,)).fetchone()[0] or 0
+            conversation.last_id, conversation.members = max(conversation.last_id, newest), {}
+            conversation.heads.clear()
             self._conversation_of[id] = conversation
             if name:
                 self.groups[conversation.address] = conversation
@@ -319,14 +327,14 @@ class Store:
             self._person_of[person_id].stored = size
         for person_id, realm, id in query("SELECT * FROM cursors"):
             self._person_of[person_id].cursors[realm] = id
-        self.sessions = {digest: Session(digest, self._person_of[person_id], used)
-                         for digest, person_id, used in query("SELECT * FROM sessions")}
-        self.last_id: int = query("SELECT MAX(id) FROM messages").fetchone()[0] or 0
-        self._last_seq: int = query("SELECT MAX(seq) FROM (SELECT seq FROM sent UNION ALL SELECT seq FROM outbox)"
-                                    ).fetchone()[0] or 0
-
-    def _remember(self, person: Person) -> None:
-        self.people[person.address] = self._person_of[person.id] = person
+        for digest, person_id, used in query("SELECT * FROM sessions"):
+            self.sessions[digest] = sessions.pop(digest, None) or Session(digest, self._person_of[person_id], used)
+        for session in sessions.values():
+            session.ended = True
+        last_id = query("SELECT MAX(id) FROM messages").fetchone()[0] or 0
+        last_seq = query("SELECT MAX(seq) FROM (SELECT seq FROM sent UNION ALL SELECT seq FROM outbox)").fetchone()[0]
+        self.last_id = max(self.last_id, last_id)  # no number is given twice, even where it came to nothing
+        self._last_seq = max(self._last_seq, last_seq or 0)
 
     @staticmethod
     def _key(conversation: Conversation, person: Person) -> str:
@@ -339,48 +347,39 @@ class Store:
 
     def start_request(self) -> None:
         """From here on is what `revert` undoes."""
-        self._mark = (len(self._messages), len(self._items), len(self._undo))
+        self._mark = (len(self._messages), len(self._items))
 
     def end_request(self) -> None:
         """The request succeeded."""
         if self._savepoint:
             self.db.execute("RELEASE request")
             self._savepoint = False
+        self.start_request()
 
-    def revert(self) -> None:
-        """The request failed: undoes it alone, or leaves the whole turn `failed`."""
-        messages, items, undo = self._mark
-        if self._savepoint:
-            self._savepoint = False
-            try:
-                self.db.execute("ROLLBACK TO request")
-                self.db.execute("RELEASE request")
-            except sqlite3.Error as error:
-                self.fail(error)
-        del self._messages[messages:], self._items[items:]
-        self._undo_down_to(undo)
+    def revert(self) -> bool:
+        """The request failed: undoes it alone, or leaves the whole turn `failed`. Whether it had written anything."""
+        del self._messages[self._mark[0]:], self._items[self._mark[1]:]
+        if not self._savepoint:
+            return False
+        self._savepoint = False
+        try:
+            self.db.execute("ROLLBACK TO request")
+            self.db.execute("RELEASE request")
+            self._load()
+        except sqlite3.Error as error:
+            self.fail(error)
+        return True
 
     def fail(self, error: sqlite3.Error) -> None:
         """The disk is full or ill: what this turn wrote is lost."""
         log.error("the database can't be written: %s", error)
         self.failed, self._open, self._savepoint = True, False, False
 
-    def on_undo(self, action: Callable[[], object]) -> None:
-        """Has this done if the request, or the turn, is undone."""
-        self._undo.append(action)
-
-    def _undo_down_to(self, mark: int) -> None:
-        while len(self._undo) > mark:
-            self._undo.pop()()
-
-    def _begin(self) -> None:
+    def _begin(self, now: bool = False) -> None:
+        """Begins the turn's transaction; not while the last one's COMMIT is under way, unless it is needed `now`."""
         if self.failed:
             raise ChatError("storage")
-        if not self._open and not self._committing:            # else `flush` begins
-            self._begin_now()
-
-    def _begin_now(self) -> None:
-        if not self._open:
+        if not self._open and (now or not self._committing):
             try:
                 self.db.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:          # another process holds the lock, or the disk is ill
@@ -389,29 +388,37 @@ class Store:
             self._open = True
 
     def _write(self, sql: str, values: tuple = ()) -> sqlite3.Cursor:
-        self._begin()
         if not self._savepoint:
-            self.flush()
-            self._begin_now()
-            self._mark = (0, 0, self._mark[2])
-            self.db.execute("SAVEPOINT request")
-            self._savepoint = True
+            self._open_savepoint()
         return self.db.execute(sql, values)
+
+    def _open_savepoint(self) -> None:
+        """Begins what `revert` rolls back; what earlier requests of the turn have gathered is written before."""
+        messages, items = self._mark
+        self._begin(now=True)
+        self._insert(self._messages[:messages], self._items[:items])
+        del self._messages[:messages], self._items[:items]
+        self._mark = (0, 0)
+        self.db.execute("SAVEPOINT request")
+        self._savepoint = True
 
     def flush(self) -> None:
         """Writes the gathered rows, so that a query sees them. Raises sqlite3.Error and ChatError."""
-        if not (self._messages or self._items or self._tags):
-            return
-        self._begin_now()
-        if self._messages:
-            self.db.executemany(INSERT_MESSAGE, self._messages)
+        if (len(self._messages), len(self._items)) != self._mark and not self._savepoint:
+            self._open_savepoint()
+        if self._messages or self._items or self._tags:
+            self._begin(now=True)
+            self._insert(self._messages, self._items)
             self._messages.clear()
-        if self._items:
-            self.db.executemany(INSERT_ITEM, self._items)
             self._items.clear()
-        if self._tags:
-            self.db.executemany(INSERT_TAG, [(*key, reply) for key, reply in self._tags.items()])
-            self._tags.clear()
+            self._mark = (0, 0)
+
+    def _insert(self, messages: list[tuple], items: list[tuple]) -> None:
+        for sql, rows in ((INSERT_MESSAGE, messages), (INSERT_ITEM, items),
+                          (INSERT_TAG, [(*key, reply) for key, reply in self._tags.items()])):
+            if rows:
+                self.db.executemany(sql, rows)
+        self._tags.clear()
 
     def start_commit(self, begin: Callable[[Callable[[], None]], Future] | None) -> tuple[int, int]:
         """Puts the turn on disk: at once, or where `begin` takes the COMMIT to, until `end_commit`.
@@ -426,7 +433,6 @@ class Store:
             else:
                 self._commit()
             self._open = False
-        self._committing_undo, self._undo = self._undo, []
         return turn
 
     def _commit(self) -> None:
@@ -438,7 +444,6 @@ class Store:
         if committing:
             committing.result()
         self.released = turn
-        self._committing_undo.clear()
 
     @property
     def is_open(self) -> bool:
@@ -446,7 +451,7 @@ class Store:
         return self._open or bool(self._messages or self._items or self._tags)
 
     def abort(self) -> None:
-        """Undoes the whole turn, and the one before if it is not on disk, on disk and in memory."""
+        """Undoes the whole turn, and the one before if it is not on disk. Raises sqlite3.Error where nothing works."""
         self._committing = None
         with contextlib.suppress(sqlite3.Error):
             if self._db.in_transaction:
@@ -455,9 +460,8 @@ class Store:
         self._messages.clear()
         self._items.clear()
         self._tags.clear()
-        self._undo_down_to(0)
-        self._undo, self._committing_undo = self._committing_undo, self._undo
-        self._undo_down_to(0)
+        self._mark = (0, 0)
+        self._load()
 
     def close(self) -> None:
         """Gives the files back."""
@@ -471,8 +475,7 @@ class Store:
         id = self._write("INSERT INTO people(name, realm, nama, negara, password) VALUES(?,?,?,?,?)",
                          (name, realm, nama, negara, password)).lastrowid
         person = Person(id, name, realm, nama, negara, password, f"{name}@{realm}")
-        self._remember(person)
-        self.on_undo(lambda: (self.people.pop(person.address), self._person_of.pop(id)))
+        self.people[person.address] = self._person_of[id] = person
         return person
 
     def meet(self, name: str, realm: str, nama: str = "", negara: str = "") -> Person:
@@ -480,31 +483,23 @@ class Store:
         person = self.people.get(f"{name}@{realm}")
         if person is None:
             return self.add_person(name, realm, nama or name, negara)
-        old = person.nama, person.negara
-        new = nama or person.nama, negara or person.negara
-        if new != old:
-            self._write("UPDATE people SET nama=?, negara=? WHERE id=?", (*new, person.id))
-            self._rename(person, *new)
-            self.on_undo(lambda: self._rename(person, *old))
+        names = nama or person.nama, negara or person.negara
+        if names != (person.nama, person.negara):
+            self._write("UPDATE people SET nama=?, negara=? WHERE id=?", (*names, person.id))
+            person.nama, person.negara = names
+            for conversation in person.conversations.values():
+                conversation.heads.clear()
         return person
 
     def set_password(self, person: Person, password: str) -> None:
         """A new password, as `hash_password` gives it."""
-        old, person.password = person.password, password
-        self.on_undo(lambda: setattr(person, "password", old))
         self._write("UPDATE people SET password=? WHERE id=?", (password, person.id))
-
-    @staticmethod
-    def _rename(person: Person, nama: str, negara: str) -> None:
-        person.nama, person.negara = nama, negara
-        for conversation in person.conversations.values():
-            conversation.heads.clear()
+        person.password = password
 
     def add_session(self, person: Person, digest: bytes, used: int) -> Session:
         """A new login."""
         self._write("INSERT INTO sessions VALUES(?,?,?)", (digest, person.id, used))
         session = self.sessions[digest] = Session(digest, person, used)
-        self.on_undo(lambda: self.sessions.pop(digest))
         return session
 
     def touch_session(self, session: Session, used: int) -> None:
@@ -518,11 +513,6 @@ class Store:
         del self.sessions[session.digest]
         session.ended = True
 
-        def undo() -> None:
-            session.ended = False
-            self.sessions[session.digest] = session
-        self.on_undo(undo)
-
     # -- conversations
 
     def private(self, first: Person, second: Person) -> Conversation:
@@ -534,7 +524,6 @@ class Store:
         """A new group with its first member."""
         group = self._add_conversation(name, realm, admin, {admin: self.last_id})
         self.groups[group.address] = group
-        self.on_undo(lambda: self.groups.pop(group.address))
         return group
 
     def _add_conversation(self, name: str | None, realm: str, admin: Person | None,
@@ -542,37 +531,24 @@ class Store:
         id = self._write("INSERT INTO conversations(name, realm, admin) VALUES(?,?,?)",
                          (name, realm, admin and admin.id)).lastrowid
         conversation = self._conversation_of[id] = Conversation(id, name, realm, admin)
-        self.on_undo(lambda: self._conversation_of.pop(id))
         for person, since in members.items():
             self._write("INSERT INTO members VALUES(?,?,?)", (id, person.id, since))
         conversation.members = members
         for person in members:
-            self._enter(person, conversation)
+            person.conversations[self._key(conversation, person)] = conversation
         return conversation
-
-    def _enter(self, person: Person, conversation: Conversation) -> None:
-        key = self._key(conversation, person)
-        person.conversations[key] = conversation
-        self.on_undo(lambda: (person.conversations.pop(key, None), person.routes.clear()))
 
     def add_member(self, group: Conversation, person: Person) -> None:
         """A person sees from now on what is said in the group."""
         self._write("INSERT INTO members VALUES(?,?,?)", (group.id, person.id, self.last_id))
-        self._set_members(group, {**group.members, person: self.last_id})
-        self._enter(person, group)
+        group.members = {**group.members, person: self.last_id}
+        person.conversations[self._key(group, person)] = group
 
     def remove_member(self, group: Conversation, person: Person) -> None:
         """A person leaves a group."""
         self._write("DELETE FROM members WHERE conversation=? AND person=?", (group.id, person.id))
-        self._set_members(group, {member: since for member, since in group.members.items() if member is not person})
-        key = self._key(group, person)
-        del person.conversations[key]
-        person.routes.clear()
-        self.on_undo(lambda: person.conversations.__setitem__(key, group))
-
-    def _set_members(self, group: Conversation, members: dict[Person, int]) -> None:
-        old, group.members = group.members, members
-        self.on_undo(lambda: setattr(group, "members", old))
+        group.members = {member: since for member, since in group.members.items() if member is not person}
+        del person.conversations[self._key(group, person)]
 
     # -- messages
 
@@ -585,7 +561,6 @@ class Store:
         if file is not None:
             self._write("INSERT INTO files VALUES(?,?,?,?)", (id, *file))
             sender.stored += file.size
-            self.on_undo(lambda: setattr(sender, "stored", sender.stored - file.size))
         return Message(id, conversation, ts, sender, text, file)
 
     def _message(self, row: tuple) -> Message:
@@ -632,11 +607,9 @@ class Store:
     def take(self, person: Person, realms: Iterable[str], id: int) -> None:
         """What these realms' people sent up to this id was taken by an `inbox`."""
         for realm in realms:
-            old = person.cursors.get(realm, 0)
-            if id > old:
+            if id > person.cursors.get(realm, 0):
                 self._write("INSERT OR REPLACE INTO cursors VALUES(?,?,?)", (person.id, realm, id))
                 person.cursors[realm] = id
-                self.on_undo(lambda realm=realm, old=old: person.cursors.__setitem__(realm, old))
 
     def names_file(self, sha256: str) -> bool:
         """Whether a message, or an item that waits for another realm, has this file."""
@@ -682,6 +655,7 @@ class Store:
 
     def unsettled(self) -> list[tuple[str, int, int]]:
         """The items whose senders were still waiting when the server ended: [(peer, stream, seq)]."""
+        self.flush()
         return self.db.execute("SELECT peer, stream, seq FROM outbox WHERE NOT settled ORDER BY seq").fetchall()
 
     def settle_item(self, peer: str, stream: int, seq: int) -> None:
@@ -1077,9 +1051,7 @@ class RealmLink:
         self.parts: dict[str, BinaryIO] = {}       # files that come from there
         self.sealing: set[str] = set()
         self.lane_of: dict[int, tuple] = {}        # seq in the stream of files -> who speaks to whom
-        for seq, item in store.outbox(realm.name, FILES, 0, -1):
-            self.lane_of[seq] = self.lane(json.loads(item))
-        self.lanes = Counter(self.lane_of.values())
+        self.load_lanes()
         self.nonce = ""
 
     # -- the state of the connection
@@ -1162,6 +1134,12 @@ class RealmLink:
         """Who speaks to whom: messages of one lane never overtake each other."""
         return (item["from"], item.get("to"), item.get("group"))
 
+    def load_lanes(self) -> None:
+        """Reads who speaks to whom in the stream of files."""
+        self.lane_of = {seq: self.lane(json.loads(item))
+                        for seq, item in self.store.outbox(self.realm.name, FILES, 0, -1)}
+        self.lanes = Counter(self.lane_of.values())
+
     def queue(self, person: Person, item: dict, tag: str | None, settled: bool) -> tuple[int, int]:
         """Puts an item into the outbox: (stream, seq). A text goes with the files where it would overtake one."""
         lane = self.lane(item)
@@ -1169,19 +1147,9 @@ class RealmLink:
         seq = self.store.queue(self.realm.name, stream, person, encode_json(item), tag, settled)
         self.fresh[stream] = True
         if stream == FILES:
-            self._enter_lane(seq, lane)
-            self.store.on_undo(lambda: self._leave_lane(seq))
+            self.lane_of[seq] = lane
+            self.lanes[lane] += 1
         return stream, seq
-
-    def _enter_lane(self, seq: int, lane: tuple) -> None:
-        self.lane_of[seq] = lane
-        self.lanes[lane] += 1
-
-    def _leave_lane(self, seq: int) -> None:
-        lane = self.lane_of.pop(seq, None)
-        if lane:
-            self.lanes[lane] -= 1
-            self.lanes += Counter()                # drops the zeros
 
     def acknowledged(self, stream: int, seq: int) -> None:
         """The other realm has the items up to this one on disk."""
@@ -1191,9 +1159,7 @@ class RealmLink:
         self.sent[stream] = seq
         if stream == FILES:
             for done in [queued for queued in self.lane_of if queued <= seq]:
-                lane = self.lane_of[done]
-                self._leave_lane(done)
-                self.store.on_undo(lambda done=done, lane=lane: self._enter_lane(done, lane))
+                self.lanes[self.lane_of.pop(done)] -= 1
 
     def pump(self) -> None:
         """Sends what may be sent now. Only to be called when the turn is on disk."""
@@ -1409,11 +1375,9 @@ class Chat:
 
     def settle_left(self) -> None:
         """Ends the waiting of those who waited for another realm when the server ended."""
-        for peer, stream, seq in self.store.unsettled():
-            person, item, tag = self.store.item(peer, stream, seq)
-            if peer in self.links:
-                self.links[peer].waiting[stream][seq] = Pending(None, None, person, item, tag)
-                self.stop_waiting(self.links[peer], stream, seq)
+        self.wait_for_unsettled()
+        for link in self.links.values():
+            self.stop_all(link)
 
     def tick(self, now: float) -> None:
         """A turn begins: takes the time, and tells `queued` to who has waited long enough for another realm."""
@@ -1501,15 +1465,37 @@ class Chat:
             store.end_request()
             return result
         except ChatError as error:
-            store.revert()
-            return error.reply()
+            failure = error
         except sqlite3.Error as error:
             store.fail(error)
             return ChatError("storage").reply()
         except Exception:
             log.exception("%s failed", action.__name__)
-            store.revert()
-            return ChatError("internal_error").reply()
+            failure = ChatError("internal_error")
+        if store.revert():
+            self.recover()
+        return failure.reply()
+
+    def recover(self) -> None:
+        """The store was read again after a failure: what hangs on it here is brought in line."""
+        for conn in [conn for person in self.store.people.values() for conn in person.connections]:
+            if conn.session.ended:
+                self.detach(conn)
+        on_disk = set(self.store.unsettled())
+        for link in self.links.values():
+            link.load_lanes()
+            for stream, waiting in enumerate(link.waiting):
+                for seq in [seq for seq in waiting if (link.realm.name, stream, seq) not in on_disk]:
+                    pending = waiting.pop(seq)
+                    self.answer(pending.conn, pending.slot, ChatError("storage").reply(), pending.item.get("to", ""))
+        self.wait_for_unsettled()
+
+    def wait_for_unsettled(self) -> None:
+        """Keeps in mind the items whose senders nobody has answered, and nobody can any more."""
+        for peer, stream, seq in self.store.unsettled():
+            if peer in self.links and seq not in self.links[peer].waiting[stream]:
+                person, item, tag = self.store.item(peer, stream, seq)
+                self.links[peer].waiting[stream][seq] = Pending(None, None, person, item, tag)
 
     def begin_upload(self, conn: Connection, start: bytes) -> Upload:
         """A line past the limit: the Upload of the file at its end, else one that swallows it. Never raises."""
@@ -1632,7 +1618,6 @@ class Chat:
         was_online = person.online
         conn.session = session
         person.connections.add(conn)
-        self.store.on_undo(lambda: self.detach(conn))
         if not was_online:
             self.tell_presence(person)
 
@@ -1951,7 +1936,6 @@ class Chat:
         more = len(page) == common.INBOX_PAGE
         taken = page[-1].id if more else self.store.last_id
         conn.taking = (person, [realm] if realm else realms, taken)
-        self.store.on_undo(lambda: setattr(conn, "taking", None))
         if realm:
             messages = json_list(page)
         else:
@@ -2154,11 +2138,6 @@ class Chat:
         self.deadlines.append((self.now + common.REALM_REPLY_SECONDS, link, stream, seq))
         if conn.tag:
             self.waiting_tags.setdefault((person, conn.tag), []).append((link, stream, seq))
-
-        def undo() -> None:
-            if link.waiting[stream].pop(seq, None):
-                self.answer(conn, slot, ChatError("storage").reply(), item.get("to", ""))
-        self.store.on_undo(undo)
         return LATER
 
     def answer(self, conn: Connection | None, slot: Slot | None, reply: dict[str, object], to: str = "") -> None:
@@ -2217,7 +2196,6 @@ class Chat:
     def settle_pending(self, link: RealmLink, stream: int, seq: int, queued: bool) -> None:
         """Ends the waiting of a sender whose item was taken, or has to be `queued`."""
         pending = link.waiting[stream].pop(seq)
-        self.store.on_undo(lambda: link.waiting[stream].__setitem__(seq, pending._replace(conn=None, slot=None)))
         try:
             reply = self.settle(link.realm.name, pending.person, pending.item, queued)
         except ChatError as error:                 # a group that the sender has left meanwhile
@@ -2229,32 +2207,32 @@ class Chat:
 
     def stop_waiting(self, link: RealmLink, stream: int, seq: int) -> None:
         """Another realm's word is not waited for any longer; its item stays in the outbox."""
-        self.settle_pending(link, stream, seq, queued=True)
         self.store.settle_item(link.realm.name, stream, seq)
+        self.settle_pending(link, stream, seq, queued=True)
+
+    def stop_all(self, link: RealmLink) -> None:
+        """Nobody waits for this realm's word any longer."""
+        for stream, waiting in enumerate(link.waiting):
+            for seq in list(waiting):
+                self.stop_waiting(link, stream, seq)
 
     def taken(self, link: RealmLink, stream: int, have: int, refused: dict[str, str]) -> None:
         """The other realm has the items up to `have` on disk, but refused some of them."""
-        unwanted: list[str] = []
-        for text, code in refused.items():
-            seq = int(text)
-            error = ChatError(code if code in common.ERRORS else "internal_error")
-            pending = link.waiting[stream].get(seq)
+        refusals = [(int(seq), ChatError(code if code in common.ERRORS else "internal_error"))
+                    for seq, code in refused.items()]
+        items = {seq: self.store.item(link.realm.name, stream, seq) for seq, _ in refusals}
+        link.acknowledged(stream, have)
+        for seq, error in refusals:
+            pending = link.waiting[stream].pop(seq, None)
             if pending and pending.slot:
-                del link.waiting[stream][seq]
-                self.store.on_undo(lambda seq=seq, pending=pending: link.waiting[stream].__setitem__(
-                    seq, pending._replace(conn=None, slot=None)))
                 self.answer(pending.conn, pending.slot, error.reply(), pending.item.get("to", ""))
-                unwanted += [pending.item["file"]["sha256"]] if "file" in pending.item else []
-            else:
-                link.waiting[stream].pop(seq, None)
-                found = self.store.item(link.realm.name, stream, seq)
-                if found:
-                    self.bounce(link.realm.name, found[0], found[1], error)
+            elif items[seq]:
+                person, item, _ = items[seq]
+                self.bounce(link.realm.name, person, item, error)
+            if pending and "file" in pending.item:
+                self.discard_file(pending.item["file"]["sha256"])
         for seq in [seq for seq in link.waiting[stream] if seq <= have]:
             self.settle_pending(link, stream, seq, queued=False)
-        link.acknowledged(stream, have)
-        for sha256 in unwanted:
-            self.discard_file(sha256)
 
     def bounce(self, realm: str, person: Person, item: dict, error: ChatError) -> None:
         """Tells a sender, who has long heard `queued`, that it came to nothing."""
@@ -2337,11 +2315,7 @@ class Chat:
         was_up = link.state == UP
         link.lost(self.now)
 
-        def stop_all() -> None:
-            for stream in (TALK, FILES):
-                for seq in list(link.waiting[stream]):
-                    self.stop_waiting(link, stream, seq)
-        self.guarded(stop_all)
+        self.guarded(self.stop_all, link)
         if was_up:
             log.warning("link to %s is down", link.realm.name)
             self.announce("realm", None, realm=link.realm.name, link=DOWN)
@@ -2396,7 +2370,7 @@ class Chat:
         name = link.realm.name
         try:
             batch = json.loads(items)
-            sequence = [item["seq"] for item in batch]
+            sequence = [item["seq"] for item in batch] if type(batch) is list else [0]
         except (ValueError, TypeError, KeyError, RecursionError):
             sequence = [0]
         if which not in (TALK, FILES) or not all(type(seq) is int and 0 < seq < 2**62 for seq in sequence):
@@ -2665,9 +2639,15 @@ class Server:
         """A turn could not be put on disk: it is undone, with what was built on it, and all who took part are told."""
         log.error("a turn can't be put on disk: %s", error)
         chat = self.chat
-        chat.store.abort()
         chat.runs, chat.news = [], []
+        try:
+            chat.store.abort()
+            chat.recover()
+        except sqlite3.Error as problem:
+            log.critical("the database can't be read any more: %s", problem)
+            self.stopping = True
         for conn in {conn for conn, _ in turn.replies} | chat.touched:
+            conn.taking = None
             conn.staged = [(tag, format_reply(ChatError("storage").reply(), tag)) for tag, _ in conn.staged]
             conn.release(len(conn.staged))
             self.unfinished.add(conn)
@@ -2819,7 +2799,8 @@ class Server:
     def serve_overlong(self, conn: Connection) -> bool:
         """Takes what there is of a line past the limit into its upload; whether the line has ended."""
         data, ended = conn.buffer.take_overlong()
-        if conn.link:                              # between realms no line is that long
+        if conn.link:
+            log.warning("realm %s sent a line that does not end", conn.link.realm.name)
             self.doomed[conn] = True
             return False
         if conn.upload is None:
