@@ -706,26 +706,15 @@ class Workers:
     """A few threads for what would hold up the loop. What comes of it is handed back in the loop, by `finish`."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
-        self._hashers = ThreadPoolExecutor(common.HASH_WORKERS, "hash")
-        self._syncers = ThreadPoolExecutor(common.HASH_WORKERS, "sync")
-        self._committer = ThreadPoolExecutor(1, "commit")
+        self.hashes = ThreadPoolExecutor(common.HASH_WORKERS, "hash")      # of passwords
+        self.syncs = ThreadPoolExecutor(common.HASH_WORKERS, "sync")       # of files
+        self.commits = ThreadPoolExecutor(1, "commit")
         self._wake = wake
         self._done: deque[tuple[Callable[[Future], None], Future]] = deque()
 
-    def hash(self, done: Callable[[Future], None], work: Callable, *arguments: object) -> None:
-        """Has a password hashed."""
-        self._submit(self._hashers, done, work, arguments)
-
-    def sync(self, done: Callable[[Future], None], work: Callable, *arguments: object) -> None:
-        """Has a file put on disk."""
-        self._submit(self._syncers, done, work, arguments)
-
-    def commit(self, done: Callable[[Future], None], work: Callable) -> Future:
-        """Has a turn put on disk."""
-        return self._submit(self._committer, done, work, ())
-
-    def _submit(self, pool: ThreadPoolExecutor, done: Callable[[Future], None], work: Callable,
-                arguments: tuple) -> Future:
+    def run(self, pool: ThreadPoolExecutor, done: Callable[[Future], None], work: Callable,
+            *arguments: object) -> Future:
+        """Has something done in one of the pools, and `done` called with what came of it."""
         def hand_over(future: Future) -> None:
             self._done.append((done, future))
             self._wake()
@@ -737,13 +726,15 @@ class Workers:
         """Calls back for all work that has been done."""
         while self._done:
             done, future = self._done.popleft()
-            done(future)
+            try:
+                done(future)
+            except Exception:                      # a fault of ours ends neither the loop nor the other work
+                log.exception("%s failed", done.__qualname__)
 
     def close(self) -> None:
         """Waits for what is under way, drops the rest."""
-        self._hashers.shutdown(cancel_futures=True)
-        self._syncers.shutdown(cancel_futures=True)
-        self._committer.shutdown()
+        for pool in (self.hashes, self.syncs, self.commits):
+            pool.shutdown(cancel_futures=True)
 
 
 SCRYPT = {"n": 2**14, "r": 8, "p": 1}       # RFC 7914: 16 MiB and some 60 ms a guess
@@ -1557,7 +1548,7 @@ class Chat:
             conn.upload, conn.held = None, (upload.request, upload)
         else:
             self.seals += 1
-            self.workers.sync(done, seal_file, upload.path, self.store.files)
+            self.workers.run(self.workers.syncs, done, seal_file, upload.path, self.store.files)
 
     def admit(self, conn: Connection, request: Request) -> tuple[Person | None, list[str]]:
         """Who asks, and the arguments without the token. Raises ChatError where the command is not theirs to send."""
@@ -1706,7 +1697,7 @@ class Chat:
             if error:
                 self.end_hash(conn, slot, error.reply())
             else:
-                self.workers.hash(done, verify_password, password, stored or NO_PASSWORD, new)
+                self.workers.run(self.workers.hashes, done, verify_password, password, stored or NO_PASSWORD, new)
 
         def done(result: Future) -> None:
             hashed = result.result() if stored else None
@@ -1756,7 +1747,7 @@ class Chat:
 
         def done(result: Future) -> None:
             self.end_hash(conn, slot, self.guarded(add, result.result()))
-        self.workers.hash(done, hash_password, password)
+        self.workers.run(self.workers.hashes, done, hash_password, password)
         return LATER
 
     def is_taken(self, name: str) -> bool:
@@ -2486,7 +2477,7 @@ class Chat:
                 if not conn.dropped:
                     conn.reply(format_event("file", sha256=sha256, sealed=not result.exception()))
                     self.touched.add(conn)
-            self.workers.sync(done, seal_file, path, self.store.files, sha256)
+            self.workers.run(self.workers.syncs, done, seal_file, path, self.store.files, sha256)
         return {"offset": have, "complete": False}
 
     def do_ping(self, conn: Connection, _: Person | None) -> object:
@@ -2609,7 +2600,7 @@ class Server:
         try:
             if store.failed:
                 raise ChatError("storage")
-            turn.reach = store.start_commit(partial(chat.workers.commit, done) if many else None)
+            turn.reach = store.start_commit(partial(chat.workers.run, chat.workers.commits, done) if many else None)
         except (sqlite3.Error, ChatError) as error:
             self.turn_failed(turn, error)
             return
