@@ -1014,15 +1014,19 @@ class Conversation:
 
     def add(self, message: Message) -> Message:
         """Puts a message in its place; if it is here already, perhaps as one's own on its way, that one is given."""
-        for known in reversed(self.messages):
+        for known in reversed(self.messages if message.id else ()):
             if known.id == message.id or not known.id and known.is_awaited(message):
                 known.id, known.file = message.id, message.file
                 break
         else:
             known = message
             self.messages.append(message)
-        self.messages.sort(key=lambda message: message.id or sys.maxsize)
+        self.sort()
         return known
+
+    def sort(self) -> None:
+        """By id, those on their way last."""
+        self.messages.sort(key=lambda message: message.id or sys.maxsize)
 
 
 class Chats:
@@ -1372,6 +1376,8 @@ class ChatView:
             self.dirty.add(talk)
             if talk is self.current:
                 self.fresh.append(message)
+                if talk.first_new == message.id and self.at_bottom and self.window.visible:
+                    talk.first_new = 0             # it is being looked at
             self.draw_soon()
         elif kind == "connection":
             self.hear_connection(event)
@@ -1471,7 +1477,7 @@ class ChatView:
         """The list of conversations, and beside it the one that is open."""
         say = self.say
         self.filter = ft.TextField(hint_text=say("find"), label=None, dense=True, prefix_icon=ft.Icons.SEARCH,
-                                   filled=True, border=ft.OutlineInputBorder(border_radius=22, side=None),
+                                   filled=True, border=ft.OutlineInputBorder(border_radius=22, side=ft.BorderSide(0, ft.Colors.TRANSPARENT)),
                                    on_change=self.on(self.draw_list), on_submit=self.on(self.open_first))
         self.list_view = StillList(expand=True, padding=ft.Padding.symmetric(horizontal=8, vertical=4), spacing=2)
         self.tiles_holder = ft.Container(self.list_view, expand=True)
@@ -1488,8 +1494,8 @@ class ChatView:
             menu, self.settings_menu()], spacing=4)
         self.side = ft.Container(ft.Column([
             ft.Container(head, padding=ft.Padding.only(left=14, right=6, top=10)),
-            ft.Container(ft.Semantics(self.filter, label=say("find")), padding=ft.Padding.symmetric(horizontal=12)),
-            self.tiles_holder], spacing=8, expand=True), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
+            ft.Container(ft.Semantics(content=self.filter, label=say("find")), padding=ft.Padding.symmetric(horizontal=12)),
+            self.tiles_holder], spacing=8, expand=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
         self.pane = ft.Container(expand=True, bgcolor=ft.Colors.SURFACE)
         self.body.content = ft.Row([self.side, self.pane], spacing=0, expand=True,
                                    vertical_alignment=ft.CrossAxisAlignment.STRETCH)
@@ -1711,7 +1717,7 @@ class ChatView:
                 self.say("new_messages"), color=ft.Colors.PRIMARY), ft.Divider(color=ft.Colors.PRIMARY, expand=True)]))
         follows = bool(before and not above and before.sender == message.sender
                        and (message.when - before.when).total_seconds() < 300)
-        bubble = ft.Semantics(self.draw_bubble(message, follows), identifier=f"msg-{message.id}", container=True)
+        bubble = ft.Semantics(content=self.draw_bubble(message, follows), identifier=f"msg-{message.id}", container=True)
         return ft.Column([*above, bubble], spacing=8) if above else bubble
 
     def draw_bubble(self, message: Message, follows: bool) -> Any:
@@ -1846,7 +1852,7 @@ class ChatView:
         self.input = ft.TextField(
             value=text, hint_text=self.say("write"), multiline=True, shift_enter=True,
             min_lines=1, max_lines=6, dense=True, filled=True, autofocus=True, key=secrets.token_hex(4),
-            border=ft.OutlineInputBorder(border_radius=22), on_submit=self.on(self.send))
+            border=ft.OutlineInputBorder(border_radius=22, side=ft.BorderSide(0, ft.Colors.TRANSPARENT)), on_submit=self.on(self.send))
         self.input_box.content = self.input
 
     async def send(self, by_button: bool = False) -> None:
@@ -1894,7 +1900,7 @@ class ChatView:
             message.state, message.reason = "failed", self.window.reason(refusal)
         message.task = None
         before = list(talk.messages)
-        talk.messages.sort(key=lambda message: message.id or sys.maxsize)
+        talk.sort()
         if talk is self.current:
             if before == talk.messages and message in self.rows and message in talk.messages:
                 self.draw_message(message)
@@ -2163,7 +2169,7 @@ class Wire:
                                    on_change=on(self.redraw), content_padding=8)
         self.pause = ft.IconButton(ft.Icons.PLAY_ARROW if self.paused else ft.Icons.PAUSE, icon_size=18,
                                    tooltip=say("resume" if self.paused else "pause"), on_click=on(self.toggle))
-        bar = ft.Row([ft.Semantics(self.filter, label=say("filter")), self.pause,
+        bar = ft.Row([ft.Semantics(content=self.filter, label=say("filter")), self.pause,
                       ft.IconButton(ft.Icons.COPY, icon_size=18, tooltip=say("copy"), on_click=on(self.copy)),
                       ft.IconButton(ft.Icons.DELETE_SWEEP, icon_size=18, tooltip=say("clear"), on_click=on(self.clear))],
                      spacing=2)
@@ -2640,12 +2646,12 @@ class Window:
         token = secrets.token_urlsafe(24)
         FILES[token] = path, name
         self.tokens.append(token)
-        return f"/dl/{token}"
+        return f"/dl/{token}?show"                 # with its `?` Flet can't take it for a picture in base64
 
     async def hand_over(self, path: Path, name: str) -> None:
         """Gives a fetched file to the person."""
         if self.page.web:
-            await self.launcher.launch_url(self.publish(path, name) + "?save", web_only_window_name="_self")
+            await self.launcher.launch_url(self.publish(path, name).replace("?show", "?save"), web_only_window_name="_self")
         else:
             self.toast(self.say("saved", path=path, size=show_size(path.stat().st_size)))
 
