@@ -191,6 +191,8 @@ TEXTS = {                      # key: (Indonesian, English)
     "clear": ("Bersihkan", "Clear"),
     "close": ("Tutup", "Close"),
     "ok": ("OK", "OK"),
+    "turn_off": ("Matikan server {realm}", "Turn the server of {realm} off"),
+    "turn_on": ("Nyalakan server {realm}", "Turn the server of {realm} on"),
     "link_local": ("realm ini", "this realm"),
     "link_up": ("terhubung", "connected"),
     "link_down": ("terputus", "cut off"),
@@ -1323,10 +1325,12 @@ class ChatView:
         self.dirty.clear()
         self.current = None
         self.chats.realms = realms
+        self.tools.draw_realms()
         self.chats.marks = await self.window.recall(f"marks.{self.chats.own}") or {}
         await self.remember_session()
         self.show_chat()
         await asyncio.gather(self.read_people(), self.read_groups(), conn.subscribe(0))
+        self.show_self()
 
     async def remember_session(self) -> None:
         """The page's storage keeps the token, so that a reload goes on; never the password."""
@@ -1485,11 +1489,10 @@ class ChatView:
             ft.PopupMenuItem(icon=ft.Icons.PERSON_ADD, content=say("new_message"), on_click=self.on(self.ask_person)),
             ft.PopupMenuItem(icon=ft.Icons.GROUP_ADD, content=say("new_group"), on_click=self.on(self.ask_group)),
             ft.PopupMenuItem(icon=ft.Icons.LOGIN, content=say("join_group"), on_click=self.on(self.ask_join))])
-        name = self.chats.name_of(self.chats.own)
+        self.self_box = ft.Container(expand=True)
+        self.show_self()
         head = ft.Row([
-            avatar(name, self.chats.own),
-            ft.Column([ft.Text(self.conn.user, weight=ft.FontWeight.W_600, overflow=ft.TextOverflow.ELLIPSIS,
-                               max_lines=1), small(self.conn.realm)], spacing=0, expand=True),
+            self.self_box,
             ft.IconButton(ft.Icons.TERMINAL, tooltip=say("tools"), on_click=self.on(self.tools.toggle)),
             menu, self.settings_menu()], spacing=4)
         self.side = ft.Container(ft.Column([
@@ -1503,6 +1506,14 @@ class ChatView:
         self.lay_out()
         self.draw_list()
         self.window.update(self.root)
+
+    def show_self(self) -> None:
+        """Whose chat it is."""
+        name = self.chats.name_of(self.chats.own)
+        self.self_box.content = ft.Row([avatar(name, self.chats.own), ft.Column([
+            ft.Text(name, weight=ft.FontWeight.W_600, overflow=ft.TextOverflow.ELLIPSIS, max_lines=1),
+            small(self.chats.own, overflow=ft.TextOverflow.ELLIPSIS, max_lines=1)], spacing=0, expand=True)], spacing=10)
+        self.window.update(self.self_box)
 
     def settings_menu(self) -> Any:
         """Theme, language, logout."""
@@ -2037,12 +2048,17 @@ class ChatView:
 
     def choose(self, title: str, hint: str, rows: list[tuple[str, str, str]], then: Callable[[str], Any]) -> None:
         """A dialog to pick a row of, or to type an address into."""
+        def matching() -> list[tuple[str, str, str]]:
+            words = (entry.value or "").lower()
+            return [row for row in rows if words in f"{row[1]} {row[2]}".lower()]
+
         async def submit() -> None:
             address = (entry.value or "").strip().lower()
             if not address:
                 return
             try:
-                result = then(address if "@" in address else f"{address}@{self.realm}")
+                result = then(matching()[0][0] if matching() else
+                              address if "@" in address else f"{address}@{self.realm}")
                 if result is not None:
                     await result
             except Refused as refusal:
@@ -2050,18 +2066,18 @@ class ChatView:
                 self.window.update(entry)
 
         def draw() -> None:
-            words = (entry.value or "").lower()
             listing.controls = [
                 ft.ListTile(leading=avatar(name, key, self.chats.is_online(key)), title=ft.Text(name),
                             subtitle=small(below), on_click=self.on(then, key))
-                for key, name, below in rows if words in f"{name} {below}".lower()][:100]
+                for key, name, below in matching()[:100]]
             self.window.update(listing)
 
         entry = ft.TextField(label=self.say(hint), autofocus=True, dense=True, on_change=self.on(draw),
                              on_submit=self.on(submit))
         listing = ft.ListView(expand=True, spacing=0)
         draw()
-        self.window.show_dialog(self.say(title), ft.Column([entry, listing], width=380, height=380), [
+        self.window.show_dialog(self.say(title), ft.Column(
+            [entry, listing], width=380, height=380, horizontal_alignment=ft.CrossAxisAlignment.STRETCH), [
             ft.FilledButton(self.say("ok"), on_click=self.on(submit))])
 
     def ask_name(self, title: str, label: str, word: str) -> None:
@@ -2186,9 +2202,9 @@ class Wire:
         """A frame on one line; a click shows its fields."""
         who, frame, head = entry
         box = StillBox(ink=True, padding=ft.Padding.symmetric(horizontal=6, vertical=2), border_radius=6)
-        more = f" … {frame.size} B" if frame.size > len(head) + 8 else ""
+        more = f" … {frame.size} B" if frame.size > FRAME_HEAD else ""
         text = head.decode(errors="backslashreplace").replace("\r", "\\r").replace("\n", "\\n")
-        if not frame.outgoing:
+        if not frame.outgoing and not more:
             text += "\\r\\n\\r\\n"
         mono = {"font_family": "Mono", "size": 12}
         line = ft.Row([
@@ -2319,7 +2335,7 @@ class Tools:
         self.suggest(False)
         return ft.Column([self.list_holder, ft.Container(self.choices, padding=ft.Padding.symmetric(horizontal=10)),
                           ft.Container(self.input, padding=ft.Padding.only(left=10, right=10, top=6, bottom=8))],
-                         spacing=0, expand=True)
+                         spacing=0, expand=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH)
 
     def line(self, kind: str, text: str) -> Any:
         """A line of the commands' panel."""
@@ -2440,25 +2456,32 @@ class Tools:
     def draw_realms(self, now: bool = True) -> None:
         """After news of a link."""
         if self.root.visible and self.tab == "realms" or not now:
-            self.table.controls = [realm_card(name, row, self.say) for name, row in self.view.chats.realms.items()] or [
-                small(self.say("no_realms"))]
+            self.table.controls = [realm_card(name, [(name, row)], self.say)
+                                   for name, row in self.view.chats.realms.items()] or [small(self.say("no_realms"))]
             if now:
                 self.window.update(self.table)
+        if self.window.demo:
+            self.window.draw_cards()
 
 
-def realm_card(name: str, row: dict, say: Callable[..., str]) -> Any:
-    """A realm: address, state of the link, what waits for it."""
-    up = row["link"] in ("up", "local")
-    lines = [f"{row['address']}:{row['port']}", say(f"link_{row['link']}") if f"link_{row['link']}" in TEXTS else row["link"]]
-    if row.get("rtt_ms") is not None and row["link"] != "local":
-        lines.append(f"{row['rtt_ms']:.1f} ms")
-    if row["link"] != "local":
-        lines.append(say("queued_count", count=row.get("queued", 0)))
+def realm_card(name: str, links: list[tuple[str, dict]], say: Callable[..., str], end: Any = None) -> Any:
+    """A realm, and its links: whether each is up, how quick, and what waits for it."""
+    lines = []
+    for other, row in links:
+        up = row["link"] in ("up", "local")
+        words = [other if other != name else f"{row['address']}:{row['port']}", say(f"link_{row['link']}")]
+        if row["link"] != "local":
+            words += [f"{row['rtt_ms']:.1f} ms"] * (row.get("rtt_ms") is not None)
+            words += [say("queued_count", count=row["queued"])] * bool(row["queued"])
+        lines.append(ft.Row([ft.Icon(ft.Icons.LINK if up else ft.Icons.LINK_OFF, size=16,
+                                     color=ft.Colors.GREEN_500 if up else ft.Colors.ERROR),
+                             small(" · ".join(words), max_lines=1, overflow=ft.TextOverflow.ELLIPSIS,
+                                   expand=bool(end))], spacing=6, tight=not end))
     return ft.Container(ft.Row([
-        ft.Icon(ft.Icons.HOME if row["link"] == "local" else ft.Icons.LINK if up else ft.Icons.LINK_OFF,
-                color=ft.Colors.GREEN_500 if up else ft.Colors.ERROR),
-        ft.Column([ft.Text(name, weight=ft.FontWeight.W_600), *[small(line) for line in lines]], spacing=1, tight=True)],
-        spacing=12, tight=True), border_radius=14, padding=14, bgcolor=ft.Colors.SURFACE_CONTAINER_HIGH)
+        ft.Icon(ft.Icons.DNS, color=ft.Colors.PRIMARY),
+        ft.Column([ft.Text(name, weight=ft.FontWeight.W_600), *lines], spacing=2, tight=True, expand=bool(end)),
+        *([end] if end else [])], spacing=12, tight=not end), border_radius=14, padding=12,
+        bgcolor=ft.Colors.SURFACE_CONTAINER_HIGH)
 
 
 # ---- the page ------------------------------------------------------------------------------------
@@ -2469,8 +2492,8 @@ FILES: dict[str, tuple[Path, str]] = {}            # what browsers may fetch: to
 class Window:
     """One page, in a browser or a window of its own: what the chats on it share."""
 
-    def __init__(self, page: Any, options: argparse.Namespace) -> None:
-        self.page, self.options = page, options
+    def __init__(self, page: Any, options: argparse.Namespace, demo: Demo | None) -> None:
+        self.page, self.options, self.demo = page, options, demo
         self.language = INDONESIAN
         self.theme = "system"
         self.visible = True
@@ -2662,10 +2685,9 @@ class Window:
         page = self.page
         page.padding, page.spacing = 0, 0
         page.fonts = {"Emoji": "/NotoColorEmoji.ttf", "Mono": "/DejaVuSansMono.ttf"}
-        style = ft.TextStyle(font_family="Roboto", font_family_fallback=["Emoji", "Mono"])
-        texts = ft.TextTheme(body_small=style, body_medium=style, body_large=style, title_medium=style, label_large=style)
-        page.theme = ft.Theme(color_scheme_seed=ft.Colors.INDIGO, text_theme=texts)
-        page.dark_theme = ft.Theme(color_scheme_seed=ft.Colors.INDIGO, text_theme=texts)
+        style = ft.TextStyle(color=ft.Colors.ON_SURFACE, font_family="Roboto", font_family_fallback=["Emoji", "Mono"])
+        page.theme = page.dark_theme = ft.Theme(color_scheme_seed=ft.Colors.INDIGO, text_theme=ft.TextTheme(
+            body_small=style, body_medium=style, body_large=style, title_medium=style))
         page.on_close = self.heard(lambda event: self.close())
         page.on_disconnect = self.heard(lambda event: self.leave_soon())
         page.on_connect = self.heard(lambda event: self.stay())
@@ -2678,6 +2700,9 @@ class Window:
         self.build()
         self.spawn(self.watch())
         await asyncio.gather(*[view.start() for view in self.views])
+        for view in self.views if self.demo else ():
+            if view.chats.own and view.width >= view.NARROW and (talks := view.chats.listed()):
+                view.open(talks[0].key)
 
     async def system_language(self) -> int:
         """Indonesian, unless the browser prefers another."""
@@ -2691,26 +2716,49 @@ class Window:
         """The chat, or the demo's two beside one another, with the wire below."""
         page = self.page
         page.theme_mode = getattr(ft.ThemeMode, self.theme.upper())
-        table = realm_table(self.options.local or self.options.demo)
-        if self.options.demo:
-            self.wire = self.wire or Wire(self)
-            for name, port, user in self.options.demo_users:
-                self.views.append(ChatView(self, name, "127.0.0.1", port, (user, "surabaya")))
-            chats = ft.Row([self.views[0].root, ft.VerticalDivider(width=2), self.views[1].root], spacing=0, expand=True)
-            self.realms_row = ft.Column(spacing=8, tight=True)
-            below = ft.Container(ft.Row([
-                ft.Container(self.realms_row, padding=12, width=250), ft.VerticalDivider(width=1),
-                self.wire.build()], spacing=0, expand=True), height=230,
-                bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST)
-            page.controls = [ft.Column([chats, ft.Divider(height=1), below], spacing=0, expand=True)]
+        if self.demo:
+            self.wire = Wire(self)
+            for (realm, port), user in zip(self.demo.ports.items(), self.demo.USERS, strict=False):
+                self.views.append(ChatView(self, realm, "127.0.0.1", port, (user, "surabaya")))
+            chats = ft.Row([self.views[0].root, ft.VerticalDivider(width=1), self.views[1].root], spacing=0, expand=True)
+            self.below = ft.Container(height=236, bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST)
+            page.controls = [ft.Column([chats, ft.Divider(height=1), self.below], spacing=0, expand=True)]
+            self.draw_below()
         else:
-            row = table[self.options.realm]
+            row = realm_table(self.options.local)[self.options.realm]
             host, port = parse_host_port(self.options.server) if self.options.server else (row.address, row.port)
             self.views.append(ChatView(self, row.name, host, port))
             page.controls = [self.views[0].root]
         self.count_unread()
         self.resize()
         page.update()
+
+    def draw_below(self) -> None:
+        """The demo's panel: the realms at the left, every frame of both chats at the right."""
+        self.cards = ft.Column(spacing=8, tight=True, scroll=ft.ScrollMode.AUTO)
+        self.draw_cards(False)
+        self.below.content = ft.Row([ft.Container(self.cards, padding=10, width=320), ft.VerticalDivider(width=1),
+                                     self.wire.build()], spacing=0, expand=True)
+
+    def draw_cards(self, now: bool = True) -> None:
+        """The demo's realms, each with its own view of the link to the other, and a switch."""
+        def switch(name: str) -> Any:
+            runs = name in self.demo.servers
+            return ft.Switch(value=runs, tooltip=self.say("turn_off" if runs else "turn_on", realm=name),
+                             on_change=self.on(self.turn, name))
+
+        self.cards.controls = []
+        for view in self.views:
+            rows = [(name, row) for name, row in view.chats.realms.items() if name != view.realm]
+            self.cards.controls.append(realm_card(view.realm, rows, self.say, switch(view.realm)))
+        if now:
+            self.update(self.cards)
+
+    async def turn(self, name: str) -> None:
+        """Ends a realm's server, or starts it again: what is said meanwhile waits."""
+        change = self.demo.stop if name in self.demo.servers else self.demo.start
+        await asyncio.to_thread(change, name)
+        self.draw_cards()
 
     async def switch_language(self) -> None:
         """The other of the two."""
@@ -2731,6 +2779,9 @@ class Window:
 
     def rebuild(self) -> None:
         """All texts anew."""
+        if self.demo:
+            self.draw_below()
+            self.update(self.below.parent)
         for view in self.views:
             view.tools.draw()
             key = view.current and view.current.key
@@ -2838,11 +2889,10 @@ def run_page(options: argparse.Namespace) -> int:
     assets = str(Path(__file__).resolve().parent / "assets")
     with contextlib.ExitStack() as stack:
         UPLOADS = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chat-uploads-")))
-        if options.demo:
-            options.demo_users = stack.enter_context(demo_realms(options))
+        demo = stack.enter_context(Demo(options.data)) if options.demo else None
 
         async def open_page(page: Any) -> None:
-            await Window(page, options).open()
+            await Window(page, options, demo).open()
 
         under_flet = "FLET_DISPLAY_URL_PREFIX" in os.environ
         if under_flet and "FLET_FORCE_WEB_SERVER" not in os.environ and (sys.platform != "linux" or has_display()):
@@ -2901,49 +2951,66 @@ def free_port(wish: int = 0) -> int:
         return probe.getsockname()[1]
 
 
-@contextlib.contextmanager
-def demo_realms(options: argparse.Namespace) -> Iterator[list[tuple[str, int, str]]]:
-    """Both realms on this computer, for as long as it lasts: (realm, port, who logs in) of each."""
-    folder = options.data or Path(tempfile.mkdtemp(prefix="chat-demo-"))
-    users = [(name, free_port(), user) for name, user in zip(REALMS, ("messi", "henderson"), strict=False)]
-    peers = [f"--peer={name}=127.0.0.1:{port}" for name, port, _ in users]
-    program = Path(__file__).resolve().parent / "ChatServer.py"
-    servers = []
-    try:
-        for name, port, _ in users:
-            servers.append(subprocess.Popen(
-                [sys.executable, str(program), "--realm", name, "--bind", "127.0.0.1", "--port", str(port), *peers,
-                 "--data", str(folder / name), "--log-level", "ERROR"], stdout=subprocess.PIPE, text=True))
-        for server in servers:
-            if not server.stdout.readline():
-                sys.exit(say("demo_failed"))
-        if not options.data:
-            asyncio.run(begin_talk(users))
-        yield users
-    finally:
-        for server in servers:
-            server.terminate()
-        for server in servers:
-            server.wait(10)
-        if not options.data:
-            shutil.rmtree(folder, ignore_errors=True)
+class Demo:
+    """Every realm's server on this computer, for as long as `with` lasts."""
 
+    USERS = ("messi", "henderson")                 # who logs in at the first realm, and at the second
 
-async def begin_talk(users: list[tuple[str, int, str]]) -> None:
-    """A few words in the demo, so that there is something to see."""
-    (realm, port, user), (other_realm, other_port, other) = users
-    conns = ServerConnection("127.0.0.1", port, realm), ServerConnection("127.0.0.1", other_port, other_realm)
-    try:
-        for conn, (_, _, name) in zip(conns, users, strict=True):
-            await conn.request("auth", name, "surabaya")
-        await conns[0].request("send", f"{other}@{other_realm}", say("demo_hello", realm=realm))
-        await conns[1].request("send", f"{user}@{realm}", say("demo_answer", realm=other_realm))
-        await conns[0].request("addgroup", "jarkom3")
-        await conns[1].request("joingroup", f"jarkom3@{realm}")
-        await conns[0].request("sendgroup", "jarkom3", "hallo guys welcome")
-    finally:
-        for conn in conns:
-            await conn.close()
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="chat-demo-"))
+        self.is_kept = bool(folder)
+        self.ports = {name: free_port() for name in REALMS}
+        self.servers: dict[str, subprocess.Popen] = {}
+
+    def __enter__(self) -> Demo:
+        try:
+            for name in REALMS:
+                self.start(name)
+            asyncio.run(self.begin_talk())
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in list(self.servers):
+            self.stop(name)
+        if not self.is_kept:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start(self, name: str) -> None:
+        """Starts a realm's server and waits until it listens."""
+        program = Path(__file__).resolve().parent / "ChatServer.py"
+        peers = [f"--peer={realm}=127.0.0.1:{port}" for realm, port in self.ports.items()]
+        server = self.servers[name] = subprocess.Popen(
+            [sys.executable, str(program), "--realm", name, "--bind", "127.0.0.1", "--port", str(self.ports[name]),
+             *peers, "--data", str(self.folder / name), "--log-level", "error"], stdout=subprocess.PIPE, text=True)
+        if not server.stdout.readline():
+            sys.exit(say("demo_failed"))
+
+    def stop(self, name: str) -> None:
+        """Ends a realm's server."""
+        server = self.servers.pop(name)
+        server.terminate()
+        server.communicate()
+
+    async def begin_talk(self) -> None:
+        """A few words, so that there is something to see; not again where the data was kept."""
+        conns = [ServerConnection("127.0.0.1", self.ports[realm], realm) for realm in REALMS]
+        (here, there), (one, other) = list(REALMS)[:2], self.USERS
+        try:
+            for conn, user in zip(conns, self.USERS, strict=False):
+                await conn.request("auth", user, "surabaya")
+            if (await conns[0].request("groups"))["groups"]:
+                return
+            await conns[0].request("addgroup", "jarkom3")
+            await conns[1].request("joingroup", f"jarkom3@{here}")
+            await conns[0].request("sendgroup", "jarkom3", "hallo guys welcome")
+            await conns[0].request("send", f"{other}@{there}", say("demo_hello", realm=here))
+            await conns[1].request("send", f"{one}@{here}", say("demo_answer", realm=there))
+        finally:
+            for conn in conns:
+                await conn.close()
 
 
 # ---- start -------------------------------------------------------------------------------------
