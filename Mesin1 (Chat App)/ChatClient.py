@@ -149,6 +149,7 @@ TEXTS = {                      # key: (Indonesian, English)
     "you": ("Anda", "You"),
     "back": ("Kembali", "Back"),
     # messages
+    "message": ("Pesan", "Message"),
     "write": ("Tulis pesan", "Write a message"),
     "send": ("Kirim", "Send"),
     "attach": ("Lampirkan file", "Attach a file"),
@@ -1433,7 +1434,7 @@ class ChatView:
                     if message.state == "queued":
                         row = self.chats.realms.get(realm, {})
                         if row.get("link") == "up" and not row.get("queued"):
-                            message.state = "stored"
+                            message.state, message.reason = "stored", ""
                             self.draw_message(message)
                         waiting |= row.get("link") == "up" and bool(row.get("queued"))
             if not waiting:
@@ -1864,7 +1865,7 @@ class ChatView:
             value=text, hint_text=self.say("write"), multiline=True, shift_enter=True,
             min_lines=1, max_lines=6, dense=True, filled=True, autofocus=True, key=secrets.token_hex(4),
             border=ft.OutlineInputBorder(border_radius=22, side=ft.BorderSide(0, ft.Colors.TRANSPARENT)), on_submit=self.on(self.send))
-        self.input_box.content = self.input
+        self.input_box.content = ft.Semantics(content=self.input, label=self.say("message"))     # hints come and go
 
     async def send(self, by_button: bool = False) -> None:
         """Sends what was typed."""
@@ -2471,8 +2472,10 @@ def realm_card(name: str, links: list[tuple[str, dict]], say: Callable[..., str]
         up = row["link"] in ("up", "local")
         words = [other if other != name else f"{row['address']}:{row['port']}", say(f"link_{row['link']}")]
         if row["link"] != "local":
-            words += [f"{row['rtt_ms']:.1f} ms"] * (row.get("rtt_ms") is not None)
-            words += [say("queued_count", count=row["queued"])] * bool(row["queued"])
+            if row["rtt_ms"] is not None and up:
+                words.append(f"{row['rtt_ms']:.1f} ms")
+            if row["queued"]:
+                words.append(say("queued_count", count=row["queued"]))
         lines.append(ft.Row([ft.Icon(ft.Icons.LINK if up else ft.Icons.LINK_OFF, size=16,
                                      color=ft.Colors.GREEN_500 if up else ft.Colors.ERROR),
                              small(" · ".join(words), max_lines=1, overflow=ft.TextOverflow.ELLIPSIS,
