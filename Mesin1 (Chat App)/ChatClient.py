@@ -1173,6 +1173,7 @@ class ChatView:
 
     PAGE = 50                  # messages shown at once, and more with each scroll to the top
     MOST = 400                 # rows that stay on the page while one reads the newest
+    LOOK_BACK = 2000           # rows at most when one scrolls up; `history` has the rest
     SIDE = 320                 # width of the list of conversations
     NARROW = 640               # below this, the list or the conversation
     PICTURE = 8_000_000        # bytes of a picture that is shown without being asked for
@@ -1642,12 +1643,10 @@ class ChatView:
         self.keep_draft()
         before, talk = self.current, self.chats.talk(key)
         self.current = talk
-        self.list = StillList(expand=True, reverse=True, spacing=3, on_scroll=self.window.heard(self.scrolled),
-                              scroll_interval=60, padding=ft.Padding.symmetric(horizontal=16, vertical=10))
-        self.holder = ft.Container(ft.SelectionArea(self.list), expand=True)
+        self.holder = ft.Container(expand=True)
         self.header = ft.Container(padding=ft.Padding.symmetric(horizontal=14, vertical=8),
                                    bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
-        self.jump = ft.Container(ft.FilledTonalButton("", icon=ft.Icons.ARROW_DOWNWARD, on_click=self.on(self.to_end)),
+        self.jump = ft.Container(ft.FilledTonalButton("", icon=ft.Icons.ARROW_DOWNWARD, on_click=self.on(self.draw_messages)),
                                  visible=False, bottom=10, right=18)
         self.input_error = ft.Text("", color=ft.Colors.ERROR, size=12, visible=False)
         self.input_box = ft.Container(expand=True)
@@ -1696,8 +1695,12 @@ class ChatView:
             self.window.update(self.header)
 
     def draw_messages(self, now: bool = True) -> None:
-        """The newest messages of the conversation, from anew."""
+        """The newest messages of the conversation, in a list that stands at its end."""
         self.rows.clear()
+        self.list = StillList(expand=True, reverse=True, spacing=3, on_scroll=self.window.heard(self.scrolled),
+                              scroll_interval=60, padding=ft.Padding.symmetric(horizontal=16, vertical=10),
+                              key=secrets.token_hex(4))
+        self.holder.content = ft.SelectionArea(self.list)
         count = len(self.current.messages)
         self.first = max(0, count - self.PAGE)
         self.at_bottom, self.held = True, 0
@@ -1804,7 +1807,7 @@ class ChatView:
         """Near the top older messages come, at the bottom those held back."""
         self.at_bottom = event.pixels < 40
         if self.at_bottom and self.held:
-            self.to_end()
+            self.draw_messages()
         elif event.pixels > event.max_scroll_extent - 600:
             await self.load_older()
         if not self.at_bottom and not self.jump.visible and event.pixels > 600 or self.at_bottom and self.jump.visible:
@@ -1816,15 +1819,10 @@ class ChatView:
         self.jump.content.content = self.say("count_new", count=self.held) if self.held else self.say("newest")
         self.window.update(self.jump.parent)
 
-    async def to_end(self) -> None:
-        """To the newest message."""
-        self.draw_messages()
-        await self.list.scroll_to(offset=0, duration=150)
-
     async def load_older(self) -> None:
         """One more page above those that are shown."""
         talk = self.current
-        if self.loading or not talk or not self.first and talk.complete:
+        if self.loading or not talk or not self.first and talk.complete or len(self.rows) >= self.LOOK_BACK:
             return
         self.loading = True
         try:
@@ -1890,7 +1888,7 @@ class ChatView:
         talk.add(message)
         talk.unread = talk.first_new = 0
         if not self.at_bottom and talk is self.current:
-            await self.to_end()
+            self.draw_messages()
         self.fresh.append(message)
         self.dirty.add(talk)
         self.draw_soon()
