@@ -30,6 +30,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -401,8 +402,8 @@ class ServerConnection:
     """
 
     def __init__(self, host: str, port: int, realm: str, on_event: Callable[[dict], None] = lambda event: None,
-                 on_frame: Callable[[Frame], None] = lambda frame: None) -> None:
-        self.host, self.port = host, port
+                 on_frame: Callable[[Frame], None] = lambda frame: None, tls: ssl.SSLContext | None = None) -> None:
+        self.host, self.port, self.tls = host, port, tls
         self.realm = realm                         # what a bare name means; `realms` may know better
         self.user = ""                             # a bare name
         self.token: str | None = None
@@ -567,7 +568,7 @@ class ServerConnection:
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         try:
-            opening = asyncio.open_connection(self.host, self.port, limit=4 * RECEIVE_SIZE)
+            opening = asyncio.open_connection(self.host, self.port, limit=4 * RECEIVE_SIZE, ssl=self.tls)
             reader, writer = await asyncio.wait_for(opening, CONNECT_SECONDS)
         except (OSError, asyncio.TimeoutError) as error:
             raise ConnectionLost(f"{self.host}:{self.port}") from error
@@ -665,6 +666,16 @@ class ServerConnection:
 
 
 # ---- typed commands ----------------------------------------------------------------------------
+
+
+SECRET = re.compile(r"\s*(auth|register|passwd)\b", re.IGNORECASE)     # lines with a password are not recalled
+
+
+def mask_typed(line: str) -> str:
+    """A typed line without the passwords in it."""
+    words = line.split()
+    first = {"auth": 2, "register": 2, "passwd": 1}.get(words[0].lower(), len(words))
+    return " ".join([*words[:first], *["•••"] * len(words[first:3]), *words[3:]]) if SECRET.match(line) else line
 
 
 def parse_typed(line: str, logged_in: bool) -> tuple[Command, list[str]]:
@@ -783,9 +794,9 @@ class Prompt:
 
     PATIENCE = 3.0             # seconds that the next line waits for an answer; later the answer comes in between
 
-    def __init__(self, host: str, port: int, realm: str, downloads: Path) -> None:
+    def __init__(self, host: str, port: int, options: argparse.Namespace) -> None:
         self.place = f"{host}:{port}"
-        self.downloads = downloads
+        self.downloads = options.downloads
         self.is_script = not (sys.stdin.isatty() and sys.stdout.isatty())
         self.readline: Any = None                  # Python's module, where there is one
         self.editor: Any = None                    # and the library below it
@@ -795,11 +806,12 @@ class Prompt:
         self.drawn = 0.0                           # when the progress line was
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        self.conn = self.start(self.connect(host, port, realm)).result()
+        self.conn = self.start(self.connect(host, port, options)).result()
 
-    async def connect(self, host: str, port: int, realm: str) -> ServerConnection:
+    async def connect(self, host: str, port: int, options: argparse.Namespace) -> ServerConnection:
         """Makes the connection within its loop."""
-        return ServerConnection(host, port, realm, (lambda event: None) if self.is_script else self.hear)
+        hear = (lambda event: None) if self.is_script else self.hear
+        return ServerConnection(host, port, options.realm, hear, tls=tls_context(options))
 
     def start(self, work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future:
         """Begins the work in the loop."""
@@ -900,7 +912,7 @@ class Prompt:
             line = input(self.typing)
         finally:
             self.typing = ""
-        if self.readline and line.split()[:1] in (["auth"], ["register"]):
+        if self.readline and SECRET.match(line):
             with contextlib.suppress(ValueError):  # a password is not recalled
                 self.readline.remove_history_item(self.readline.get_current_history_length() - 1)
         return line
@@ -1299,7 +1311,8 @@ class ChatView:
         """A connection to the server that the form names."""
         if self.conn:
             self.window.spawn(self.conn.close())
-        self.conn = ServerConnection(self.host, self.port, self.realm, self.hear, self.tools.see_frame)
+        self.conn = ServerConnection(self.host, self.port, self.realm, self.hear, self.tools.see_frame,
+                                     tls_context(self.window.options))
         return self.conn
 
     async def start(self) -> None:
@@ -1997,7 +2010,7 @@ class ChatView:
             return
 
         async def fetch() -> None:
-            folder = self.window.folder if self.page.web else self.window.downloads
+            folder = self.window.folder if self.page.web else self.window.options.downloads
             try:
                 path = await self.conn.fetch_file(str(message.file["id"]), folder, self.show_progress(message, 0))
                 await self.window.hand_over(path, message.file["name"])
@@ -2122,10 +2135,9 @@ def mask(line: bytes) -> bytes:
     words = line.split(b" ")
     place = 1 if words[0].startswith(b"@") else 0
     command = COMMANDS.get(words[place].strip().decode(errors="replace").lower())
-    secret = {"T": 1, "PASSWORD": 2}
-    for name in command.names[:2] if command else []:
-        at = place + secret.get(name, 99)
-        if at < len(words):
+    for number, name in enumerate(command.names if command else [], 1):
+        at = place + number
+        if name in ("T", "PASSWORD", "OLD", "NEW") and at < len(words):
             end = b"\r\n" if words[at].endswith(b"\r\n") else b""
             words[at] = "•••".encode() + end
     return b" ".join(words)
@@ -2408,10 +2420,8 @@ class Tools:
         self.suggest()
         self.window.update(self.input)
         if line:
-            words = line.split()
-            secret = words[0].lower() in ("auth", "register") and len(words) > 2
-            self.print("typed", " ".join([*words[:2], "•••", *words[3:]]) if secret else line)
-            if not secret:
+            self.print("typed", mask_typed(line))
+            if not SECRET.match(line):
                 self.typed.append(line)
             self.window.spawn(self.carry_out(line))
         await self.input.focus()
@@ -2435,7 +2445,7 @@ class Tools:
                 await self.window.hand_over(path, path.name)
                 lines = [self.say("saved", path=path.name, size=show_size(path.stat().st_size))]
             else:
-                lines = await perform(conn, line, self.window.downloads)
+                lines = await perform(conn, line, self.window.options.downloads)
             self.print("", *lines)
         except (Refused, OSError) as refusal:
             return self.print("failed", self.say("failed", reason=self.window.reason(refusal)))
@@ -2501,7 +2511,6 @@ class Window:
         self.views: list[ChatView] = []
         self.wire: Wire | None = None              # of the demo, for all its chats
         self.folder = Path(tempfile.mkdtemp(prefix="chat-"))
-        self.downloads = options.downloads or ROOT / REALMS[options.realm].folder / "received"
         self.tokens: list[str] = []
         self.tasks: set[asyncio.Task] = set()
         self.prefs = ft.SharedPreferences()
@@ -3023,6 +3032,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     home = realm_of_folder(Path(__file__).resolve().parent.name)
     add_option(parser, "--realm", default=home, choices=list(REALMS), help=f"the realm to log in at ({home})")
     add_option(parser, "--server", metavar="HOST:PORT", help="a server elsewhere than the realm table says")
+    add_option(parser, "--tls", action="store_true", help="the server has a certificate")
+    add_option(parser, "--tls-ca", type=Path, metavar="FILE", help="who vouches for it; implies --tls")
     add_option(parser, "--local", action="store_true", help="every realm is on this computer")
     add_option(parser, "--prompt", action="store_true", help="type commands; from a pipe, run them as a script")
     add_option(parser, "--demo", action="store_true", help="two realms on this computer and a chat in each, on one page")
@@ -3031,6 +3042,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_option(parser, "--downloads", type=Path, metavar="DIR", help="where files are saved (received/)")
     add_option(parser, "--max-file", type=int, default=MAX_FILE // MIB, metavar="MIB", help="the server's limit (64)")
     return parser.parse_args(arguments)
+
+
+def tls_context(options: argparse.Namespace) -> ssl.SSLContext | None:
+    """How the server's certificate is checked, where it has one."""
+    return ssl.create_default_context(cafile=options.tls_ca) if options.tls or options.tls_ca else None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -3042,9 +3058,10 @@ def main(arguments: list[str] | None = None) -> int:
         host, port = parse_host_port(options.server) if options.server else (row.address, row.port)
     except ValueError as error:
         sys.exit(str(error))
+    options.downloads = options.downloads or ROOT / row.folder / "received"
     if not options.prompt:
         return run_page(options)
-    prompt = Prompt(host, port, row.name, options.downloads or ROOT / row.folder / "received")
+    prompt = Prompt(host, port, options)
     try:
         return prompt.run_script() if prompt.is_script else prompt.run_terminal()
     except KeyboardInterrupt:
