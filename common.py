@@ -608,7 +608,7 @@ def ensure_packages(*names: str) -> None:
     else:
         print(f"installing {', '.join(names)} into {folder}", file=sys.stderr)
         pins = [f"{name}=={VERSIONS[name]}" for name in names]
-        if subprocess.call([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *pins]):
+        if subprocess.call([str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *pins]):
             sys.exit("they could not be installed: is there a connection to the package index?")
     command = [str(python), *sys.orig_argv[1:]]
     if os.name == "nt":                            # there, exec would give the terminal back at once

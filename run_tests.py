@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Every test of the chat system, and its benchmark. Only the standard library is needed.
+"""Every test of the chat system, and its benchmark. Where there is a Chromium, the browser tests get their packages.
 
   python3 run_tests.py                       every test, from pure to slow, in the order of this file
   python3 run_tests.py Groups                one class; `Groups.test_maker_is_admin` is one test
@@ -10,7 +10,8 @@
 
 The servers under test are real processes with real sockets and real databases, each in a temporary folder and at a
 free port of 127.0.0.1. A server that leaves a traceback in its log, or does not end with status 0, fails its test.
-In this order: helpers; pure tests of common.py; one server; two realms; faults and loads; documents; benchmark.
+In this order: helpers; pure tests of common.py; one server; two realms; faults and loads; documents; the page in a
+browser; benchmark.
 """
 from __future__ import annotations
 
@@ -155,9 +156,9 @@ class Server:
         return Person(self, user, f"register {user} rahasia {name.capitalize()}_{Person.count} Indonesia")
 
 
-def first_line(process: subprocess.Popen[str]) -> str:
+def first_line(process: subprocess.Popen[str], patience: float = PATIENCE) -> str:
     """The first line of a process's output, empty if it ends or says nothing for too long."""
-    ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
+    ready, _, _ = select.select([process.stdout], [], [], patience)
     return process.stdout.readline() if ready else ""
 
 
@@ -192,6 +193,8 @@ def clean_up() -> None:
     """Leaves nothing running and nothing lying about, however the run ended."""
     for server in list(Server.running):
         server.kill()
+    for client in list(WebClient.running):
+        client.stop()
     shutil.rmtree(SCRATCH, ignore_errors=True)
 
 
@@ -2836,6 +2839,423 @@ class Documents(ChatTest):
                 self.assertFalse(re.search(r"[ ]+$", text, re.MULTILINE), "spaces at the end of a line")
 
 
+# ---- the page in a browser -----------------------------------------------------------------------
+
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
+
+
+class WebClient:
+    """The client as a web server: the program that browsers come to."""
+
+    running: set[WebClient] = set()
+
+    def __init__(self, *options: str, program: Path | None = None, python: str = sys.executable) -> None:
+        program = program or ROOT / REALMS["mesin1"].folder / "ChatClient.py"
+        self.log_file = Path(tempfile.mkstemp(dir=SCRATCH)[1])
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("CHAT_", "FLET_"))}
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [python, str(program), *options, "--web-port", str(free_ports(1)[0])], stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8", env=environment)
+        WebClient.running.add(self)
+        found = re.search(r"http://\S+", first_line(self.process, 12 * PATIENCE))
+        assert found, f"the page is not served\n{self.log}"
+        self.url = found[0]
+
+    @property
+    def log(self) -> str:
+        """What it wrote to standard error."""
+        return self.log_file.read_text("utf-8", "replace")
+
+    def stop(self) -> None:
+        """SIGTERM; no handler may have failed."""
+        if self in WebClient.running:
+            WebClient.running.discard(self)
+            self.process.terminate()
+            try:
+                self.process.wait(PATIENCE)
+            finally:
+                self.process.kill()
+                self.process.stdout.close()
+            assert self.process.returncode == 0, f"status {self.process.returncode}\n{self.log[-4000:]}"
+        assert "Traceback" not in self.log, self.log[-4000:]
+
+
+class Page:
+    """A browser's page, as a person uses it. Flutter paints; what is read here is what a screen reader is told."""
+
+    def __init__(self, browser: object, url: str, width: int = 1100, height: int = 760, language: str = "en-US") -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": height}, locale=language)
+        self.context.set_default_timeout(1000 * PATIENCE)
+        self.tab = self.context.new_page()
+        self.tab.goto(url)
+        self.wake()
+
+    def wake(self) -> None:
+        """Switches on what a screen reader is told; after every load of the page."""
+        self.tab.wait_for_selector("flt-semantics-placeholder", state="attached")
+        self.tab.evaluate("document.querySelector('flt-semantics-placeholder').click()")
+        self.tab.wait_for_selector("flt-semantics-host flt-semantics", state="attached")
+
+    def close(self) -> None:
+        """The person goes."""
+        self.context.close()
+
+    def sees(self, text: str, gone: bool = False) -> None:
+        """Waits until a text is on the page, or no longer."""
+        found = self.tab.locator(f'flt-semantics-host :text("{text}"), flt-semantics-host [aria-label*="{text}"]')
+        found.first.wait_for(state="detached" if gone else "attached")
+
+    def fill(self, field: object, text: str, enter: bool = False) -> None:
+        """Types into a field; the pauses are Flutter's, which hears of focus and text late."""
+        field.click()
+        self.tab.wait_for_timeout(120)
+        field.fill(text)
+        self.tab.wait_for_timeout(80)
+        if enter:
+            self.tab.keyboard.press("Enter")
+
+    def type(self, label: str, text: str, enter: bool = False) -> None:
+        """Types into the field of that label."""
+        self.fill(self.tab.get_by_label(label, exact=True), text, enter)
+
+    def write(self, text: str, number: int = 0) -> None:
+        """Sends a message in the open conversation."""
+        self.fill(self.tab.locator("textarea").nth(number), text, enter=True)
+
+    def click(self, name: str) -> None:
+        """A button or a menu's row with that text, whole."""
+        self.tab.get_by_role("button", name=name, exact=True).or_(
+            self.tab.get_by_role("menuitem", name=name, exact=True)).first.click()
+
+    def press(self, label: str) -> None:
+        """A button that has no text but a picture."""
+        self.tab.get_by_label(label, exact=True).get_by_role("button").first.click()
+
+    def choose(self, text: str) -> None:
+        """A row of a list: the first with that text in it."""
+        self.tab.locator("flt-semantics-host [role=button]", has_text=text).first.click()
+
+    def login(self, user: object, password: str = "rahasia", server: Server | None = None) -> None:
+        """Through the form."""
+        if server:
+            self.type("Server", f"127.0.0.1:{server.port}")
+        self.type("User", str(user))
+        self.type("Password", password, enter=True)
+        self.tab.get_by_label("New", exact=True).wait_for(state="attached")
+
+    def attach(self, *paths: Path) -> None:
+        """Sends files."""
+        with self.tab.expect_file_chooser() as chooser:
+            self.press("Attach a file")
+        chooser.value.set_files([str(path) for path in paths])
+
+    def bubble(self, number: int) -> object:
+        """The message of that id."""
+        return self.tab.locator(f'[flt-semantics-identifier="msg-{number}"]')
+
+
+@unittest.skipUnless(CHROMIUM, "there is no Chromium on this computer")
+class BrowserTest(TwoRealms):
+    """Tests with pages of a real Chromium; one browser serves them all."""
+
+    browser: object = None
+    client: WebClient
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        cls.client = WebClient("--server", f"127.0.0.1:{cls.here.port}")
+        cls.addClassCleanup(cls.client.stop)
+        cls.start_browser()
+
+    @staticmethod
+    def start_browser() -> None:
+        """Starts the browser, once. It ends with this process."""
+        if not BrowserTest.browser:
+            from playwright.sync_api import sync_playwright
+            player = sync_playwright().start()
+            BrowserTest.browser = player.chromium.launch(executable_path=CHROMIUM, args=[
+                "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"])
+            atexit.register(player.stop)
+            atexit.register(BrowserTest.browser.close)
+
+    def page(self, **options: object) -> Page:
+        """A new page of the client."""
+        page = Page(self.browser, self.client.url, **options)
+        self.addCleanup(page.close)
+        return page
+
+    def page_of(self, person: Person, **options: object) -> Page:
+        """A new page with that person logged in."""
+        page = self.page(**options)
+        page.login(person, server=person.server if person.server is self.there else None)
+        return page
+
+
+class BrowserLogin(BrowserTest):
+    """The way in."""
+
+    def test_a_wrong_password_is_said_beside_its_field(self):
+        page = self.page()
+        page.type("User", "messi")
+        page.type("Password", "wrong", enter=True)
+        page.sees("No such user, or a wrong password")
+        page.login("messi", "surabaya")
+        page.sees("Lionel Messi")
+
+    def test_register_then_reload_then_log_out(self):
+        page = self.page()
+        page.click("No account yet? Register")
+        page.type("User", "ani")
+        page.type("Password", "rahasia")
+        page.type("Full name", "Ani Wijaya")
+        page.type("Country", "Indonesia", enter=True)
+        page.sees("Ani Wijaya")
+        page.tab.evaluate("sessionStorage.clear()")            # so that the page is a new one to the web server
+        page.tab.reload()
+        page.wake()
+        page.sees("Ani Wijaya")                                # and yet nobody has to log in again
+        page.press("Settings")
+        page.click("Log out")
+        page.sees("Password")
+        self.assertRefused(self.here.login("ani", "rahasia").ask("auth ani wrong"), "bad_credentials")
+
+    def test_a_server_that_is_away_is_said_beside_its_field(self):
+        page = self.page()
+        page.type("Server", "127.0.0.1:1")
+        page.type("User", "messi")
+        page.type("Password", "surabaya", enter=True)
+        page.sees("Cannot reach 127.0.0.1:1")
+
+    def test_the_language_is_the_browsers_and_can_be_switched(self):
+        page = self.page(language="id-ID")
+        page.sees("Belum punya akun? Daftar")
+        page.press("Pengaturan")
+        page.click("English")
+        page.sees("No account yet? Register")
+
+
+class BrowserTalk(BrowserTest):
+    """Two people, each with a page."""
+
+    def test_two_realms_talk(self):
+        alice, bob = self.people("alice", "bob@")
+        first, second = self.page_of(alice), self.page_of(bob)
+        first.press("New")
+        first.click("New message")
+        first.type("Name, or user@realm", bob.address, enter=True)
+        first.write("Halo dari mesin1 \N{WAVING HAND SIGN}")
+        second.choose("Halo dari mesin1")
+        second.write("Baik, terima kasih")
+        first.sees("Baik, terima kasih")
+        self.assertEqual(bob.history(alice.address), ["Halo dari mesin1 \N{WAVING HAND SIGN}", "Baik, terima kasih"])
+
+    def test_a_group_of_two_realms(self):
+        alice, bob = self.people("alice", "bob@")
+        first, second = self.page_of(alice), self.page_of(bob)
+        first.press("New")
+        first.click("New group")
+        first.type("Name of the group", "jarkom", enter=True)
+        first.tab.locator("textarea").wait_for(state="attached")
+        second.press("New")
+        second.click("Join a group")
+        second.sees("jarkom@mesin1")
+        second.type("Group, or group@realm", "jarkom@mesin1", enter=True)
+        first.sees("2 members")
+        first.write("hallo guys welcome")
+        second.sees("hallo guys welcome")
+        second.press("members")
+        second.click("Leave the group")
+        first.sees("1 members")
+
+    def test_files_byte_for_byte_and_pictures_inline(self):
+        alice, bob = self.people("alice", "bob@")
+        alice.ok(f"send {bob.address} hello")
+        first, second = self.page_of(alice), self.page_of(bob)
+        first.choose("hello")
+        second.choose("hello")
+        content = some_bytes(3 * MIB)
+        file, picture, empty = SCRATCH / "laporan akhir.bin", SCRATCH / "picture.png", SCRATCH / "empty.txt"
+        file.write_bytes(content)
+        empty.write_bytes(b"")
+        picture.write_bytes(base64.b64decode(
+            "iVBORw0KGgoAAAANSUhEUgAAAAoAAAAKCAIAAAACUFjqAAAAEklEQVR4nGP4z8CAB+GTG8HSALfKY52fTcuYAAAAAElFTkSuQmCC"))
+        first.attach(file, picture, empty)
+        bob.ok("subscribe")
+        second.sees("laporan akhir.bin")
+        second.sees("empty.txt")
+        second.tab.get_by_role("img", name="picture.png").wait_for(state="attached")
+        for message in bob.ok(f"history {alice.address}")["messages"][1:]:
+            name, sent = message["file"]["name"], SCRATCH / message["file"]["name"]
+            self.assertEqual(bob.fetch(message["file"]["id"]), sent.read_bytes(), name)
+            if name == file.name:
+                with second.tab.expect_download() as download:
+                    second.bubble(message["id"]).get_by_role("button").click()
+                self.assertEqual(download.value.suggested_filename, file.name)
+                self.assertEqual(Path(download.value.path()).read_bytes(), content)
+
+    def test_a_killed_server_comes_back_under_an_open_page(self):
+        alice, bob = self.people("alice", "bob@")
+        bob.ok(f"send {alice.address} hello")
+        page = self.page_of(alice)
+        page.choose("hello")
+        self.here.kill()
+        page.sees("Connection lost, next attempt in")
+        page.write("meanwhile")
+        page.sees("sending")
+        self.here.start()
+        page.sees("Connection lost, next attempt in", gone=True)
+        page.write("afterwards")
+        bob.ok("subscribe")
+        eventually(lambda: len(bob.history(alice.address)) == 3, "both messages at the other realm")
+        self.assertEqual(bob.history(alice.address), ["hello", "meanwhile", "afterwards"])
+        page.sees("stored")
+
+    def test_what_waits_for_another_realm_says_so(self):
+        alice, bob = self.people("alice", "bob@")
+        alice.ok(f"send {bob.address} hello")
+        page = self.page_of(alice)
+        page.choose("hello")
+        self.there.stop()
+        alice.await_link("mesin2", "down")
+        page.write("while you were away")
+        page.sees("waiting for the other realm")
+        self.there.start()
+        page.sees("waiting for the other realm", gone=True)
+        self.assertEqual(bob.again().history(alice.address), ["hello", "while you were away"])
+
+    def test_drafts_stay_with_their_conversation(self):
+        alice, bob, carol = self.people("alice", "bob", "carol")
+        bob.ok(f"send {alice} from bob")
+        carol.ok(f"send {alice} from carol")
+        page = self.page_of(alice)
+        page.choose("from bob")
+        page.fill(page.tab.locator("textarea"), "unfinished")
+        page.choose("from carol")
+        page.write("to carol")
+        page.choose("from bob")
+        eventually(lambda: page.tab.locator("textarea").input_value() == "unfinished", "the draft")
+        self.assertEqual(carol.history(alice), ["from carol", "to carol"])
+
+    def test_a_phone_shows_the_list_or_the_conversation(self):
+        alice, bob = self.people("alice", "bob")
+        bob.ok(f"send {alice} hello")
+        page = self.page_of(alice, width=400, height=720)
+        self.assertEqual(page.tab.locator("textarea").count(), 0)
+        page.choose("hello")
+        page.write("from a phone")
+        page.sees("from a phone")
+        page.press("Back")
+        page.choose("You: from a phone")
+        self.assertEqual(bob.history(alice), ["hello", "from a phone"])
+
+    def test_the_keyboard_finds_a_conversation(self):
+        alice, bob, carol = self.people("alice", "bob", "carol")
+        bob.ok(f"send {alice} from bob")
+        carol.ok(f"send {alice} from carol")
+        page = self.page_of(alice)
+        page.sees("from bob")
+        page.tab.keyboard.press("Control+k")
+        page.tab.wait_for_timeout(200)                          # the focus comes late
+        page.tab.keyboard.type("carol", delay=20)
+        page.sees("from bob", gone=True)
+        page.tab.keyboard.press("Enter")
+        page.write("found you")
+        page.sees("found you")
+        self.assertEqual(carol.history(alice), ["from carol", "found you"])
+
+
+class BrowserTools(BrowserTest):
+    """Commands, wire and realms, below the chat."""
+
+    COMMAND = "Type a command, such as: send messi hello"
+
+    def test_commands_as_the_readme_has_them(self):
+        alice, bob = self.people("alice", "bob")
+        page = self.page()
+        page.press("Settings")
+        page.click("Commands, wire, realms")
+        page.type(self.COMMAND, f"auth {alice} rahasia", enter=True)
+        page.sees(f"Selamat datang, {alice.address}")
+        page.type(self.COMMAND, f"send {bob} hello from the prompt", enter=True)
+        page.sees("You: hello from the prompt")                # the chat shows it too
+        page.type(self.COMMAND, "send nobody hello", enter=True)
+        page.sees("No such user")
+        page.type(self.COMMAND, "addgroup kelompok", enter=True)
+        page.sees("No messages yet")
+        self.assertEqual(bob.history(alice), ["hello from the prompt"])
+
+    def test_the_wire_shows_frames_and_no_secrets(self):
+        alice, bob = self.people("alice", "bob")
+        bob.ok(f"send {alice} hello")
+        page = self.page_of(alice)
+        page.choose("hello")
+        page.press("Commands, wire, realms")
+        page.click("Wire")
+        page.write("seen on the wire")
+        page.sees(f"send ••• {bob.address} seen on the wire")
+        page.sees("\\\\r\\\\n")
+        shown = page.tab.locator("flt-semantics-host").inner_text()
+        self.assertNotIn("rahasia", shown)
+        self.assertNotRegex(shown, r'tokenid":"[A-Za-z0-9_-]')
+        page.click("Realms")
+        page.sees("connected")
+
+
+class BrowserMeasure(BrowserTest):
+    """A long conversation stays quick."""
+
+    def test_two_thousand_messages(self):
+        alice, bob = self.people("alice", "bob")
+        for start in range(0, 2000, 200):
+            bob.ok_all(f"send {alice} number {start + number} " + "lorem ipsum " * (number % 40) for number in range(200))
+        page = self.page_of(alice)
+        page.sees("number 1999")
+        started = time.monotonic()
+        page.choose("number 1999")
+        page.tab.locator('[flt-semantics-identifier^="msg-"]').first.wait_for(state="attached")
+        opening = time.monotonic() - started
+        page.tab.evaluate("""() => { window.when = {}; new MutationObserver(() => {
+            for (const one of document.querySelectorAll('[flt-semantics-identifier^="msg-"]'))
+                window.when[one.textContent.split('\\n')[0]] ??= Date.now() / 1000;
+        }).observe(document.querySelector('flt-semantics-host'), {childList: true, subtree: true}) }""")
+        delays = []
+        for number in range(9):
+            started = time.time()
+            bob.ok(f"send {alice} quick {number}")
+            page.tab.wait_for_function(f"window.when['quick {number}']")
+            delays.append(page.tab.evaluate(f"window.when['quick {number}']") - started)
+        print(f"opening {1000 * opening:.0f} ms, a new message {1000 * statistics.median(delays):.0f} ms ... ", end="")
+        self.assertLess(opening, 1.5)
+        self.assertLess(statistics.median(delays), 0.15)
+
+
+@unittest.skipUnless(CHROMIUM, "there is no Chromium on this computer")
+class BrowserDemo(ChatTest):
+    """What a newcomer runs first, on a machine that has only Python."""
+
+    def test_from_a_fresh_copy_with_nothing_installed(self):
+        copy = SCRATCH / "copy"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "data", "received"))
+        python = str(Path(sys.base_prefix) / "bin" / "python3")
+        client = WebClient("--demo", program=copy / REALMS["mesin1"].folder / "ChatClient.py", python=python)
+        self.addCleanup(client.stop)
+        self.assertTrue((copy / ".venv").exists())
+        BrowserTest.start_browser()
+        page = Page(BrowserTest.browser, client.url, width=1500, height=900)
+        self.addCleanup(page.close)
+        page.sees("Halo dari mesin1!")
+        page.write("side by side", number=0)
+        page.sees("You: side by side")
+        page.sees("send ••• henderson@mesin2 side by side")
+        children = {int(pid) for pid in Path(f"/proc/{client.process.pid}/task/{client.process.pid}/children")
+                    .read_text().split()} if ON_LINUX else set()
+        self.assertEqual(len(children), 2 if ON_LINUX else 0)
+        client.stop()
+        self.assertFalse([pid for pid in children if Path(f"/proc/{pid}").exists()])
+
+
 # ---- benchmark ---------------------------------------------------------------------------------
 
 ROUNDS = 3                     # of each measurement; the table shows the median and the spread
@@ -3368,8 +3788,11 @@ def main() -> int | None:
     if "--bench" in sys.argv:
         return bench(sys.argv[1:])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # so that clean_up runs
-    started = time.monotonic()
     arguments = [argument for argument in sys.argv if argument not in OPTIONS]
+    names = [argument for argument in arguments[1:] if argument[0].isupper()]
+    if CHROMIUM and "--no-browser" not in OPTIONS and (not names or any("Browser" in name for name in names)):
+        common.ensure_packages("flet", "flet-web", "flet-cli", "playwright")
+    started = time.monotonic()
     runner = unittest.TextTestRunner(stream=sys.stdout, resultclass=Result, verbosity=2)
     result = unittest.main(argv=arguments, testRunner=runner, exit=False).result
     failed, skipped = result.failed(), len(result.skipped)

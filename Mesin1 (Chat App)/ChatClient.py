@@ -30,6 +30,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -149,6 +150,7 @@ TEXTS = {                      # key: (Indonesian, English)
     "you": ("Anda", "You"),
     "back": ("Kembali", "Back"),
     # messages
+    "message": ("Pesan", "Message"),
     "write": ("Tulis pesan", "Write a message"),
     "send": ("Kirim", "Send"),
     "attach": ("Lampirkan file", "Attach a file"),
@@ -191,6 +193,8 @@ TEXTS = {                      # key: (Indonesian, English)
     "clear": ("Bersihkan", "Clear"),
     "close": ("Tutup", "Close"),
     "ok": ("OK", "OK"),
+    "turn_off": ("Matikan server {realm}", "Turn the server of {realm} off"),
+    "turn_on": ("Nyalakan server {realm}", "Turn the server of {realm} on"),
     "link_local": ("realm ini", "this realm"),
     "link_up": ("terhubung", "connected"),
     "link_down": ("terputus", "cut off"),
@@ -398,8 +402,8 @@ class ServerConnection:
     """
 
     def __init__(self, host: str, port: int, realm: str, on_event: Callable[[dict], None] = lambda event: None,
-                 on_frame: Callable[[Frame], None] = lambda frame: None) -> None:
-        self.host, self.port = host, port
+                 on_frame: Callable[[Frame], None] = lambda frame: None, tls: ssl.SSLContext | None = None) -> None:
+        self.host, self.port, self.tls = host, port, tls
         self.realm = realm                         # what a bare name means; `realms` may know better
         self.user = ""                             # a bare name
         self.token: str | None = None
@@ -564,7 +568,7 @@ class ServerConnection:
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         try:
-            opening = asyncio.open_connection(self.host, self.port, limit=4 * RECEIVE_SIZE)
+            opening = asyncio.open_connection(self.host, self.port, limit=4 * RECEIVE_SIZE, ssl=self.tls)
             reader, writer = await asyncio.wait_for(opening, CONNECT_SECONDS)
         except (OSError, asyncio.TimeoutError) as error:
             raise ConnectionLost(f"{self.host}:{self.port}") from error
@@ -662,6 +666,16 @@ class ServerConnection:
 
 
 # ---- typed commands ----------------------------------------------------------------------------
+
+
+SECRET = re.compile(r"\s*(auth|register|passwd)\b", re.IGNORECASE)     # lines with a password are not recalled
+
+
+def mask_typed(line: str) -> str:
+    """A typed line without the passwords in it."""
+    words = line.split()
+    first = {"auth": 2, "register": 2, "passwd": 1}.get(words[0].lower(), len(words))
+    return " ".join([*words[:first], *["•••"] * len(words[first:3]), *words[3:]]) if SECRET.match(line) else line
 
 
 def parse_typed(line: str, logged_in: bool) -> tuple[Command, list[str]]:
@@ -780,9 +794,9 @@ class Prompt:
 
     PATIENCE = 3.0             # seconds that the next line waits for an answer; later the answer comes in between
 
-    def __init__(self, host: str, port: int, realm: str, downloads: Path) -> None:
+    def __init__(self, host: str, port: int, options: argparse.Namespace) -> None:
         self.place = f"{host}:{port}"
-        self.downloads = downloads
+        self.downloads = options.downloads
         self.is_script = not (sys.stdin.isatty() and sys.stdout.isatty())
         self.readline: Any = None                  # Python's module, where there is one
         self.editor: Any = None                    # and the library below it
@@ -792,11 +806,12 @@ class Prompt:
         self.drawn = 0.0                           # when the progress line was
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        self.conn = self.start(self.connect(host, port, realm)).result()
+        self.conn = self.start(self.connect(host, port, options)).result()
 
-    async def connect(self, host: str, port: int, realm: str) -> ServerConnection:
+    async def connect(self, host: str, port: int, options: argparse.Namespace) -> ServerConnection:
         """Makes the connection within its loop."""
-        return ServerConnection(host, port, realm, (lambda event: None) if self.is_script else self.hear)
+        hear = (lambda event: None) if self.is_script else self.hear
+        return ServerConnection(host, port, options.realm, hear, tls=tls_context(options))
 
     def start(self, work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future:
         """Begins the work in the loop."""
@@ -897,7 +912,7 @@ class Prompt:
             line = input(self.typing)
         finally:
             self.typing = ""
-        if self.readline and line.split()[:1] in (["auth"], ["register"]):
+        if self.readline and SECRET.match(line):
             with contextlib.suppress(ValueError):  # a password is not recalled
                 self.readline.remove_history_item(self.readline.get_current_history_length() - 1)
         return line
@@ -1014,15 +1029,19 @@ class Conversation:
 
     def add(self, message: Message) -> Message:
         """Puts a message in its place; if it is here already, perhaps as one's own on its way, that one is given."""
-        for known in reversed(self.messages):
+        for known in reversed(self.messages if message.id else ()):
             if known.id == message.id or not known.id and known.is_awaited(message):
                 known.id, known.file = message.id, message.file
                 break
         else:
             known = message
             self.messages.append(message)
-        self.messages.sort(key=lambda message: message.id or sys.maxsize)
+        self.sort()
         return known
+
+    def sort(self) -> None:
+        """By id, those on their way last."""
+        self.messages.sort(key=lambda message: message.id or sys.maxsize)
 
 
 class Chats:
@@ -1166,6 +1185,7 @@ class ChatView:
 
     PAGE = 50                  # messages shown at once, and more with each scroll to the top
     MOST = 400                 # rows that stay on the page while one reads the newest
+    LOOK_BACK = 2000           # rows at most when one scrolls up; `history` has the rest
     SIDE = 320                 # width of the list of conversations
     NARROW = 640               # below this, the list or the conversation
     PICTURE = 8_000_000        # bytes of a picture that is shown without being asked for
@@ -1291,7 +1311,8 @@ class ChatView:
         """A connection to the server that the form names."""
         if self.conn:
             self.window.spawn(self.conn.close())
-        self.conn = ServerConnection(self.host, self.port, self.realm, self.hear, self.tools.see_frame)
+        self.conn = ServerConnection(self.host, self.port, self.realm, self.hear, self.tools.see_frame,
+                                     tls_context(self.window.options))
         return self.conn
 
     async def start(self) -> None:
@@ -1319,10 +1340,12 @@ class ChatView:
         self.dirty.clear()
         self.current = None
         self.chats.realms = realms
+        self.tools.draw_realms()
         self.chats.marks = await self.window.recall(f"marks.{self.chats.own}") or {}
         await self.remember_session()
         self.show_chat()
         await asyncio.gather(self.read_people(), self.read_groups(), conn.subscribe(0))
+        self.show_self()
 
     async def remember_session(self) -> None:
         """The page's storage keeps the token, so that a reload goes on; never the password."""
@@ -1372,6 +1395,8 @@ class ChatView:
             self.dirty.add(talk)
             if talk is self.current:
                 self.fresh.append(message)
+                if talk.first_new == message.id and self.at_bottom and self.window.visible:
+                    talk.first_new = 0             # it is being looked at
             self.draw_soon()
         elif kind == "connection":
             self.hear_connection(event)
@@ -1423,7 +1448,7 @@ class ChatView:
                     if message.state == "queued":
                         row = self.chats.realms.get(realm, {})
                         if row.get("link") == "up" and not row.get("queued"):
-                            message.state = "stored"
+                            message.state, message.reason = "stored", ""
                             self.draw_message(message)
                         waiting |= row.get("link") == "up" and bool(row.get("queued"))
             if not waiting:
@@ -1471,7 +1496,7 @@ class ChatView:
         """The list of conversations, and beside it the one that is open."""
         say = self.say
         self.filter = ft.TextField(hint_text=say("find"), label=None, dense=True, prefix_icon=ft.Icons.SEARCH,
-                                   filled=True, border=ft.OutlineInputBorder(border_radius=22, side=None),
+                                   filled=True, border=ft.OutlineInputBorder(border_radius=22, side=ft.BorderSide(0, ft.Colors.TRANSPARENT)),
                                    on_change=self.on(self.draw_list), on_submit=self.on(self.open_first))
         self.list_view = StillList(expand=True, padding=ft.Padding.symmetric(horizontal=8, vertical=4), spacing=2)
         self.tiles_holder = ft.Container(self.list_view, expand=True)
@@ -1479,17 +1504,16 @@ class ChatView:
             ft.PopupMenuItem(icon=ft.Icons.PERSON_ADD, content=say("new_message"), on_click=self.on(self.ask_person)),
             ft.PopupMenuItem(icon=ft.Icons.GROUP_ADD, content=say("new_group"), on_click=self.on(self.ask_group)),
             ft.PopupMenuItem(icon=ft.Icons.LOGIN, content=say("join_group"), on_click=self.on(self.ask_join))])
-        name = self.chats.name_of(self.chats.own)
+        self.self_box = ft.Container(expand=True)
+        self.show_self()
         head = ft.Row([
-            avatar(name, self.chats.own),
-            ft.Column([ft.Text(self.conn.user, weight=ft.FontWeight.W_600, overflow=ft.TextOverflow.ELLIPSIS,
-                               max_lines=1), small(self.conn.realm)], spacing=0, expand=True),
+            self.self_box,
             ft.IconButton(ft.Icons.TERMINAL, tooltip=say("tools"), on_click=self.on(self.tools.toggle)),
             menu, self.settings_menu()], spacing=4)
         self.side = ft.Container(ft.Column([
             ft.Container(head, padding=ft.Padding.only(left=14, right=6, top=10)),
-            ft.Container(ft.Semantics(self.filter, label=say("find")), padding=ft.Padding.symmetric(horizontal=12)),
-            self.tiles_holder], spacing=8, expand=True), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
+            ft.Container(ft.Semantics(content=self.filter, label=say("find")), padding=ft.Padding.symmetric(horizontal=12)),
+            self.tiles_holder], spacing=8, expand=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
         self.pane = ft.Container(expand=True, bgcolor=ft.Colors.SURFACE)
         self.body.content = ft.Row([self.side, self.pane], spacing=0, expand=True,
                                    vertical_alignment=ft.CrossAxisAlignment.STRETCH)
@@ -1497,6 +1521,14 @@ class ChatView:
         self.lay_out()
         self.draw_list()
         self.window.update(self.root)
+
+    def show_self(self) -> None:
+        """Whose chat it is."""
+        name = self.chats.name_of(self.chats.own)
+        self.self_box.content = ft.Row([avatar(name, self.chats.own), ft.Column([
+            ft.Text(name, weight=ft.FontWeight.W_600, overflow=ft.TextOverflow.ELLIPSIS, max_lines=1),
+            small(self.chats.own, overflow=ft.TextOverflow.ELLIPSIS, max_lines=1)], spacing=0, expand=True)], spacing=10)
+        self.window.update(self.self_box)
 
     def settings_menu(self) -> Any:
         """Theme, language, logout."""
@@ -1624,12 +1656,10 @@ class ChatView:
         self.keep_draft()
         before, talk = self.current, self.chats.talk(key)
         self.current = talk
-        self.list = StillList(expand=True, reverse=True, spacing=3, on_scroll=self.window.heard(self.scrolled),
-                              scroll_interval=60, padding=ft.Padding.symmetric(horizontal=16, vertical=10))
-        self.holder = ft.Container(ft.SelectionArea(self.list), expand=True)
+        self.holder = ft.Container(expand=True)
         self.header = ft.Container(padding=ft.Padding.symmetric(horizontal=14, vertical=8),
                                    bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
-        self.jump = ft.Container(ft.FilledTonalButton("", icon=ft.Icons.ARROW_DOWNWARD, on_click=self.on(self.to_end)),
+        self.jump = ft.Container(ft.FilledTonalButton("", icon=ft.Icons.ARROW_DOWNWARD, on_click=self.on(self.draw_messages)),
                                  visible=False, bottom=10, right=18)
         self.input_error = ft.Text("", color=ft.Colors.ERROR, size=12, visible=False)
         self.input_box = ft.Container(expand=True)
@@ -1678,8 +1708,12 @@ class ChatView:
             self.window.update(self.header)
 
     def draw_messages(self, now: bool = True) -> None:
-        """The newest messages of the conversation, from anew."""
+        """The newest messages of the conversation, in a list that stands at its end."""
         self.rows.clear()
+        self.list = StillList(expand=True, reverse=True, spacing=3, on_scroll=self.window.heard(self.scrolled),
+                              scroll_interval=60, padding=ft.Padding.symmetric(horizontal=16, vertical=10),
+                              key=secrets.token_hex(4))
+        self.holder.content = ft.SelectionArea(self.list)
         count = len(self.current.messages)
         self.first = max(0, count - self.PAGE)
         self.at_bottom, self.held = True, 0
@@ -1711,7 +1745,7 @@ class ChatView:
                 self.say("new_messages"), color=ft.Colors.PRIMARY), ft.Divider(color=ft.Colors.PRIMARY, expand=True)]))
         follows = bool(before and not above and before.sender == message.sender
                        and (message.when - before.when).total_seconds() < 300)
-        bubble = ft.Semantics(self.draw_bubble(message, follows), identifier=f"msg-{message.id}", container=True)
+        bubble = ft.Semantics(content=self.draw_bubble(message, follows), identifier=f"msg-{message.id}", container=True)
         return ft.Column([*above, bubble], spacing=8) if above else bubble
 
     def draw_bubble(self, message: Message, follows: bool) -> Any:
@@ -1786,7 +1820,7 @@ class ChatView:
         """Near the top older messages come, at the bottom those held back."""
         self.at_bottom = event.pixels < 40
         if self.at_bottom and self.held:
-            self.to_end()
+            self.draw_messages()
         elif event.pixels > event.max_scroll_extent - 600:
             await self.load_older()
         if not self.at_bottom and not self.jump.visible and event.pixels > 600 or self.at_bottom and self.jump.visible:
@@ -1798,15 +1832,10 @@ class ChatView:
         self.jump.content.content = self.say("count_new", count=self.held) if self.held else self.say("newest")
         self.window.update(self.jump.parent)
 
-    async def to_end(self) -> None:
-        """To the newest message."""
-        self.draw_messages()
-        await self.list.scroll_to(offset=0, duration=150)
-
     async def load_older(self) -> None:
         """One more page above those that are shown."""
         talk = self.current
-        if self.loading or not talk or not self.first and talk.complete:
+        if self.loading or not talk or not self.first and talk.complete or len(self.rows) >= self.LOOK_BACK:
             return
         self.loading = True
         try:
@@ -1846,8 +1875,8 @@ class ChatView:
         self.input = ft.TextField(
             value=text, hint_text=self.say("write"), multiline=True, shift_enter=True,
             min_lines=1, max_lines=6, dense=True, filled=True, autofocus=True, key=secrets.token_hex(4),
-            border=ft.OutlineInputBorder(border_radius=22), on_submit=self.on(self.send))
-        self.input_box.content = self.input
+            border=ft.OutlineInputBorder(border_radius=22, side=ft.BorderSide(0, ft.Colors.TRANSPARENT)), on_submit=self.on(self.send))
+        self.input_box.content = ft.Semantics(content=self.input, label=self.say("message"))     # hints come and go
 
     async def send(self, by_button: bool = False) -> None:
         """Sends what was typed."""
@@ -1872,7 +1901,7 @@ class ChatView:
         talk.add(message)
         talk.unread = talk.first_new = 0
         if not self.at_bottom and talk is self.current:
-            await self.to_end()
+            self.draw_messages()
         self.fresh.append(message)
         self.dirty.add(talk)
         self.draw_soon()
@@ -1894,7 +1923,7 @@ class ChatView:
             message.state, message.reason = "failed", self.window.reason(refusal)
         message.task = None
         before = list(talk.messages)
-        talk.messages.sort(key=lambda message: message.id or sys.maxsize)
+        talk.sort()
         if talk is self.current:
             if before == talk.messages and message in self.rows and message in talk.messages:
                 self.draw_message(message)
@@ -1981,7 +2010,7 @@ class ChatView:
             return
 
         async def fetch() -> None:
-            folder = self.window.folder if self.page.web else self.window.downloads
+            folder = self.window.folder if self.page.web else self.window.options.downloads
             try:
                 path = await self.conn.fetch_file(str(message.file["id"]), folder, self.show_progress(message, 0))
                 await self.window.hand_over(path, message.file["name"])
@@ -2031,12 +2060,17 @@ class ChatView:
 
     def choose(self, title: str, hint: str, rows: list[tuple[str, str, str]], then: Callable[[str], Any]) -> None:
         """A dialog to pick a row of, or to type an address into."""
+        def matching() -> list[tuple[str, str, str]]:
+            words = (entry.value or "").lower()
+            return [row for row in rows if words in f"{row[1]} {row[2]}".lower()]
+
         async def submit() -> None:
             address = (entry.value or "").strip().lower()
             if not address:
                 return
             try:
-                result = then(address if "@" in address else f"{address}@{self.realm}")
+                result = then(matching()[0][0] if matching() else
+                              address if "@" in address else f"{address}@{self.realm}")
                 if result is not None:
                     await result
             except Refused as refusal:
@@ -2044,18 +2078,18 @@ class ChatView:
                 self.window.update(entry)
 
         def draw() -> None:
-            words = (entry.value or "").lower()
             listing.controls = [
                 ft.ListTile(leading=avatar(name, key, self.chats.is_online(key)), title=ft.Text(name),
                             subtitle=small(below), on_click=self.on(then, key))
-                for key, name, below in rows if words in f"{name} {below}".lower()][:100]
+                for key, name, below in matching()[:100]]
             self.window.update(listing)
 
         entry = ft.TextField(label=self.say(hint), autofocus=True, dense=True, on_change=self.on(draw),
                              on_submit=self.on(submit))
         listing = ft.ListView(expand=True, spacing=0)
         draw()
-        self.window.show_dialog(self.say(title), ft.Column([entry, listing], width=380, height=380), [
+        self.window.show_dialog(self.say(title), ft.Column(
+            [entry, listing], width=380, height=380, horizontal_alignment=ft.CrossAxisAlignment.STRETCH), [
             ft.FilledButton(self.say("ok"), on_click=self.on(submit))])
 
     def ask_name(self, title: str, label: str, word: str) -> None:
@@ -2101,10 +2135,9 @@ def mask(line: bytes) -> bytes:
     words = line.split(b" ")
     place = 1 if words[0].startswith(b"@") else 0
     command = COMMANDS.get(words[place].strip().decode(errors="replace").lower())
-    secret = {"T": 1, "PASSWORD": 2}
-    for name in command.names[:2] if command else []:
-        at = place + secret.get(name, 99)
-        if at < len(words):
+    for number, name in enumerate(command.names if command else [], 1):
+        at = place + number
+        if name in ("T", "PASSWORD", "OLD", "NEW") and at < len(words):
             end = b"\r\n" if words[at].endswith(b"\r\n") else b""
             words[at] = "•••".encode() + end
     return b" ".join(words)
@@ -2163,7 +2196,7 @@ class Wire:
                                    on_change=on(self.redraw), content_padding=8)
         self.pause = ft.IconButton(ft.Icons.PLAY_ARROW if self.paused else ft.Icons.PAUSE, icon_size=18,
                                    tooltip=say("resume" if self.paused else "pause"), on_click=on(self.toggle))
-        bar = ft.Row([ft.Semantics(self.filter, label=say("filter")), self.pause,
+        bar = ft.Row([ft.Semantics(content=self.filter, label=say("filter")), self.pause,
                       ft.IconButton(ft.Icons.COPY, icon_size=18, tooltip=say("copy"), on_click=on(self.copy)),
                       ft.IconButton(ft.Icons.DELETE_SWEEP, icon_size=18, tooltip=say("clear"), on_click=on(self.clear))],
                      spacing=2)
@@ -2180,9 +2213,9 @@ class Wire:
         """A frame on one line; a click shows its fields."""
         who, frame, head = entry
         box = StillBox(ink=True, padding=ft.Padding.symmetric(horizontal=6, vertical=2), border_radius=6)
-        more = f" … {frame.size} B" if frame.size > len(head) + 8 else ""
+        more = f" … {frame.size} B" if frame.size > FRAME_HEAD else ""
         text = head.decode(errors="backslashreplace").replace("\r", "\\r").replace("\n", "\\n")
-        if not frame.outgoing:
+        if not frame.outgoing and not more:
             text += "\\r\\n\\r\\n"
         mono = {"font_family": "Mono", "size": 12}
         line = ft.Row([
@@ -2313,7 +2346,7 @@ class Tools:
         self.suggest(False)
         return ft.Column([self.list_holder, ft.Container(self.choices, padding=ft.Padding.symmetric(horizontal=10)),
                           ft.Container(self.input, padding=ft.Padding.only(left=10, right=10, top=6, bottom=8))],
-                         spacing=0, expand=True)
+                         spacing=0, expand=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH)
 
     def line(self, kind: str, text: str) -> Any:
         """A line of the commands' panel."""
@@ -2387,10 +2420,8 @@ class Tools:
         self.suggest()
         self.window.update(self.input)
         if line:
-            words = line.split()
-            secret = words[0].lower() in ("auth", "register") and len(words) > 2
-            self.print("typed", " ".join([*words[:2], "•••", *words[3:]]) if secret else line)
-            if not secret:
+            self.print("typed", mask_typed(line))
+            if not SECRET.match(line):
                 self.typed.append(line)
             self.window.spawn(self.carry_out(line))
         await self.input.focus()
@@ -2414,7 +2445,7 @@ class Tools:
                 await self.window.hand_over(path, path.name)
                 lines = [self.say("saved", path=path.name, size=show_size(path.stat().st_size))]
             else:
-                lines = await perform(conn, line, self.window.downloads)
+                lines = await perform(conn, line, self.window.options.downloads)
             self.print("", *lines)
         except (Refused, OSError) as refusal:
             return self.print("failed", self.say("failed", reason=self.window.reason(refusal)))
@@ -2434,25 +2465,34 @@ class Tools:
     def draw_realms(self, now: bool = True) -> None:
         """After news of a link."""
         if self.root.visible and self.tab == "realms" or not now:
-            self.table.controls = [realm_card(name, row, self.say) for name, row in self.view.chats.realms.items()] or [
-                small(self.say("no_realms"))]
+            self.table.controls = [realm_card(name, [(name, row)], self.say)
+                                   for name, row in self.view.chats.realms.items()] or [small(self.say("no_realms"))]
             if now:
                 self.window.update(self.table)
+        if self.window.demo:
+            self.window.draw_cards()
 
 
-def realm_card(name: str, row: dict, say: Callable[..., str]) -> Any:
-    """A realm: address, state of the link, what waits for it."""
-    up = row["link"] in ("up", "local")
-    lines = [f"{row['address']}:{row['port']}", say(f"link_{row['link']}") if f"link_{row['link']}" in TEXTS else row["link"]]
-    if row.get("rtt_ms") is not None and row["link"] != "local":
-        lines.append(f"{row['rtt_ms']:.1f} ms")
-    if row["link"] != "local":
-        lines.append(say("queued_count", count=row.get("queued", 0)))
+def realm_card(name: str, links: list[tuple[str, dict]], say: Callable[..., str], end: Any = None) -> Any:
+    """A realm, and its links: whether each is up, how quick, and what waits for it."""
+    lines = []
+    for other, row in links:
+        up = row["link"] in ("up", "local")
+        words = [other if other != name else f"{row['address']}:{row['port']}", say(f"link_{row['link']}")]
+        if row["link"] != "local":
+            if row["rtt_ms"] is not None and up:
+                words.append(f"{row['rtt_ms']:.1f} ms")
+            if row["queued"]:
+                words.append(say("queued_count", count=row["queued"]))
+        lines.append(ft.Row([ft.Icon(ft.Icons.LINK if up else ft.Icons.LINK_OFF, size=16,
+                                     color=ft.Colors.GREEN_500 if up else ft.Colors.ERROR),
+                             small(" · ".join(words), max_lines=1, overflow=ft.TextOverflow.ELLIPSIS,
+                                   expand=bool(end))], spacing=6, tight=not end))
     return ft.Container(ft.Row([
-        ft.Icon(ft.Icons.HOME if row["link"] == "local" else ft.Icons.LINK if up else ft.Icons.LINK_OFF,
-                color=ft.Colors.GREEN_500 if up else ft.Colors.ERROR),
-        ft.Column([ft.Text(name, weight=ft.FontWeight.W_600), *[small(line) for line in lines]], spacing=1, tight=True)],
-        spacing=12, tight=True), border_radius=14, padding=14, bgcolor=ft.Colors.SURFACE_CONTAINER_HIGH)
+        ft.Icon(ft.Icons.DNS, color=ft.Colors.PRIMARY),
+        ft.Column([ft.Text(name, weight=ft.FontWeight.W_600), *lines], spacing=2, tight=True, expand=bool(end)),
+        *([end] if end else [])], spacing=12, tight=not end), border_radius=14, padding=12,
+        bgcolor=ft.Colors.SURFACE_CONTAINER_HIGH)
 
 
 # ---- the page ------------------------------------------------------------------------------------
@@ -2463,15 +2503,14 @@ FILES: dict[str, tuple[Path, str]] = {}            # what browsers may fetch: to
 class Window:
     """One page, in a browser or a window of its own: what the chats on it share."""
 
-    def __init__(self, page: Any, options: argparse.Namespace) -> None:
-        self.page, self.options = page, options
+    def __init__(self, page: Any, options: argparse.Namespace, demo: Demo | None) -> None:
+        self.page, self.options, self.demo = page, options, demo
         self.language = INDONESIAN
         self.theme = "system"
         self.visible = True
         self.views: list[ChatView] = []
         self.wire: Wire | None = None              # of the demo, for all its chats
         self.folder = Path(tempfile.mkdtemp(prefix="chat-"))
-        self.downloads = options.downloads or ROOT / REALMS[options.realm].folder / "received"
         self.tokens: list[str] = []
         self.tasks: set[asyncio.Task] = set()
         self.prefs = ft.SharedPreferences()
@@ -2640,12 +2679,12 @@ class Window:
         token = secrets.token_urlsafe(24)
         FILES[token] = path, name
         self.tokens.append(token)
-        return f"/dl/{token}"
+        return f"/dl/{token}?show"                 # with its `?` Flet can't take it for a picture in base64
 
     async def hand_over(self, path: Path, name: str) -> None:
         """Gives a fetched file to the person."""
         if self.page.web:
-            await self.launcher.launch_url(self.publish(path, name) + "?save", web_only_window_name="_self")
+            await self.launcher.launch_url(self.publish(path, name).replace("?show", "?save"), web_only_window_name="_self")
         else:
             self.toast(self.say("saved", path=path, size=show_size(path.stat().st_size)))
 
@@ -2656,10 +2695,9 @@ class Window:
         page = self.page
         page.padding, page.spacing = 0, 0
         page.fonts = {"Emoji": "/NotoColorEmoji.ttf", "Mono": "/DejaVuSansMono.ttf"}
-        style = ft.TextStyle(font_family="Roboto", font_family_fallback=["Emoji", "Mono"])
-        texts = ft.TextTheme(body_small=style, body_medium=style, body_large=style, title_medium=style, label_large=style)
-        page.theme = ft.Theme(color_scheme_seed=ft.Colors.INDIGO, text_theme=texts)
-        page.dark_theme = ft.Theme(color_scheme_seed=ft.Colors.INDIGO, text_theme=texts)
+        style = ft.TextStyle(color=ft.Colors.ON_SURFACE, font_family="Roboto", font_family_fallback=["Emoji", "Mono"])
+        page.theme = page.dark_theme = ft.Theme(color_scheme_seed=ft.Colors.INDIGO, text_theme=ft.TextTheme(
+            body_small=style, body_medium=style, body_large=style, title_medium=style))
         page.on_close = self.heard(lambda event: self.close())
         page.on_disconnect = self.heard(lambda event: self.leave_soon())
         page.on_connect = self.heard(lambda event: self.stay())
@@ -2672,6 +2710,9 @@ class Window:
         self.build()
         self.spawn(self.watch())
         await asyncio.gather(*[view.start() for view in self.views])
+        for view in self.views if self.demo else ():
+            if view.chats.own and view.width >= view.NARROW and (talks := view.chats.listed()):
+                view.open(talks[0].key)
 
     async def system_language(self) -> int:
         """Indonesian, unless the browser prefers another."""
@@ -2685,26 +2726,49 @@ class Window:
         """The chat, or the demo's two beside one another, with the wire below."""
         page = self.page
         page.theme_mode = getattr(ft.ThemeMode, self.theme.upper())
-        table = realm_table(self.options.local or self.options.demo)
-        if self.options.demo:
-            self.wire = self.wire or Wire(self)
-            for name, port, user in self.options.demo_users:
-                self.views.append(ChatView(self, name, "127.0.0.1", port, (user, "surabaya")))
-            chats = ft.Row([self.views[0].root, ft.VerticalDivider(width=2), self.views[1].root], spacing=0, expand=True)
-            self.realms_row = ft.Column(spacing=8, tight=True)
-            below = ft.Container(ft.Row([
-                ft.Container(self.realms_row, padding=12, width=250), ft.VerticalDivider(width=1),
-                self.wire.build()], spacing=0, expand=True), height=230,
-                bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST)
-            page.controls = [ft.Column([chats, ft.Divider(height=1), below], spacing=0, expand=True)]
+        if self.demo:
+            self.wire = Wire(self)
+            for (realm, port), user in zip(self.demo.ports.items(), self.demo.USERS, strict=False):
+                self.views.append(ChatView(self, realm, "127.0.0.1", port, (user, "surabaya")))
+            chats = ft.Row([self.views[0].root, ft.VerticalDivider(width=1), self.views[1].root], spacing=0, expand=True)
+            self.below = ft.Container(height=236, bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST)
+            page.controls = [ft.Column([chats, ft.Divider(height=1), self.below], spacing=0, expand=True)]
+            self.draw_below()
         else:
-            row = table[self.options.realm]
+            row = realm_table(self.options.local)[self.options.realm]
             host, port = parse_host_port(self.options.server) if self.options.server else (row.address, row.port)
             self.views.append(ChatView(self, row.name, host, port))
             page.controls = [self.views[0].root]
         self.count_unread()
         self.resize()
         page.update()
+
+    def draw_below(self) -> None:
+        """The demo's panel: the realms at the left, every frame of both chats at the right."""
+        self.cards = ft.Column(spacing=8, tight=True, scroll=ft.ScrollMode.AUTO)
+        self.draw_cards(False)
+        self.below.content = ft.Row([ft.Container(self.cards, padding=10, width=320), ft.VerticalDivider(width=1),
+                                     self.wire.build()], spacing=0, expand=True)
+
+    def draw_cards(self, now: bool = True) -> None:
+        """The demo's realms, each with its own view of the link to the other, and a switch."""
+        def switch(name: str) -> Any:
+            runs = name in self.demo.servers
+            return ft.Switch(value=runs, tooltip=self.say("turn_off" if runs else "turn_on", realm=name),
+                             on_change=self.on(self.turn, name))
+
+        self.cards.controls = []
+        for view in self.views:
+            rows = [(name, row) for name, row in view.chats.realms.items() if name != view.realm]
+            self.cards.controls.append(realm_card(view.realm, rows, self.say, switch(view.realm)))
+        if now:
+            self.update(self.cards)
+
+    async def turn(self, name: str) -> None:
+        """Ends a realm's server, or starts it again: what is said meanwhile waits."""
+        change = self.demo.stop if name in self.demo.servers else self.demo.start
+        await asyncio.to_thread(change, name)
+        self.draw_cards()
 
     async def switch_language(self) -> None:
         """The other of the two."""
@@ -2725,6 +2789,9 @@ class Window:
 
     def rebuild(self) -> None:
         """All texts anew."""
+        if self.demo:
+            self.draw_below()
+            self.update(self.below.parent)
         for view in self.views:
             view.tools.draw()
             key = view.current and view.current.key
@@ -2832,11 +2899,10 @@ def run_page(options: argparse.Namespace) -> int:
     assets = str(Path(__file__).resolve().parent / "assets")
     with contextlib.ExitStack() as stack:
         UPLOADS = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chat-uploads-")))
-        if options.demo:
-            options.demo_users = stack.enter_context(demo_realms(options))
+        demo = stack.enter_context(Demo(options.data)) if options.demo else None
 
         async def open_page(page: Any) -> None:
-            await Window(page, options).open()
+            await Window(page, options, demo).open()
 
         under_flet = "FLET_DISPLAY_URL_PREFIX" in os.environ
         if under_flet and "FLET_FORCE_WEB_SERVER" not in os.environ and (sys.platform != "linux" or has_display()):
@@ -2895,49 +2961,66 @@ def free_port(wish: int = 0) -> int:
         return probe.getsockname()[1]
 
 
-@contextlib.contextmanager
-def demo_realms(options: argparse.Namespace) -> Iterator[list[tuple[str, int, str]]]:
-    """Both realms on this computer, for as long as it lasts: (realm, port, who logs in) of each."""
-    folder = options.data or Path(tempfile.mkdtemp(prefix="chat-demo-"))
-    users = [(name, free_port(), user) for name, user in zip(REALMS, ("messi", "henderson"), strict=False)]
-    peers = [f"--peer={name}=127.0.0.1:{port}" for name, port, _ in users]
-    program = Path(__file__).resolve().parent / "ChatServer.py"
-    servers = []
-    try:
-        for name, port, _ in users:
-            servers.append(subprocess.Popen(
-                [sys.executable, str(program), "--realm", name, "--bind", "127.0.0.1", "--port", str(port), *peers,
-                 "--data", str(folder / name), "--log-level", "ERROR"], stdout=subprocess.PIPE, text=True))
-        for server in servers:
-            if not server.stdout.readline():
-                sys.exit(say("demo_failed"))
-        if not options.data:
-            asyncio.run(begin_talk(users))
-        yield users
-    finally:
-        for server in servers:
-            server.terminate()
-        for server in servers:
-            server.wait(10)
-        if not options.data:
-            shutil.rmtree(folder, ignore_errors=True)
+class Demo:
+    """Every realm's server on this computer, for as long as `with` lasts."""
 
+    USERS = ("messi", "henderson")                 # who logs in at the first realm, and at the second
 
-async def begin_talk(users: list[tuple[str, int, str]]) -> None:
-    """A few words in the demo, so that there is something to see."""
-    (realm, port, user), (other_realm, other_port, other) = users
-    conns = ServerConnection("127.0.0.1", port, realm), ServerConnection("127.0.0.1", other_port, other_realm)
-    try:
-        for conn, (_, _, name) in zip(conns, users, strict=True):
-            await conn.request("auth", name, "surabaya")
-        await conns[0].request("send", f"{other}@{other_realm}", say("demo_hello", realm=realm))
-        await conns[1].request("send", f"{user}@{realm}", say("demo_answer", realm=other_realm))
-        await conns[0].request("addgroup", "jarkom3")
-        await conns[1].request("joingroup", f"jarkom3@{realm}")
-        await conns[0].request("sendgroup", "jarkom3", "hallo guys welcome")
-    finally:
-        for conn in conns:
-            await conn.close()
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="chat-demo-"))
+        self.is_kept = bool(folder)
+        self.ports = {name: free_port() for name in REALMS}
+        self.servers: dict[str, subprocess.Popen] = {}
+
+    def __enter__(self) -> Demo:
+        try:
+            for name in REALMS:
+                self.start(name)
+            asyncio.run(self.begin_talk())
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in list(self.servers):
+            self.stop(name)
+        if not self.is_kept:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start(self, name: str) -> None:
+        """Starts a realm's server and waits until it listens."""
+        program = Path(__file__).resolve().parent / "ChatServer.py"
+        peers = [f"--peer={realm}=127.0.0.1:{port}" for realm, port in self.ports.items()]
+        server = self.servers[name] = subprocess.Popen(
+            [sys.executable, str(program), "--realm", name, "--bind", "127.0.0.1", "--port", str(self.ports[name]),
+             *peers, "--data", str(self.folder / name), "--log-level", "error"], stdout=subprocess.PIPE, text=True)
+        if not server.stdout.readline():
+            sys.exit(say("demo_failed"))
+
+    def stop(self, name: str) -> None:
+        """Ends a realm's server."""
+        server = self.servers.pop(name)
+        server.terminate()
+        server.communicate()
+
+    async def begin_talk(self) -> None:
+        """A few words, so that there is something to see; not again where the data was kept."""
+        conns = [ServerConnection("127.0.0.1", self.ports[realm], realm) for realm in REALMS]
+        (here, there), (one, other) = list(REALMS)[:2], self.USERS
+        try:
+            for conn, user in zip(conns, self.USERS, strict=False):
+                await conn.request("auth", user, "surabaya")
+            if (await conns[0].request("groups"))["groups"]:
+                return
+            await conns[0].request("addgroup", "jarkom3")
+            await conns[1].request("joingroup", f"jarkom3@{here}")
+            await conns[0].request("sendgroup", "jarkom3", "hallo guys welcome")
+            await conns[0].request("send", f"{other}@{there}", say("demo_hello", realm=here))
+            await conns[1].request("send", f"{one}@{here}", say("demo_answer", realm=there))
+        finally:
+            for conn in conns:
+                await conn.close()
 
 
 # ---- start -------------------------------------------------------------------------------------
@@ -2949,6 +3032,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     home = realm_of_folder(Path(__file__).resolve().parent.name)
     add_option(parser, "--realm", default=home, choices=list(REALMS), help=f"the realm to log in at ({home})")
     add_option(parser, "--server", metavar="HOST:PORT", help="a server elsewhere than the realm table says")
+    add_option(parser, "--tls", action="store_true", help="the server has a certificate")
+    add_option(parser, "--tls-ca", type=Path, metavar="FILE", help="who vouches for it; implies --tls")
     add_option(parser, "--local", action="store_true", help="every realm is on this computer")
     add_option(parser, "--prompt", action="store_true", help="type commands; from a pipe, run them as a script")
     add_option(parser, "--demo", action="store_true", help="two realms on this computer and a chat in each, on one page")
@@ -2957,6 +3042,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_option(parser, "--downloads", type=Path, metavar="DIR", help="where files are saved (received/)")
     add_option(parser, "--max-file", type=int, default=MAX_FILE // MIB, metavar="MIB", help="the server's limit (64)")
     return parser.parse_args(arguments)
+
+
+def tls_context(options: argparse.Namespace) -> ssl.SSLContext | None:
+    """How the server's certificate is checked, where it has one."""
+    return ssl.create_default_context(cafile=options.tls_ca) if options.tls or options.tls_ca else None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -2968,9 +3058,10 @@ def main(arguments: list[str] | None = None) -> int:
         host, port = parse_host_port(options.server) if options.server else (row.address, row.port)
     except ValueError as error:
         sys.exit(str(error))
+    options.downloads = options.downloads or ROOT / row.folder / "received"
     if not options.prompt:
         return run_page(options)
-    prompt = Prompt(host, port, row.name, options.downloads or ROOT / row.folder / "received")
+    prompt = Prompt(host, port, options)
     try:
         return prompt.run_script() if prompt.is_script else prompt.run_terminal()
     except KeyboardInterrupt:
