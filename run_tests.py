@@ -3638,7 +3638,7 @@ class Benchmark:
                 with contextlib.closing(Wire(server)) as wire:
                     after = max(wire.ask(f"subscribe {sender_token}")["last_id"] - 10_000, 0)
                     for what, words in (("history", f"history {sender_token} {receiver}"),
-                                        ("inbox of 2,000", f"inbox {token}"),
+                                        ("a page of inbox", f"inbox {token}"),
                                         ("subscribe 10,000 back", f"subscribe {token} {after}")):
                         started = time.perf_counter()
                         assert wire.ask(words)["status"] == "OK"
