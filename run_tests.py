@@ -20,6 +20,7 @@ import atexit
 import base64
 import contextlib
 import hashlib
+import hmac
 import importlib.util
 import io
 import json
@@ -63,8 +64,10 @@ class Server:
 
     running: set[Server] = set()
 
-    def __init__(self, *options: str, realm: str = "mesin1", peer: str = NOWHERE, port: int = 0) -> None:
+    def __init__(self, *options: str, realm: str = "mesin1", peer: str = NOWHERE, port: int = 0,
+                 wrapper: Iterable[str] = ()) -> None:
         self.realm, self.port = realm, port
+        self.wrapper = wrapper                                 # the words of a program that starts it by `exec`
         self.folder = Path(tempfile.mkdtemp(prefix=f"{realm}-", dir=SCRATCH))
         self.data, self.log_file = self.folder / "data", self.folder / "log"
         other = "mesin2" if realm == "mesin1" else "mesin1"
@@ -78,7 +81,7 @@ class Server:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CHAT_")}
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(program), *self.options, "--port", str(self.port)],
+                [*self.wrapper, sys.executable, str(program), *self.options, "--port", str(self.port)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         Server.running.add(self)
         line = first_line(self.process)
@@ -2754,6 +2757,409 @@ class LargeFile(TwoRealms):
         slow = [round(1000 * taken) for taken in times if taken >= 0.1]
         self.assertLessEqual(len(slow), len(times) // 100, f"of {len(times)} replies these took long: {slow} ms")
         self.assertEqual(len(dave.inbox()), len(times) // 2)
+
+
+# ---- faults and intruders ----------------------------------------------------------------------
+
+
+def program(server: Server, *options: str) -> subprocess.CompletedProcess[str]:
+    """Runs the server's program on a server's data with these options, until it ends by itself."""
+    path = ROOT / REALMS[server.realm].folder / "ChatServer.py"
+    return subprocess.run([sys.executable, str(path), *server.options, "--port", "0", *options], timeout=PATIENCE,
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+
+def rows(server: Server, query: str, *values: object) -> list[tuple]:
+    """What a query finds in a server's database."""
+    with contextlib.closing(sqlite3.connect(server.data / "chat.db")) as db:
+        return db.execute(query, values).fetchall()
+
+
+class Neighbour(Wire):
+    """The realm mesin2, played by the test: opens a link to a server of mesin1."""
+
+    def __init__(self, server: Server, epoch: str = "epoch-1", key: bytes | None = None) -> None:
+        super().__init__(server)
+        nonce = f"{random.getrandbits(128):032x}"
+        self.lines = [f"peer mesin2 {epoch} {nonce}"]
+        self.challenge = self.ask(self.lines[0])
+        text = f"chat-realm-1 caller mesin2 mesin1 {nonce} {self.challenge.get('nonce')}"
+        self.lines.append(f"peerproof {hmac.new(key, text.encode(), 'sha256').hexdigest()}" if key else "peerproof")
+        self.welcome = self.ask(self.lines[1])
+
+    def deliver(self, stream: int, after: int, items: list) -> dict:
+        """One batch of items."""
+        return self.ask(f"deliver {stream} {after} {json.dumps(items)}")
+
+    @staticmethod
+    def item(seq: int, **changed: object) -> dict:
+        """A text from henderson of mesin2 to messi of mesin1, or what is changed of it."""
+        return {"seq": seq, "do": "send", "to": "messi", "from": "henderson", "name": "Jordan Henderson",
+                "ts": 1700000000000, "text": f"text {seq}", **changed}
+
+
+class Replays(ChatTest):
+    """Frames between realms that come again, in another order, with gaps, after restarts."""
+
+    def setUp(self) -> None:
+        self.server = Server()
+        self.addCleanup(self.server.kill)
+        self.messi = self.server.login("messi")
+        self.keep(self.messi)
+
+    def link(self, **keywords: str) -> Neighbour:
+        self.keep(link := Neighbour(self.server, **keywords))
+        return link
+
+    def test_batches(self):
+        """Each is answered by what is there, and what is there already is not stored again."""
+        item = Neighbour.item
+        cases = [(0, [1, 2, 3], 3), (0, [1, 2, 3], 3), (0, [2, 1], 3), (5, [6, 7], 3), (1, [2, 3, 4], 4), (4, [], 4),
+                 (4, [6, 5], 6), (6, [7, 7, 7], 7), (2**40, [2**40 + 1], 7)]
+        link = self.link()
+        for restart in (False, True):
+            for after, batch, have in cases:
+                with self.subTest(after=after, batch=batch, restart=restart):
+                    reply = link.deliver(0, after, [item(seq) for seq in batch])
+                    self.assertEqual((reply["status"], reply["have"]), ("OK", 7 if restart else have))
+            self.server.kill()
+            self.server.start()
+            link = self.link()
+            self.assertEqual(link.welcome["have"], [7, 0])
+        texts = [text for text, in rows(self.server, "SELECT text FROM messages ORDER BY id")]
+        self.assertEqual(texts, ["text 1", "text 2", "text 3", "text 4", "text 6", "text 7"])
+
+    def test_a_refusal_is_repeated_until_it_was_heard(self):
+        link = self.link()
+        batch = [Neighbour.item(1), Neighbour.item(2, to="nosuch"), Neighbour.item(3)]
+        for _ in range(2):
+            reply = link.deliver(0, 0, batch)
+            self.assertEqual((reply["have"], reply["refused"]), (3, {"2": "user_not_found"}))
+        self.server.stop()
+        self.server.start()
+        link = self.link()
+        self.assertEqual(link.welcome["refused"], [{"2": "user_not_found"}, {}])
+        self.assertEqual(link.deliver(0, 3, [Neighbour.item(4)])["refused"], {})
+        self.assertEqual(len(rows(self.server, "SELECT 1 FROM messages")), 3)
+
+    def test_at_random(self):
+        """Batches drawn at random, over breaks and kills: each item is stored once, in order."""
+        chance, count = random.Random(11), 3000 if LONG else 150
+        have, link = 0, self.link()
+        while have < count:
+            start = max(0, have + chance.randrange(-20, 5))
+            batch = list(range(start + 1, start + chance.randrange(1, 20)))
+            reply = link.deliver(0, start, [Neighbour.item(seq) for seq in batch])
+            have = max([have, *batch]) if start <= have else have
+            self.assertEqual(reply["have"], have)
+            if chance.random() < 0.1:
+                link = self.link()
+            elif chance.random() < 0.02:
+                self.server.kill()
+                self.server.start()
+                link = self.link()
+        texts = [text for text, in rows(self.server, "SELECT text FROM messages ORDER BY id")]
+        self.assertEqual(texts, [f"text {number}" for number in range(1, have + 1)])
+
+    def test_a_database_made_anew_counts_from_the_start(self):
+        """An old epoch's numbers say nothing about a new one's; an old link's frames come too late."""
+        old = self.link()
+        old.deliver(0, 0, [Neighbour.item(1)])
+        new = self.link(epoch="epoch-2")
+        self.assertEqual(new.welcome["have"], [0, 0])
+        self.assertEqual(new.deliver(0, 0, [Neighbour.item(1)])["have"], 1)
+        with self.assertRaises((EOFError, ConnectionError)):
+            old.deliver(0, 1, [Neighbour.item(2)])
+            old.deliver(0, 1, [Neighbour.item(2)])
+        self.assertEqual(len(rows(self.server, "SELECT 1 FROM messages")), 2)
+
+    def test_pieces_of_a_file(self):
+        """Pieces come again, with gaps, after a restart; only what fits is written, and the file is whole once."""
+        content = some_bytes(300_000)
+        sha256 = hashlib.sha256(content).hexdigest()
+
+        def piece(link: Neighbour, start: int, size: int) -> tuple[int, bool]:
+            reply = link.ask(f"piece {sha256} {len(content)} {start} {as_base64(content[start:start + size])}")
+            return reply["offset"], reply["complete"]
+        link = self.link()
+        for start, size, offset in ((0, 0, 0), (100, 100, 0), (0, 100_000, 100_000), (0, 100_000, 100_000),
+                                    (50_000, 100_000, 100_000), (200_000, 100_000, 100_000), (100_000, 10, 100_010)):
+            with self.subTest(start=start, size=size):
+                self.assertEqual(piece(link, start, size), (offset, False))
+        self.server.kill()
+        self.server.start()
+        link = self.link()
+        self.assertEqual(piece(link, 0, 0), (100_010, False))
+        piece(link, 100_010, len(content))
+        self.assertEqual(link.event("file"), {"event": "file", "sha256": sha256, "sealed": True})
+        self.assertEqual(piece(link, 0, 100), (len(content), True))
+        self.assertEqual(self.server.files(), [sha256])
+        item = Neighbour.item(1, file={"name": "f.bin", "size": len(content), "sha256": sha256})
+        for _ in range(3):
+            self.assertEqual(link.deliver(1, 0, [item])["have"], 1)
+        (message,) = self.messi.again().inbox()
+        self.assertEqual(self.messi.again().fetch(message["file"]["id"]), content)
+
+
+class FalseRealms(ChatTest):
+    """A realm that is none, and one that has the key and abuses it."""
+
+    KEY = b"the key of the lab, 32 bytes ..."
+
+    def setUp(self) -> None:
+        key_file = SCRATCH / "lab.key"
+        key_file.write_bytes(self.KEY)
+        self.server = Server("--realm-key", str(key_file), "--log-level", "debug")
+        self.keep(self.server)
+        self.messi = self.server.login("messi")
+        self.keep(self.messi)
+
+    def tearDown(self) -> None:
+        self.assertNotIn(self.KEY.decode(), self.server.log)
+
+    def assertNothingStored(self) -> None:
+        self.assertEqual(rows(self.server, "SELECT * FROM messages"), [])
+        self.assertEqual(rows(self.server, "SELECT name FROM people WHERE realm<>'mesin1'"), [])
+        self.assertEqual(self.messi.ok("groups")["groups"], [])
+        self.assertEqual(self.server.files(), [])
+
+    def assertEnds(self, wire: Wire) -> None:
+        """The server has ended this connection, or does so at the next request."""
+        with self.assertRaises((EOFError, ConnectionError)):
+            for _ in range(2):
+                self.assertEqual(wire.ask("deliver 0 0 []")["status"], "ERROR")
+
+    def test_a_wrong_key(self):
+        self.keep(link := Neighbour(self.server, key=b"another key"))
+        self.assertRefused(link.welcome, "realm_refused")
+        self.assertEnds(link)
+        self.assertIn("refused a connection from 127.0.0.1 that says to be realm 'mesin2'", self.server.log)
+        self.assertNothingStored()
+
+    def test_a_handshake_heard_and_replayed(self):
+        """Both sides' nonces are fresh: neither the caller's words nor the server's own proof are good again."""
+        self.keep(link := Neighbour(self.server, key=self.KEY))
+        self.assertEqual(link.welcome["status"], "OK")
+        for proof in (link.lines[1], f"peerproof {link.challenge['proof']}"):
+            self.keep(again := Wire(self.server))
+            challenge = again.ask(link.lines[0])
+            self.assertNotEqual(challenge["nonce"], link.challenge["nonce"])
+            self.assertRefused(again.ask(proof), "realm_refused")
+            self.assertEnds(again)
+        self.keep(mirror := Wire(self.server))
+        challenge = mirror.ask(f"peer mesin2 1 {'0' * 32}")
+        self.assertRefused(mirror.ask(f"peerproof {challenge['proof']}"), "realm_refused")
+        self.assertEqual(link.ask("ping")["status"], "OK")     # the true one was not disturbed
+
+    def test_a_wrong_address(self):
+        """Without a key the address is all that is known of a realm."""
+        self.keep(server := Server(), wire := Wire(server))
+        wire.close()
+        wire.socket = socket.create_connection(("127.0.0.1", server.port), PATIENCE, ("127.0.0.2", 0))
+        self.assertRefused(wire.ask(f"peer mesin2 1 {'0' * 32}"), "realm_refused")
+        self.assertEnds(wire)
+        eventually(lambda: "refused a connection from 127.0.0.2 that says to be realm 'mesin2'" in server.log, "a log")
+
+    def test_nonsense_from_a_true_realm(self):
+        """Not one of these is stored, crashes the server, or holds up others."""
+        item, deep = Neighbour.item, "[" * 100_000
+        file = {"name": "f", "size": 1, "sha256": "0" * 64}
+        refused = [item(1, **changed) for changed in (
+            {"from": "messi@mesin1"}, {"from": "lineker@mesin1", "do": "post"}, {"from": "x@elsewhere"},
+            {"do": "copy", "group": "g", "from": "messi@mesin1"}, {"do": "copy", "group": "nosuch"},
+            {"do": "send", "to": "nosuch"}, {"do": "send", "to": "system"}, {"do": "send", "to": "../x"}, {"do": "no"},
+            {"do": None}, {"do": ["send"]}, {"text": None}, {"text": {"a": 1}}, {"text": "x" * 9000}, {"to": 1},
+            {"from": None}, {"from": 7}, {"name": 5}, {"file": "x"}, {"file": {}}, {"file": file | {"sha256": "../x"}},
+            {"file": file | {"size": "1"}}, {"file": file | {"size": -1}}, {"file": file | {"size": 2**70}},
+            {"do": "post", "group": "nosuch"}, {"do": "joingroup", "group": "nosuch"}, {"do": "addgroup", "group": "/"},
+            {"do": "leavegroup", "group": "nosuch"}, {"from": "a@b@c"})]
+        refused.append({"seq": 1})
+        ended = ["nonsense", "{}", "[1]", "[{}]", deep, "7", "null", '"text"',
+                 *(f'[{{"seq":{seq}}}]' for seq in ("-1", "0", "1.5", "true", "1e999", '"1"', 2**63, "NaN"))]
+        for number, wrong in enumerate(refused):
+            with self.subTest(wrong):
+                self.keep(link := Neighbour(self.server, key=self.KEY, epoch=f"refused-{number}"))
+                reply = link.deliver(0, 0, [wrong])
+                self.assertEqual((reply.get("have"), list(reply.get("refused", ()))), (1, ["1"]), reply)
+        for number, wrong in enumerate(ended):
+            with self.subTest(wrong[:60]):
+                self.keep(link := Neighbour(self.server, key=self.KEY, epoch=f"ended-{number}"))
+                self.assertRefused(link.ask(f"deliver 0 0 {wrong}"), "bad_arguments")
+                self.assertEnds(link)
+        self.assertGreaterEqual(self.server.log.count("realm mesin2 sent a batch that is none"), len(ended))
+        self.assertNothingStored()
+
+    def test_other_requests_of_a_true_realm(self):
+        """It is a realm and no user, and only the requests between realms are for it."""
+        self.keep(link := Neighbour(self.server, key=self.KEY))
+        for line in ("deliver 2 0 []", "deliver -1 0 []", "deliver 0 x []", "piece ../../x 1 0 YQ==",
+                     f"piece {'0' * 64} {2**60} 0 YQ==", f"piece {'0' * 64} 10 0 YQ", "piece", "peer mesin2 1 2",
+                     "peerproof", "inbox T", f"piece {'0' * 64} -1 0 YQ==", "\0", "send T messi hi"):
+            with self.subTest(line):
+                self.keep(link := Neighbour(self.server, key=self.KEY))
+                self.assertEqual(link.ask(line)["status"], "ERROR")
+        self.assertNothingStored()
+
+    def test_a_file_that_is_not_what_was_announced(self):
+        self.keep(link := Neighbour(self.server, key=self.KEY))
+        reply = link.ask(f"piece {'0' * 64} 3 0 {as_base64(b'abc')}")
+        self.assertEqual(reply["status"], "OK")
+        self.assertIs(link.event("file")["sealed"], False)
+        self.assertNothingStored()
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_a_batch_that_never_ends(self):
+        """It is cut off and logged, and others are served meanwhile."""
+        self.keep(link := Neighbour(self.server, key=self.KEY))
+        link.socket.sendall(b"deliver 0 0 [")
+        before = self.server.memory
+        with self.assertRaises((ConnectionError, EOFError)):
+            for _ in range(64):
+                link.write(b'{"seq":1},' * 100_000)
+                self.messi.ok_raw("help send")
+        self.assertLess(self.server.memory - before, 64 * MIB)
+        self.assertIn("mesin2", self.server.log.splitlines()[-1])
+        self.assertNothingStored()
+
+
+class Disk(ChatTest):
+    """A disk that is full or ill, a database that another process holds, that is damaged, or too new."""
+
+    def start(self, *options: str, **keywords: object) -> Server:
+        server = Server(*options, **keywords)
+        self.addCleanup(server.kill)
+        self.messi, self.lineker = server.login("messi"), server.login("lineker")
+        self.keep(self.messi, self.lineker)
+        self.messi.ok("send henderson first")
+        self.sent = ["first"]                                   # the texts that were acknowledged
+        return server
+
+    def timed(self, person: Person, words: str) -> dict:
+        """A request and its reply, which must come within a second."""
+        started = time.perf_counter()
+        reply = person.do(words)
+        self.assertLess(time.perf_counter() - started, 1.0, reply)
+        return reply
+
+    def send_until(self, code: str, size: int = 0) -> None:
+        """Sends until a reply is the ERROR `code`, or OK where that is empty."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            text = f"{len(self.sent)} {'x' * size}".strip()
+            reply = self.timed(self.messi, f"send henderson {text}")
+            if reply["status"] == "OK":
+                self.sent.append(text)
+            if reply.get("code", "") == code:
+                return
+            self.assertIn(reply.get("code", "storage"), ("storage",), reply)
+        self.fail(f"never {code!r}")
+
+    def assertOthersServed(self) -> None:
+        """What needs no writing is answered as ever."""
+        for words in ("history messi", "info", "groups", "realms"):
+            self.assertEqual(self.timed(self.lineker, words)["status"], "OK")
+
+    def assertKept(self, server: Server) -> None:
+        """What was acknowledged, and nothing else, is there after a power cut."""
+        server.kill()
+        server.start()
+        self.keep(messi := server.login("messi"))
+        self.assertEqual(messi.ok("send henderson last")["status"], "OK")
+        texts = [text for text, in rows(server, "SELECT text FROM messages WHERE text IS NOT NULL ORDER BY id")]
+        self.assertEqual(texts, [*self.sent, "last"])
+        self.assertEqual(server.log.count("Traceback"), 0)
+        server.stop()
+
+    @unittest.skipUnless(ON_LINUX, "changes the limits of a running process")
+    def test_a_limit_of_a_files_size(self):
+        """Every write past the end of the database's log is an I/O error; so is a file's."""
+        import resource
+        server = self.start()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        for _ in range(3):
+            size = (server.data / "chat.db-wal").stat().st_size
+            resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (size, limits[1]))
+            self.send_until("storage", size=8000)
+            for _ in range(20):
+                self.assertRefused(self.timed(self.messi, f"send henderson {'x' * 8000}"), "storage")
+            self.assertRefused(self.timed(self.messi, "addgroup g"), "storage")
+            self.assertRefused(self.timed(self.messi, f"sendfile henderson f {as_base64(bytes(size + 9))}"), "storage")
+            self.assertOthersServed()
+            resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, limits)
+            self.send_until("")
+        self.assertEqual(self.messi.ok("groups")["groups"], [])
+        self.assertEqual(server.files(), [])
+        self.assertKept(server)
+
+    def test_locked_by_another_process(self):
+        """Senders are told at once, readers served, and it goes on as soon as the lock is gone."""
+        server = self.start()
+        with contextlib.closing(sqlite3.connect(server.data / "chat.db", isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            deadline = time.monotonic() + (30 if LONG else 1)
+            while time.monotonic() < deadline:
+                self.assertRefused(self.timed(self.messi, "send henderson while it is locked"), "storage")
+                self.assertRefused(self.timed(self.messi, f"sendfile henderson f {as_base64(b'x')}"), "storage")
+                self.assertOthersServed()
+            db.execute("ROLLBACK")
+        self.send_until("")
+        self.assertEqual(server.files(), [])
+        self.assertKept(server)
+
+    def test_a_full_disk(self):
+        """A tmpfs of 4 MB, full of somebody else's data: no false OK, and it heals once there is room."""
+        if not ON_LINUX or os.geteuid() or not shutil.which("unshare"):
+            self.skipTest("only root may mount a file system, in a namespace of its own")
+        place = Path(tempfile.mkdtemp(prefix="tmpfs-", dir=SCRATCH))
+        mount = f'mount -t tmpfs -o size=4m none "{place}" && exec "$@"'
+        server = self.start("--data", str(place), wrapper=("unshare", "--mount", "sh", "-c", mount, "sh"))
+        server.data = Path(f"/proc/{server.process.pid}/root{place}")
+        for _ in range(3):
+            with contextlib.suppress(OSError), (server.data / "ballast").open("ab", buffering=0) as ballast:
+                while ballast.write(bytes(4 * KIB)):
+                    pass
+            self.send_until("storage", size=8000)
+            self.assertRefused(self.timed(self.messi, f"sendfile henderson f {as_base64(bytes(100_000))}"), "storage")
+            self.assertOthersServed()
+            (server.data / "ballast").unlink()
+            self.send_until("")
+        self.assertEqual(server.files(), [])
+        for file in server.data.glob("chat.db*"):               # as a power cut would leave it
+            shutil.copy(file, server.folder)
+        server.data = server.folder
+        texts = [text for text, in rows(server, "SELECT text FROM messages ORDER BY id")]
+        self.assertEqual(texts, self.sent)
+        self.assertNotIn("Traceback", server.log)
+
+    def test_refused_at_start_and_left_as_it_is(self):
+        """A damaged database, or one of a newer program: one sentence that names the file, and no byte changed."""
+        server = self.start()
+        self.messi.ok_all(f"send henderson {'x' * 1000}" for _ in range(200))
+        server.stop()
+        path, good = server.data / "chat.db", (server.data / "chat.db").read_bytes()
+        middle = len(good) // 2 // 4096 * 4096
+        cases = {"no header": bytes(100) + good[100:], "zeros in the middle": good[:middle] + bytes(8192) +
+                 good[middle + 8192:], "cut": good[:middle], "text": b"this is no database at all\n" * 200,
+                 "newer": good[:60] + (99).to_bytes(4, "big") + good[64:]}
+        for name, content in cases.items():
+            with self.subTest(name):
+                path.write_bytes(content)
+                ended = program(server)
+                self.assertEqual((ended.returncode, ended.stdout), (1, ""), ended)
+                self.assertEqual(len(ended.stderr.splitlines()), 1, ended.stderr)
+                self.assertIn(str(path), ended.stderr)
+                self.assertIn("newer" if name == "newer" else "damaged", ended.stderr)
+                self.assertEqual(path.read_bytes(), content)
+        path.write_bytes(good)
+        server.start()
+        server.stop()
+
+    def test_two_servers_in_one_folder(self):
+        server = self.start()
+        ended = program(server)
+        self.assertEqual(ended.returncode, 1)
+        self.assertIn("another server", ended.stderr)
+        self.assertEqual(self.messi.ok("send henderson still here")["status"], "OK")
 
 
 # ---- documents and layout ----------------------------------------------------------------------
