@@ -24,6 +24,7 @@ import hmac
 import importlib.util
 import io
 import json
+import logging
 import os
 import random
 import re
@@ -66,7 +67,7 @@ class Server:
 
     def __init__(self, *options: str, realm: str = "mesin1", peer: str = NOWHERE, port: int = 0,
                  wrapper: Iterable[str] = ()) -> None:
-        self.realm, self.port = realm, port
+        self.realm, self.host, self.port = realm, "127.0.0.1", port
         self.wrapper = wrapper                                 # the words of a program that starts it by `exec`
         self.folder = Path(tempfile.mkdtemp(prefix=f"{realm}-", dir=SCRATCH))
         self.data, self.log_file = self.folder / "data", self.folder / "log"
@@ -85,7 +86,7 @@ class Server:
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         Server.running.add(self)
         line = first_line(self.process)
-        found = re.fullmatch(rf"realm {self.realm} listening on 127\.0\.0\.1:(\d+)\n", line)
+        found = re.fullmatch(rf"realm {self.realm} listening on [\d.]+:(\d+)\n", line)
         if not found:
             self.kill()
             raise AssertionError(f"not the start line: {line!r}\n{self.log}")
@@ -209,7 +210,7 @@ class Wire:
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(PATIENCE)
-        self.socket.connect(("127.0.0.1", server.port))
+        self.socket.connect((server.host, server.port))
         self.realm = server.realm
         self.frames: deque[bytes] = deque()                    # whole frames that nobody asked for yet
         self.rest = bytearray()
@@ -3018,7 +3019,7 @@ class FalseRealms(ChatTest):
                 link.write(b'{"seq":1},' * 100_000)
                 self.messi.ok_raw("help send")
         self.assertLess(self.server.memory - before, 64 * MIB)
-        self.assertIn("mesin2", self.server.log.splitlines()[-1])
+        eventually(lambda: "realm mesin2" in self.server.log, "a word in the log")
         self.assertNothingStored()
 
 
@@ -3160,6 +3161,308 @@ class Disk(ChatTest):
         self.assertEqual(ended.returncode, 1)
         self.assertIn("another server", ended.stderr)
         self.assertEqual(self.messi.ok("send henderson still here")["status"], "OK")
+
+
+class Proxy:
+    """The network between a realm and its neighbour: passes on what comes, cuts off, or goes silent."""
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.silent = False                                    # nothing is passed on, and no connection ends
+        self.cut_at = b""                                      # an answer with this in it is not passed on: a cut
+        self.cuts = 0
+        self.chance: random.Random | None = None               # cuts after so many bytes as it says
+        self.budget = 0
+        self.seen = bytearray()                                # all that was passed on
+        self.partners: dict[socket.socket, socket.socket] = {}
+        self.forward: set[socket.socket] = set()               # the ends of who called
+        self.selector = selectors.DefaultSelector()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
+        self.selector.register(self.listener, selectors.EVENT_READ)
+        self.ended = False
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while not self.ended:
+            for key, _ in self.selector.select(0.02):
+                if self.silent:
+                    time.sleep(0.002)
+                elif key.fileobj is self.listener:
+                    self._accept()
+                elif key.fileobj in self.partners:
+                    self._pass_on(key.fileobj)
+
+    def _accept(self) -> None:
+        near = self.listener.accept()[0]
+        try:
+            far = socket.create_connection(("127.0.0.1", self.target), PATIENCE)
+        except OSError:
+            near.close()
+            return
+        self.forward.add(near)
+        for one, other in ((near, far), (far, near)):
+            self.partners[one] = other
+            self.selector.register(one, selectors.EVENT_READ)
+
+    def _pass_on(self, source: socket.socket) -> None:
+        try:
+            data = source.recv(64 * KIB)
+            cut = self.cut_at and source not in self.forward and self.cut_at in data
+            if self.chance:
+                self.budget -= len(data)
+                if self.budget < 0:
+                    cut, self.budget = self.budget != -len(data), self.chance.randrange(5_000, 400_000)
+            self.cuts += bool(cut)
+            if cut or not data:
+                raise EOFError
+            self.seen += data
+            self.partners[source].sendall(data)
+        except (OSError, EOFError):
+            self.cut(source)
+
+    def cut(self, end: socket.socket) -> None:
+        """Ends a connection on both sides."""
+        for one in (end, self.partners.pop(end, end)):
+            with contextlib.suppress(KeyError, ValueError):
+                self.selector.unregister(one)
+            self.partners.pop(one, None)
+            self.forward.discard(one)
+            one.close()
+
+    def close(self) -> None:
+        self.ended = True
+        self.thread.join()
+        for end in [self.listener, *self.partners]:
+            end.close()
+        self.selector.close()
+
+
+class Inside:
+    """A realm in the test's own process: a real store, real sockets and a real loop, with clocks that the test sets."""
+
+    login = Server.login
+
+    def __init__(self, realm: str, peer: int, port: int = 0) -> None:
+        program = load_program(ROOT / REALMS["mesin1"].folder / "ChatServer.py")
+        self.realm, self.host = realm, "127.0.0.1"
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{realm}-", dir=SCRATCH))
+        self.ahead = self.wall_ahead = 0.0                     # seconds before the true clocks
+        self.logger, self.handler = logging.getLogger("chat"), logging.FileHandler(self.folder / "log")
+        self.logger.addHandler(self.handler)
+        self.logger.propagate = False
+        self.wakers = socket.socketpair()
+        for waker in self.wakers:
+            waker.setblocking(False)
+        self.workers, self.store = program.Workers(self.wake), program.Store(self.folder)
+        password = program.hash_password("surabaya")
+        for name, nama, negara in program.DEFAULT_USERS:
+            self.store.add_person(name, realm, nama, negara, password)
+        self.store.end_request()
+        self.store.commit()
+        table = common.realm_table(True, [f"{'mesin2' if realm == 'mesin1' else 'mesin1'}=127.0.0.1:{peer}"])
+        self.chat = program.Chat(realm, table, self.store, self.workers, wall=lambda: time.time() + self.wall_ahead)
+        self.server = program.Server(self.chat, "127.0.0.1", port, self.wakers[0],
+                                     clock=lambda: time.monotonic() + self.ahead)
+        self.port = self.server.port
+        self.thread = threading.Thread(target=self.server.run)
+        self.thread.start()
+
+    def wake(self) -> None:
+        """Ends the loop's wait."""
+        with contextlib.suppress(OSError):
+            self.wakers[1].send(b"\0")
+
+    def pass_time(self, seconds: float) -> None:
+        """Both clocks move on, and the loop has seen it."""
+        self.ahead += seconds
+        self.wall_ahead += seconds
+        moment = time.monotonic() + self.ahead
+        self.wake()
+        eventually(lambda: self.chat.now >= moment, "a turn of the loop")
+
+    def close(self) -> None:
+        """Ends it as SIGTERM would; nothing unforeseen may stand in its log."""
+        self.server.stopping = True
+        self.wake()
+        self.thread.join()
+        self.workers.close()
+        self.store.close()
+        for waker in self.wakers:
+            waker.close()
+        self.logger.removeHandler(self.handler)
+        self.handler.close()
+        assert "Traceback" not in (self.folder / "log").read_text()
+
+
+class BrokenLink(ChatTest):
+    """A link that is cut at the worst moments, flaps, and is away for long."""
+
+    def through_proxy(self) -> tuple[Proxy, Person, Person]:
+        """Two realms; mesin1's link to mesin2 goes through a proxy. And messi here, henderson there."""
+        first, second = free_ports(2)
+        self.keep(proxy := Proxy(second))
+        here = Server(port=first, peer=f"127.0.0.1:{proxy.port}")
+        there = Server(realm="mesin2", port=second, peer=f"127.0.0.1:{first}")
+        messi, henderson = here.login("messi"), there.login("henderson")
+        self.keep(here, there, messi, henderson)
+        henderson.ok("subscribe")
+        messi.await_link("mesin2")
+        return proxy, messi, henderson
+
+    def assertArrived(self, messi: Person, henderson: Person, lines: list[str]) -> None:
+        """What these requests sent is there once and in order."""
+        got = [henderson.event("message") for _ in lines]
+        self.assertEqual([event["msg"] if "msg" in event else event["file"]["name"] for event in got],
+                         [line.split(" ")[2] for line in lines])
+        eventually(lambda: messi.ok("realms")["realms"]["mesin2"]["queued"] == 0, "an empty queue")
+        henderson.expect_nothing()
+        self.assertEqual(len(henderson.inbox()), len(lines))
+
+    def test_cut_after_the_batch_and_before_its_answer(self):
+        """The batch is on disk there, its answer lost: what comes again is recognised."""
+        proxy, messi, henderson = self.through_proxy()
+        content, all_lines = some_bytes(500_000), []
+        for cut in range(1, 31 if LONG else 5):
+            lines = [f"send henderson@mesin2 {cut}-{number}" for number in range(50)]
+            lines.insert(25, f"sendfile henderson@mesin2 {cut}.bin {as_base64(content + bytes([cut]))}")
+            proxy.cut_at = b'"have":'
+            worker = threading.Thread(target=messi.ok_all, args=(lines,))
+            worker.start()
+            eventually(lambda cut=cut: proxy.cuts >= cut, "a cut")
+            proxy.cut_at = b""
+            worker.join()
+            messi.await_link("mesin2")
+            all_lines += lines
+        self.assertArrived(messi, henderson, all_lines)
+
+    def test_a_flapping_link(self):
+        """Cut at random moments, in the middle of batches and files."""
+        proxy, messi, henderson = self.through_proxy()
+        lines = [f"sendfile henderson@mesin2 {number} {as_base64(some_bytes(200_000, seed=number))}"
+                 if number % 100 == 50 else f"send henderson@mesin2 {number}" for number in range(600)]
+        proxy.chance = random.Random(5)
+        for _ in range(20 if LONG else 1):
+            messi.ok_all(lines)
+            self.assertArrived(messi, henderson, lines)
+        self.assertGreater(proxy.cuts, 2)
+
+    def test_ten_thousand_messages_and_fifty_files_drain(self):
+        """A send while the realm is away answers within 50 ms; all is there within 30 s of its return."""
+        here, there = two_realms()
+        self.keep(here, there)
+        messi, henderson = here.login("messi"), there.login("henderson")
+        self.keep(messi, henderson)
+        messi.await_link("mesin2")
+        there.stop()
+        messi.await_link("mesin2", "down")
+        times = []
+        for number in range(200):
+            started = time.perf_counter()
+            self.assertIs(messi.ok(f"send henderson@mesin2 {number}")["queued"], True)
+            times.append(time.perf_counter() - started)
+        self.assertLess(sorted(times)[197], 0.05)
+        messi.ok_all(f"send henderson@mesin2 {number}" for number in range(200, 10_000))
+        messi.ok_all(f"sendfile henderson@mesin2 {number}.bin {as_base64(some_bytes(100_000, seed=number))}"
+                     for number in range(50))
+        there.start()
+        started = time.perf_counter()
+        self.keep(henderson := henderson.again())
+        henderson.ok("subscribe 0")
+        got = [henderson.event("message") for _ in range(10_050)]
+        self.assertLess(time.perf_counter() - started, 30)
+        self.assertEqual([event["msg"] for event in got[:10_000]], [str(number) for number in range(10_000)])
+        for number, event in enumerate(got[10_000:]):
+            self.assertEqual(event["file"]["name"], f"{number}.bin")
+            self.assertEqual(event["file"]["sha256"], hashlib.sha256(some_bytes(100_000, seed=number)).hexdigest())
+
+
+class Clocks(ChatTest):
+    """Hours and years that pass in seconds: the clocks are handed in, all else is real."""
+
+    def realm(self, realm: str, peer: int, port: int = 0) -> Inside:
+        self.keep(inside := Inside(realm, peer, port))
+        return inside
+
+    def test_a_realm_is_away_for_an_hour(self):
+        """With --long for a day. What was sent meanwhile arrives once, in order, soon after its return."""
+        away = 86_400 if LONG else 3_600
+        first, second = free_ports(2)
+        here = self.realm("mesin1", second, first)
+        self.keep(messi := here.login("messi"))
+        expected = []
+        for second_of_all in range(0, away, 10):
+            if second_of_all % (away // 24) < 10:
+                expected.append(f"after {second_of_all} s")
+                started = time.perf_counter()
+                self.assertIs(messi.ok(f"send henderson@mesin2 {expected[-1]}")["queued"], True)
+                self.assertLess(time.perf_counter() - started, 1)
+            here.pass_time(10)
+        there = self.realm("mesin2", first, second)
+        self.keep(henderson := there.login("henderson"))
+        henderson.ok("subscribe 0")
+        here.pass_time(1.2 * common.LINK_RETRY_MOST)
+        henderson.expect(*expected)
+        messi.await_link("mesin2")
+        messi.ok("send henderson@mesin2 last")
+        henderson.expect("last")
+
+    def test_a_clock_set_ten_years_back_and_forth(self):
+        """Order and delivery are by id, within a realm and across the link; only `ts` follows the clock."""
+        first, second = free_ports(2)
+        here, there = self.realm("mesin1", second, first), self.realm("mesin2", first, second)
+        messi, lineker, henderson = here.login("messi"), here.login("lineker"), there.login("henderson")
+        self.keep(messi, lineker, henderson)
+        for person, other in ((messi, "mesin2"), (lineker, "mesin2"), (henderson, "mesin1")):
+            person.await_link(other)
+        messi.ok("addgroup g")
+        henderson.ok("joingroup g@mesin1")
+        texts, years = [], []
+        for decades in (0, -1, 1, 0, 1, -1, 0):
+            here.wall_ahead = decades * 10 * 365.25 * 86_400
+            texts += [f"to lineker {len(texts)}", f"to henderson {len(texts)}", f"to g {len(texts)}"]
+            messi.ok(f"send lineker {texts[-3]}")
+            years.append(int(lineker.expect(texts[-3])["ts"][:4]))
+            messi.ok(f"send henderson@mesin2 {texts[-2]}")
+            messi.ok(f"sendgroup g {texts[-1]}")
+            henderson.expect(*texts[-2:])
+            henderson.ok(f"send messi@mesin1 back {len(texts)}")
+            henderson.expect(f"back {len(texts)}")
+            self.keep(again := messi.again())
+            again.ok("info")
+        messages = [messi.event("message") for _ in range(len(texts) // 3 * 4)]
+        ids = [message["id"] for message in messages]
+        self.assertEqual(ids, sorted(set(ids)))
+        self.assertEqual(messi.history("lineker"), texts[::3])
+        self.assertEqual(messi.history("g"), texts[2::3])
+        self.assertEqual([message["msg"] for message in henderson.inbox()],
+                         [text for number, text in enumerate(texts) if number % 3])
+        self.assertEqual([year - years[0] for year in years], [0, -10, 10, 0, 10, -10, 0])
+
+    def test_a_realm_that_falls_silent(self):
+        """A network that swallows everything and ends nothing: noticed within 15 s, and resumed without loss."""
+        there = Server(realm="mesin2")
+        self.keep(there, proxy := Proxy(there.port))
+        here = self.realm("mesin1", proxy.port)
+        messi, henderson = here.login("messi"), there.login("henderson")
+        self.keep(messi, henderson)
+        messi.await_link("mesin2")
+        henderson.ok("subscribe")
+        messi.ok("send henderson@mesin2 before")
+        proxy.silent = True
+        messi.write(messi.line("send henderson@mesin2 into the silence").encode() + b"\r\n")
+        for _ in range(14):
+            here.pass_time(1)
+        self.assertIs(messi.reply()["queued"], True)
+        messi.await_link("mesin2", "down")
+        self.assertIs(messi.ok("send henderson@mesin2 while it is away")["queued"], True)
+        proxy.silent = False
+        here.pass_time(1.2 * common.LINK_RETRY_MOST)
+        messi.await_link("mesin2")
+        henderson.expect("before", "into the silence", "while it is away")
+        messi.ok("send henderson@mesin2 after")
+        henderson.expect("after")
 
 
 # ---- documents and layout ----------------------------------------------------------------------
