@@ -2776,6 +2776,24 @@ def rows(server: Server, query: str, *values: object) -> list[tuple]:
         return db.execute(query, values).fetchall()
 
 
+def change(server: Server, *statements: tuple[str, Iterable[tuple]]) -> None:
+    """Writes rows into the database of a server that is not running: [(statement, rows)]."""
+    with contextlib.closing(sqlite3.connect(server.data / "chat.db")) as db, db:
+        for statement, values in statements:
+            db.executemany(statement, values)
+
+
+def processor_seconds(server: Server) -> float:
+    """How long a server's process has computed so far."""
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def slowest_but_one_percent(times: list[float]) -> float:
+    """The 99th percentile."""
+    return sorted(times)[len(times) * 99 // 100]
+
+
 class Neighbour(Wire):
     """The realm mesin2, played by the test: opens a link to a server of mesin1."""
 
@@ -3463,6 +3481,393 @@ class Clocks(ChatTest):
         henderson.expect("before", "into the silence", "while it is away")
         messi.ok("send henderson@mesin2 after")
         henderson.expect("after")
+
+
+class Restart(ChatTest):
+    """A server with much in it is back at once."""
+
+    def test_listening_within_two_seconds_with_100_000_messages(self):
+        """After SIGKILL, in the middle of a burst over a database that holds 100,000 messages."""
+        server = Server()
+        self.addCleanup(server.kill)
+        messi, henderson = server.login("messi"), server.login("henderson")
+        messi.ok("send henderson first")
+        server.stop()
+        change(server, ("INSERT INTO messages SELECT id + ?, conversation, ts, sender, text FROM messages WHERE id=1",
+                        ((number,) for number in range(1, 100_001))))
+        server.start()
+        for _ in range(3):
+            self.keep(wire := messi.again())
+            wire.write((messi.line("send henderson under load") + "\r\n").encode() * 500)
+            server.kill()
+            started = time.perf_counter()
+            server.start()
+            self.assertLess(time.perf_counter() - started, 2.0)
+        self.keep(henderson := henderson.again())
+        self.assertEqual(len(henderson.inbox()), common.INBOX_PAGE)
+        self.assertEqual(rows(server, "SELECT MIN(id), COUNT(*)=MAX(id) FROM messages"), [(1, 1)])
+        server.stop()
+
+
+@unittest.skipUnless(ON_LINUX, "changes the limits of a running process and reads /proc")
+class Floods(ChatTest):
+    """Connections that are only there to be in the way."""
+
+    def setUp(self) -> None:
+        import resource
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+    def start(self, **keywords: object) -> Server:
+        self.keep(server := Server(**keywords))
+        self.alice, self.bob = server.register("alice"), server.register("bob")
+        self.keep(self.alice, self.bob)
+        return server
+
+    def connect(self, server: Server, count: int) -> list[Wire]:
+        wires = [Wire(server) for _ in range(count)]
+        self.keep(*wires)
+        return wires
+
+    def assertQuick(self, each: Callable[[int], object] = lambda number: None) -> None:
+        """Honest people's requests: the 99th percentile is under 50 ms."""
+        times = []
+        for number in range(500):
+            each(number)
+            started = time.perf_counter()
+            self.alice.ok(f"send {self.bob} {number}")
+            times.append(time.perf_counter() - started)
+        self.assertLess(slowest_but_one_percent(times), 0.05)
+
+    def test_two_thousand_slow_half_lines(self):
+        """Each sends a byte now and then, and never a whole line; with --long until they are dropped."""
+        server = self.start()
+        slow, gone = self.connect(server, 2000), 0
+        for wire in slow:
+            wire.socket.send(b"auth messi ")                   # `select` could not wait for so many
+
+        def trickle(number: int) -> None:
+            for wire in slow[number * 4 % 2000:][:4]:
+                wire.socket.send(b"s")
+        self.assertQuick(trickle)
+        deadline = time.monotonic() + common.LOGIN_SECONDS + PATIENCE
+        while LONG and gone < 2000 and time.monotonic() < deadline:
+            ready, _, _ = select.select([], [], [], 0.5)
+            gone = 0
+            for wire in slow:
+                try:
+                    wire.socket.send(b"s")
+                except OSError:
+                    gone += 1
+        self.assertEqual(gone, 2000 if LONG else 0)
+        self.assertQuick()
+
+    def test_no_descriptor_is_left(self):
+        """Accepting fails: no spinning, those who are in are served, and it recovers by itself."""
+        import resource
+        server = self.start()
+        hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)[1]
+        used = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (used + 20, hard))
+        wires = self.connect(server, 60)
+        eventually(lambda: "can't accept connections" in server.log, "a word in the log")
+        before = processor_seconds(server)
+        time.sleep(1)                                          # how much is computed in a second of nothing to do
+        self.assertLess(processor_seconds(server) - before, 0.2)
+        self.assertQuick()
+        reply = self.alice.do(f"sendfile {self.bob} f {as_base64(b'no descriptor')}")
+        self.assertRefused(reply, "storage")
+        for wire in wires:
+            wire.close()
+        self.keep(server.login("messi"))
+        self.alice.ok(f"sendfile {self.bob} f {as_base64(b'once more')}")
+        self.assertLess(server.log.count("can't accept connections"), 40)
+
+    def test_few_descriptors_from_the_start(self):
+        """With `ulimit -n 256` who is one too many is told so; enough are kept for the server's own files."""
+        server = self.start(wrapper=("sh", "-c", 'ulimit -n 256 && exec "$@"', "sh"))
+        wires = self.connect(server, 300)
+        wires[-1].reply()
+        busy = [wire for wire in wires if select.select([wire.socket], [], [], 0)[0]]
+        self.assertLess(len(busy), 150)
+        for wire in busy:
+            with contextlib.suppress(IndexError):
+                self.assertRefused(wire.replies.popleft() if wire.replies else wire.reply(), "busy")
+        self.assertQuick()
+        self.alice.ok(f"sendfile {self.bob} f {as_base64(b'content')}")
+        for wire in wires:
+            wire.close()
+        self.keep(server.login("messi"))
+
+    def test_everybody_comes_back_at_once(self):
+        """1,000 reconnect in the same second, 50,000 messages wait for them. 1,000 hashes would take half a minute."""
+        server, people, each = Server(), 1000, 50
+        self.addCleanup(server.kill)
+        server.login("messi").ok("addgroup g")
+        server.stop()
+        now, ids = int(time.time() * 1000), range(1, 50_001)
+        change(server, ("INSERT INTO people SELECT ?, 'p' || ?, realm, nama, negara, password FROM people "
+                        "WHERE name='messi'", ((id, id) for id in range(100, 100 + people))),
+               ("INSERT INTO members VALUES(1, ?, 0)", ((id,) for id in range(100, 100 + people))),
+               ("INSERT INTO sessions VALUES(?, ?, ?)", ((hashlib.sha256(f"token-{id}".encode()).digest(), id, now)
+                                                         for id in range(100, 100 + people))),
+               ("INSERT INTO messages VALUES(?, 1, ?, 1, 'text')", ((id, now) for id in ids)))
+        server.start()
+        for _ in range(10 if LONG else 1):
+            started, load = time.perf_counter(), Load()
+            pipes = [load.connect(server.port, mark=b'"event":"message"') for _ in range(people)]
+            lines = [f"subscribe token-{100 + number} {ids[-1] - each}\r\n".encode() for number in range(people)]
+            load.run(dict(zip(pipes, lines, strict=True)), dict.fromkeys(pipes, each))
+            self.assertLess(time.perf_counter() - started, 10)
+            load.close()
+        server.stop()
+
+
+class HostileInput(OneServer):
+    """Long lines, junk lines, hostile names, uploads that end too soon."""
+
+    options = ("--max-file", "1")
+
+    def setUp(self) -> None:
+        self.alice, self.bob = self.people("alice", "bob")
+
+    def assertUsable(self) -> None:
+        """Nothing is wrong with the server, and nothing lies about that should not."""
+        self.alice.ok(f"send {self.bob} still here")
+        self.assertEqual(self.bob.inbox()[-1]["msg"], "still here")
+        names = {str(path.relative_to(self.server.folder)) for path in self.server.folder.rglob("*")}
+        stray = [name for name in names if not re.fullmatch(
+            r"log|data|data/files|data/(chat|owner)\.db(-(wal|shm|journal))?|data/files/[0-9a-f]{64}", name)]
+        self.assertEqual(stray, [])
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_lines_of_100_mb(self):
+        """One reply a line, memory as before."""
+        starts = [b"", b"send T messi ", self.alice.line(f"sendfile {self.bob} f").encode() + b" ", b"\xff\0",
+                  b"@t inbox ", b"@" * 100, b"deliver 0 0 ["]
+        self.server.forget_most_memory()
+        before = self.server.memory
+        for number in range(50 if LONG else 2):
+            block = (b"A", b"\0", b"\xff", b"[", b" ")[number % 5] * MIB
+            wire = self.again(self.alice)
+            wire.write(starts[number % len(starts)])
+            for _ in range(100):
+                wire.write(block)
+            wire.write(b"\r\n@last help send\r\n")
+            self.assertEqual(wire.reply()["status"], "ERROR")
+            self.assertEqual(wire.reply()["tag"], "last")
+        self.assertLess(self.server.most_memory - before, 64 * MIB)
+        self.assertUsable()
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_junk_lines(self):
+        """Bad UTF-8, NUL, halves of commands: one reply a line, none of them an `internal_error`."""
+        chance, before = random.Random(8), self.server.memory
+        words = sorted(word.encode() for word in set(COMMANDS) - {"auth", "register", "peer", "peerproof"})
+        words += [b"\0", b"\xff\xfe", b"@t", b"@", b"", b"T", b"\r", b"messi", b"\xed\xa0\x80", b"9" * 30]
+        for _ in range(1000 if LONG else 50):
+            wire = self.wire()
+            lines = [(b" ".join(chance.choices(words, k=chance.randrange(5))) +
+                      chance.randbytes(chance.randrange(30))).replace(b"\n", b"") for _ in range(1000)]
+            wire.write(b"\n".join(lines) + b"\n@last help send\n")
+            frames = b"".join(wire.frames)
+            replies = [wire.frame() for _ in range(1001)]
+            self.assertEqual(replies[-1].get("tag"), "last")
+            self.assertNotIn("internal_error", {reply.get("code") for reply in replies}, frames)
+            wire.close()
+        self.assertLess(self.server.memory - before, 64 * MIB)
+        self.assertUsable()
+
+    def test_two_hundred_hostile_names(self):
+        """Of users, groups and files: refused, or made into one that is only data; never a path."""
+        parts = ["..", "../../evil", "/etc/evil", "C:\\evil", "evil\0", "%2e%2e%2fevil", "..%5c..%5cevil", "x" * 300,
+                 "-rf", "chat.db", "';DROP/**/TABLE/**/messages;--", "$(touch\u00a0evil)", "`evil`", "evil|sh", "~root",
+                 "*", "con", "\u202egpj.exe", "\x1b[2J", "%s%n", "{0}", "\ud7ff", "\ufeff", "\u0130", "<script>"]
+        names = [before + part + behind for part in parts
+                 for before, behind in (("", ""), ("../", ""), ("", "/"), ("a", "%00.txt"), ("%252e", ""), ("", ".."),
+                                        (".", "\r"), ("@", "@mesin2"))]
+        self.assertEqual(len(names), 200)
+        for name in names:
+            with self.subTest(name[:50]):
+                for words in (f"addgroup {name}", f"joingroup {name}", f"sendgroup {name} hi", f"send {name} hi",
+                              f"history {name}", f"leavegroup {name}", f"sendprivaterealm mesin1 {name} hi"):
+                    reply = self.alice.do(words)
+                    if reply["status"] == "OK":
+                        self.assertRegex(name.lower(), rf"\A{common.NAME.pattern}\r?\Z")
+                    else:
+                        self.assertNotEqual(reply["code"], "internal_error")
+                reply = self.alice.do(f"sendfile {self.bob} {name} {as_base64(name.encode())}")
+                if reply["status"] == "OK":
+                    file_name = self.bob.ok(f"getfile {reply['id']}")["file_name"]
+                    self.assertFalse(set(file_name) & set("/\\\0\r\n\x1b\u202e"), file_name)
+                    self.assertTrue(file_name.strip(". "))
+        for name in names[::40]:                               # each costs a hash
+            self.assertRefused(self.wire().ask(f"auth {name} x"), "bad_credentials")
+        for group in self.alice.ok("groups")["groups"]:
+            self.assertRegex(group["group"], rf"\A{common.NAME.pattern}@mesin1\Z")
+        self.assertUsable()
+
+    def test_uploads_cut_at_every_stage(self):
+        """Whoever goes away in the middle of an upload has sent nothing; at its end, all of it or nothing."""
+        content = some_bytes(200_000)
+        line = self.alice.line(f"sendfile {self.bob} cut.bin {as_base64(content)}").encode() + b"\r\n"
+        stages = [*range(40, 120, 10), *range(1000, len(line), 30_000), len(line) - 3, len(line) - 2, len(line)]
+        for stage in stages:
+            for reset in (False, True):
+                wire = self.alice.again()
+                wire.write(line[:stage])
+                wire.close(reset)
+        eventually(lambda: not [name for name in self.server.files() if len(name) != 64], "half files are removed")
+        messages = self.bob.inbox()
+        self.assertLessEqual(len(messages), 4)                 # of the last two stages; the LF alone is an end too
+        for message in messages:
+            self.assertEqual(self.bob.fetch(message["id"]), content)
+        self.assertUsable()
+
+    def test_half_a_file_at_a_power_cut(self):
+        """What was half there when the server died is swept at the next start."""
+        server = Server()
+        self.addCleanup(server.kill)
+        messi = server.login("messi")
+        self.keep(messi)
+        messi.write(messi.line("sendfile henderson half.bin ").encode() + b" " + b"A" * 400_000)
+        eventually(lambda: server.files(), "a temporary file")
+        server.kill()
+        self.assertTrue(server.files())
+        server.start()
+        self.assertEqual(server.files(), [])
+        self.keep(henderson := server.login("henderson"))
+        self.assertEqual(henderson.inbox(), [])
+        server.stop()
+
+
+class Properties(ChatTest):
+    """What holds for any input, tried with many drawn at random from a fixed seed."""
+
+    ROUNDS = 100_000 if LONG else 2000
+
+    def text(self, chance: random.Random) -> str:
+        """Any text of any letters that UTF-8 can carry."""
+        ranges = ((32, 127), (0, 32), (160, 0x800), (0x2000, 0x2100), (0xe000, 0x10000), (0x10000, 0x110000))
+        return "".join(chr(chance.randrange(*chance.choice(ranges))) for _ in range(chance.randrange(30)))
+
+    def test_what_is_written_is_read(self):
+        """A request made from any words of the table's row is parsed into those words; a text keeps its spaces."""
+        chance = random.Random(21)
+        for _ in range(self.ROUNDS):
+            command = chance.choice(list(COMMANDS.values()))
+            words = [re.sub("[ \r\n]", "", self.text(chance)) or "x" for _ in command.names]
+            if command.takes_rest:
+                words[-1] = re.sub("[\r\n]", "", self.text(chance) + "x").lstrip(" ")
+            else:
+                del words[chance.randrange(command.required, len(words) + 1):]
+            line = " " * chance.randrange(3) + (" " * chance.randrange(1, 4)).join(
+                [chance.choice([command.word, command.word.upper()]), *words])
+            request = common.parse_request("t", common.split_tag(f"@t {line}".encode())[1])
+            self.assertEqual((request.command, request.arguments), (command, words), line)
+
+    def test_frames(self):
+        """Any text travels in a frame of pure ASCII that has its end nowhere but at its end."""
+        chance = random.Random(22)
+        for _ in range(self.ROUNDS):
+            fields = {self.text(chance): self.text(chance) for _ in range(3)} | {"status": "OK"}
+            frame = common.format_frame({name.replace('"', "").replace("\\", "").encode("ascii", "ignore").decode(
+                ).translate({number: None for number in range(32)}): value for name, value in fields.items()})
+            self.assertEqual(frame.index(FRAME_END), len(frame) - 4)
+            self.assertTrue(frame.isascii())
+            self.assertLessEqual(set(json.loads(frame).values()), set(fields.values()))
+
+    def test_base64_as_the_standard_has_it(self):
+        """In any pieces, a content is taken exactly if the standard library's strict decoder takes it whole."""
+        chance = random.Random(23)
+        for _ in range(self.ROUNDS):
+            data = bytearray(base64.b64encode(chance.randbytes(chance.randrange(1, 40))))
+            for _ in range(chance.choice((0, 0, 1, 2))):
+                data[chance.randrange(len(data))] = chance.choice(b"=A+/ -_!\0\xff'")
+            cuts = sorted(chance.randrange(len(data) + 1) for _ in range(chance.randrange(5)))
+            bare = bytes(data).strip(b" ")
+            try:
+                expected = base64.b64decode(bare, validate=True) if len(bare) % 4 == 0 else None
+            except ValueError:
+                expected = None
+            try:
+                found = Files.decode(bytes(data), *cuts)
+            except ChatError as error:
+                self.assertEqual(error.code, "bad_base64")
+                found = None
+            self.assertEqual(found, expected, (data, cuts))
+
+    def test_file_names(self):
+        """Any name comes out as a bare one, and stays as it is from then on."""
+        chance, parts = random.Random(24), ["..", "/", "\\", "%2f", "%00", ".", "a", "\u202e", "\0", " ", "x" * 200]
+        for _ in range(self.ROUNDS):
+            text = "".join(chance.choices(parts, k=chance.randrange(6))) + self.text(chance)
+            name = common.decode_file_name(text)
+            self.assertFalse(set(name) & set("/\\\0\n\r\u202e"), text)
+            self.assertTrue(name.strip(". ") and name.isprintable() and len(name.encode()) <= common.MAX_FILE_NAME)
+            self.assertEqual(common.decode_file_name(common.encode_file_name(name)), name, text)
+
+
+class Guessing(ChatTest):
+    """Passwords and tokens that somebody tries to guess."""
+
+    def test_ten_thousand_passwords(self):
+        """At most 10 a minute are tried for an account, also over many connections at once; others log in meanwhile."""
+        self.keep(inside := Inside("mesin1", 1))
+        tried = 0
+        for _ in range(2):
+            wires = [Wire(inside) for _ in range(10)]
+            self.keep(*wires)
+            for wire in wires:
+                wire.write(b"".join(b"auth Messi guess-%d\r\n" % number for number in range(500)))
+            self.keep(inside.login("henderson"))
+            codes = [wire.reply()["code"] for wire in wires for _ in range(500)]
+            self.assertEqual((codes.count("bad_credentials"), codes.count("rate_limited")), (10, 4990))
+            self.assertRefused(wires[0].ask("auth messi surabaya"), "rate_limited")
+            tried += len(codes)
+            self.assertLessEqual(wires[0].ask("auth messi surabaya")["retry_after"], common.GUESS_SECONDS)
+            inside.pass_time(common.GUESS_SECONDS)
+        self.assertEqual(tried, 10_000)
+        self.keep(inside.login("messi"))
+
+    def test_tokens(self):
+        """Near misses, and 50,000 (with --long a million) at random: no hit."""
+        self.keep(server := Server(), messi := server.login("messi"), wire := Wire(server))
+        token, digest = messi.token, hashlib.sha256(messi.token.encode())
+        near = [token[:-1], token + "0", token.upper() + "g", f"{token[:-1]}{(int(token[-1], 16) + 1) % 16:x}",
+                token[::-1], digest.hexdigest(), as_base64(digest.digest()), "None", "null", "0", "*", "%", "_", "''",
+                "\0", token + "\0", "\ufeff" + token]
+        for guess in near:
+            with self.subTest(guess):
+                self.assertRefused(wire.ask(f"inbox {guess}"), "session_not_found")
+        chance, refusal = random.Random(13), format(json.dumps({"code": "session_not_found"})[1:-1]).replace(" ", "")
+        for _ in range(1000 if LONG else 50):
+            lines = [f"inbox {chance.getrandbits(192):048x}\r\n" for _ in range(1000)]
+            wire.write("".join(lines).encode())
+            while len(wire.frames) < 1000:
+                wire._receive()
+            self.assertEqual({refusal.encode() in frame for frame in wire.frames}, {True})
+            wire.frames.clear()
+
+    def test_a_class_behind_one_address(self):
+        """All 20 (with --long 60) are in within 20 (60) seconds, while somebody beside them guesses."""
+        server, count = Server(), 60 if LONG else 20
+        self.addCleanup(server.kill)
+        server.stop()
+        change(server, ("INSERT INTO people SELECT ?, 'pupil' || ?, realm, nama, negara, password FROM people "
+                        "WHERE name='messi'", ((id, id) for id in range(100, 100 + count))))
+        server.start()
+        guesser, wires = Wire(server), [Wire(server) for _ in range(count)]
+        self.keep(guesser, *wires)
+        guesser.write(b"".join(b"auth messi guess-%d\r\n" % number for number in range(1000)))
+        started = time.monotonic()
+        for number, wire in enumerate(wires):
+            wire.write(f"auth pupil{100 + number} surabaya\r\n".encode())
+            wire.socket.settimeout(60)
+        self.assertEqual({wire.reply()["status"] for wire in wires}, {"OK"})
+        self.assertLess(time.monotonic() - started, count)
+        self.assertEqual({guesser.reply()["status"] for _ in range(1000)}, {"ERROR"})
+        server.stop()
 
 
 # ---- documents and layout ----------------------------------------------------------------------
