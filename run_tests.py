@@ -21,9 +21,11 @@ import atexit
 import base64
 import contextlib
 import hashlib
+import hmac
 import importlib.util
 import io
 import json
+import logging
 import os
 import random
 import re
@@ -64,8 +66,10 @@ class Server:
 
     running: set[Server] = set()
 
-    def __init__(self, *options: str, realm: str = "mesin1", peer: str = NOWHERE, port: int = 0) -> None:
-        self.realm, self.port = realm, port
+    def __init__(self, *options: str, realm: str = "mesin1", peer: str = NOWHERE, port: int = 0,
+                 wrapper: Iterable[str] = ()) -> None:
+        self.realm, self.host, self.port = realm, "127.0.0.1", port
+        self.wrapper = wrapper                                 # the words of a program that starts it by `exec`
         self.folder = Path(tempfile.mkdtemp(prefix=f"{realm}-", dir=SCRATCH))
         self.data, self.log_file = self.folder / "data", self.folder / "log"
         other = "mesin2" if realm == "mesin1" else "mesin1"
@@ -79,11 +83,11 @@ class Server:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CHAT_")}
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(program), *self.options, "--port", str(self.port)],
+                [*self.wrapper, sys.executable, str(program), *self.options, "--port", str(self.port)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         Server.running.add(self)
         line = first_line(self.process)
-        found = re.fullmatch(rf"realm {self.realm} listening on 127\.0\.0\.1:(\d+)\n", line)
+        found = re.fullmatch(rf"realm {self.realm} listening on [\d.]+:(\d+)\n", line)
         if not found:
             self.kill()
             raise AssertionError(f"not the start line: {line!r}\n{self.log}")
@@ -209,7 +213,7 @@ class Wire:
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(PATIENCE)
-        self.socket.connect(("127.0.0.1", server.port))
+        self.socket.connect((server.host, server.port))
         self.realm = server.realm
         self.frames: deque[bytes] = deque()                    # whole frames that nobody asked for yet
         self.rest = bytearray()
@@ -2757,6 +2761,1116 @@ class LargeFile(TwoRealms):
         slow = [round(1000 * taken) for taken in times if taken >= 0.1]
         self.assertLessEqual(len(slow), len(times) // 100, f"of {len(times)} replies these took long: {slow} ms")
         self.assertEqual(len(dave.inbox()), len(times) // 2)
+
+
+# ---- faults and intruders ----------------------------------------------------------------------
+
+
+def program(server: Server, *options: str) -> subprocess.CompletedProcess[str]:
+    """Runs the server's program on a server's data with these options, until it ends by itself."""
+    path = ROOT / REALMS[server.realm].folder / "ChatServer.py"
+    return subprocess.run([sys.executable, str(path), *server.options, "--port", "0", *options], timeout=PATIENCE,
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+
+def rows(server: Server, query: str, *values: object) -> list[tuple]:
+    """What a query finds in a server's database."""
+    with contextlib.closing(sqlite3.connect(server.data / "chat.db")) as db:
+        return db.execute(query, values).fetchall()
+
+
+def change(server: Server, *statements: tuple[str, Iterable[tuple]]) -> None:
+    """Writes rows into the database of a server that is not running: [(statement, rows)]."""
+    with contextlib.closing(sqlite3.connect(server.data / "chat.db")) as db, db:
+        for statement, values in statements:
+            db.executemany(statement, values)
+
+
+def processor_seconds(server: Server) -> float:
+    """How long a server's process has computed so far."""
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def slowest_but_one_percent(times: list[float]) -> float:
+    """The 99th percentile."""
+    return sorted(times)[len(times) * 99 // 100]
+
+
+class Neighbour(Wire):
+    """The realm mesin2, played by the test: opens a link to a server of mesin1."""
+
+    def __init__(self, server: Server, epoch: str = "epoch-1", key: bytes | None = None) -> None:
+        super().__init__(server)
+        nonce = f"{random.getrandbits(128):032x}"
+        self.lines = [f"peer mesin2 {epoch} {nonce}"]
+        self.challenge = self.ask(self.lines[0])
+        text = f"chat-realm-1 caller mesin2 mesin1 {nonce} {self.challenge.get('nonce')}"
+        self.lines.append(f"peerproof {hmac.new(key, text.encode(), 'sha256').hexdigest()}" if key else "peerproof")
+        self.welcome = self.ask(self.lines[1])
+
+    def deliver(self, stream: int, after: int, items: list) -> dict:
+        """One batch of items."""
+        return self.ask(f"deliver {stream} {after} {json.dumps(items)}")
+
+    @staticmethod
+    def item(seq: int, **changed: object) -> dict:
+        """A text from henderson of mesin2 to messi of mesin1, or what is changed of it."""
+        return {"seq": seq, "do": "send", "to": "messi", "from": "henderson", "name": "Jordan Henderson",
+                "ts": 1700000000000, "text": f"text {seq}", **changed}
+
+
+class Replays(ChatTest):
+    """Frames between realms that come again, in another order, with gaps, after restarts."""
+
+    def setUp(self) -> None:
+        self.server = Server()
+        self.addCleanup(self.server.kill)
+        self.messi = self.server.login("messi")
+        self.keep(self.messi)
+
+    def link(self, **keywords: str) -> Neighbour:
+        self.keep(link := Neighbour(self.server, **keywords))
+        return link
+
+    def test_batches(self):
+        """Each is answered by what is there, and what is there already is not stored again."""
+        item = Neighbour.item
+        cases = [(0, [1, 2, 3], 3), (0, [1, 2, 3], 3), (0, [2, 1], 3), (5, [6, 7], 3), (1, [2, 3, 4], 4), (4, [], 4),
+                 (4, [6, 5], 6), (6, [7, 7, 7], 7), (2**40, [2**40 + 1], 7)]
+        link = self.link()
+        for restart in (False, True):
+            for after, batch, have in cases:
+                with self.subTest(after=after, batch=batch, restart=restart):
+                    reply = link.deliver(0, after, [item(seq) for seq in batch])
+                    self.assertEqual((reply["status"], reply["have"]), ("OK", 7 if restart else have))
+            self.server.kill()
+            self.server.start()
+            link = self.link()
+            self.assertEqual(link.welcome["have"], [7, 0])
+        texts = [text for text, in rows(self.server, "SELECT text FROM messages ORDER BY id")]
+        self.assertEqual(texts, ["text 1", "text 2", "text 3", "text 4", "text 6", "text 7"])
+
+    def test_a_refusal_is_repeated_until_it_was_heard(self):
+        link = self.link()
+        batch = [Neighbour.item(1), Neighbour.item(2, to="nosuch"), Neighbour.item(3)]
+        for _ in range(2):
+            reply = link.deliver(0, 0, batch)
+            self.assertEqual((reply["have"], reply["refused"]), (3, {"2": "user_not_found"}))
+        self.server.stop()
+        self.server.start()
+        link = self.link()
+        self.assertEqual(link.welcome["refused"], [{"2": "user_not_found"}, {}])
+        self.assertEqual(link.deliver(0, 3, [Neighbour.item(4)])["refused"], {})
+        self.assertEqual(len(rows(self.server, "SELECT 1 FROM messages")), 3)
+
+    def test_at_random(self):
+        """Batches drawn at random, over breaks and kills: each item is stored once, in order."""
+        chance, count = random.Random(11), 3000 if LONG else 150
+        have, link = 0, self.link()
+        while have < count:
+            start = max(0, have + chance.randrange(-20, 5))
+            batch = list(range(start + 1, start + chance.randrange(1, 20)))
+            reply = link.deliver(0, start, [Neighbour.item(seq) for seq in batch])
+            have = max([have, *batch]) if start <= have else have
+            self.assertEqual(reply["have"], have)
+            if chance.random() < 0.1:
+                link = self.link()
+            elif chance.random() < 0.02:
+                self.server.kill()
+                self.server.start()
+                link = self.link()
+        texts = [text for text, in rows(self.server, "SELECT text FROM messages ORDER BY id")]
+        self.assertEqual(texts, [f"text {number}" for number in range(1, have + 1)])
+
+    def test_a_database_made_anew_counts_from_the_start(self):
+        """An old epoch's numbers say nothing about a new one's; an old link's frames come too late."""
+        old = self.link()
+        old.deliver(0, 0, [Neighbour.item(1)])
+        new = self.link(epoch="epoch-2")
+        self.assertEqual(new.welcome["have"], [0, 0])
+        self.assertEqual(new.deliver(0, 0, [Neighbour.item(1)])["have"], 1)
+        with self.assertRaises((EOFError, ConnectionError)):
+            old.deliver(0, 1, [Neighbour.item(2)])
+            old.deliver(0, 1, [Neighbour.item(2)])
+        self.assertEqual(len(rows(self.server, "SELECT 1 FROM messages")), 2)
+
+    def test_pieces_of_a_file(self):
+        """Pieces come again, with gaps, after a restart; only what fits is written, and the file is whole once."""
+        content = some_bytes(300_000)
+        sha256 = hashlib.sha256(content).hexdigest()
+
+        def piece(link: Neighbour, start: int, size: int) -> tuple[int, bool]:
+            reply = link.ask(f"piece {sha256} {len(content)} {start} {as_base64(content[start:start + size])}")
+            return reply["offset"], reply["complete"]
+        link = self.link()
+        for start, size, offset in ((0, 0, 0), (100, 100, 0), (0, 100_000, 100_000), (0, 100_000, 100_000),
+                                    (50_000, 100_000, 100_000), (200_000, 100_000, 100_000), (100_000, 10, 100_010)):
+            with self.subTest(start=start, size=size):
+                self.assertEqual(piece(link, start, size), (offset, False))
+        self.server.kill()
+        self.server.start()
+        link = self.link()
+        self.assertEqual(piece(link, 0, 0), (100_010, False))
+        piece(link, 100_010, len(content))
+        self.assertEqual(link.event("file"), {"event": "file", "sha256": sha256, "sealed": True})
+        self.assertEqual(piece(link, 0, 100), (len(content), True))
+        self.assertEqual(self.server.files(), [sha256])
+        item = Neighbour.item(1, file={"name": "f.bin", "size": len(content), "sha256": sha256})
+        for _ in range(3):
+            self.assertEqual(link.deliver(1, 0, [item])["have"], 1)
+        (message,) = self.messi.again().inbox()
+        self.assertEqual(self.messi.again().fetch(message["file"]["id"]), content)
+
+
+class FalseRealms(ChatTest):
+    """A realm that is none, and one that has the key and abuses it."""
+
+    KEY = b"the key of the lab, 32 bytes ..."
+
+    def setUp(self) -> None:
+        key_file = SCRATCH / "lab.key"
+        key_file.write_bytes(self.KEY)
+        self.server = Server("--realm-key", str(key_file), "--log-level", "debug")
+        self.keep(self.server)
+        self.messi = self.server.login("messi")
+        self.keep(self.messi)
+
+    def tearDown(self) -> None:
+        self.assertNotIn(self.KEY.decode(), self.server.log)
+
+    def assertNothingStored(self) -> None:
+        self.assertEqual(rows(self.server, "SELECT * FROM messages"), [])
+        self.assertEqual(rows(self.server, "SELECT name FROM people WHERE realm<>'mesin1'"), [])
+        self.assertEqual(self.messi.ok("groups")["groups"], [])
+        self.assertEqual(self.server.files(), [])
+
+    def assertEnds(self, wire: Wire) -> None:
+        """The server has ended this connection, or does so at the next request."""
+        with self.assertRaises((EOFError, ConnectionError)):
+            for _ in range(2):
+                self.assertEqual(wire.ask("deliver 0 0 []")["status"], "ERROR")
+
+    def test_a_wrong_key(self):
+        self.keep(link := Neighbour(self.server, key=b"another key"))
+        self.assertRefused(link.welcome, "realm_refused")
+        self.assertEnds(link)
+        self.assertIn("refused a connection from 127.0.0.1 that says to be realm 'mesin2'", self.server.log)
+        self.assertNothingStored()
+
+    def test_a_handshake_heard_and_replayed(self):
+        """Both sides' nonces are fresh: neither the caller's words nor the server's own proof are good again."""
+        self.keep(link := Neighbour(self.server, key=self.KEY))
+        self.assertEqual(link.welcome["status"], "OK")
+        for proof in (link.lines[1], f"peerproof {link.challenge['proof']}"):
+            self.keep(again := Wire(self.server))
+            challenge = again.ask(link.lines[0])
+            self.assertNotEqual(challenge["nonce"], link.challenge["nonce"])
+            self.assertRefused(again.ask(proof), "realm_refused")
+            self.assertEnds(again)
+        self.keep(mirror := Wire(self.server))
+        challenge = mirror.ask(f"peer mesin2 1 {'0' * 32}")
+        self.assertRefused(mirror.ask(f"peerproof {challenge['proof']}"), "realm_refused")
+        self.assertEqual(link.ask("ping")["status"], "OK")     # the true one was not disturbed
+
+    def test_a_wrong_address(self):
+        """Without a key the address is all that is known of a realm."""
+        self.keep(server := Server(), wire := Wire(server))
+        wire.close()
+        wire.socket = socket.create_connection(("127.0.0.1", server.port), PATIENCE, ("127.0.0.2", 0))
+        self.assertRefused(wire.ask(f"peer mesin2 1 {'0' * 32}"), "realm_refused")
+        self.assertEnds(wire)
+        eventually(lambda: "refused a connection from 127.0.0.2 that says to be realm 'mesin2'" in server.log, "a log")
+
+    def test_nonsense_from_a_true_realm(self):
+        """Not one of these is stored, crashes the server, or holds up others."""
+        item, deep = Neighbour.item, "[" * 100_000
+        file = {"name": "f", "size": 1, "sha256": "0" * 64}
+        refused = [item(1, **changed) for changed in (
+            {"from": "messi@mesin1"}, {"from": "lineker@mesin1", "do": "post"}, {"from": "x@elsewhere"},
+            {"do": "copy", "group": "g", "from": "messi@mesin1"}, {"do": "copy", "group": "nosuch"},
+            {"do": "send", "to": "nosuch"}, {"do": "send", "to": "system"}, {"do": "send", "to": "../x"}, {"do": "no"},
+            {"do": None}, {"do": ["send"]}, {"text": None}, {"text": {"a": 1}}, {"text": "x" * 9000}, {"to": 1},
+            {"from": None}, {"from": 7}, {"name": 5}, {"file": "x"}, {"file": {}}, {"file": file | {"sha256": "../x"}},
+            {"file": file | {"size": "1"}}, {"file": file | {"size": -1}}, {"file": file | {"size": 2**70}},
+            {"do": "post", "group": "nosuch"}, {"do": "joingroup", "group": "nosuch"}, {"do": "addgroup", "group": "/"},
+            {"do": "leavegroup", "group": "nosuch"}, {"from": "a@b@c"})]
+        refused.append({"seq": 1})
+        ended = ["nonsense", "{}", "[1]", "[{}]", deep, "7", "null", '"text"',
+                 *(f'[{{"seq":{seq}}}]' for seq in ("-1", "0", "1.5", "true", "1e999", '"1"', 2**63, "NaN"))]
+        for number, wrong in enumerate(refused):
+            with self.subTest(wrong):
+                self.keep(link := Neighbour(self.server, key=self.KEY, epoch=f"refused-{number}"))
+                reply = link.deliver(0, 0, [wrong])
+                self.assertEqual((reply.get("have"), list(reply.get("refused", ()))), (1, ["1"]), reply)
+        for number, wrong in enumerate(ended):
+            with self.subTest(wrong[:60]):
+                self.keep(link := Neighbour(self.server, key=self.KEY, epoch=f"ended-{number}"))
+                self.assertRefused(link.ask(f"deliver 0 0 {wrong}"), "bad_arguments")
+                self.assertEnds(link)
+        self.assertGreaterEqual(self.server.log.count("realm mesin2 sent a batch that is none"), len(ended))
+        self.assertNothingStored()
+
+    def test_other_requests_of_a_true_realm(self):
+        """It is a realm and no user, and only the requests between realms are for it."""
+        self.keep(link := Neighbour(self.server, key=self.KEY))
+        for line in ("deliver 2 0 []", "deliver -1 0 []", "deliver 0 x []", "piece ../../x 1 0 YQ==",
+                     f"piece {'0' * 64} {2**60} 0 YQ==", f"piece {'0' * 64} 10 0 YQ", "piece", "peer mesin2 1 2",
+                     "peerproof", "inbox T", f"piece {'0' * 64} -1 0 YQ==", "\0", "send T messi hi"):
+            with self.subTest(line):
+                self.keep(link := Neighbour(self.server, key=self.KEY))
+                self.assertEqual(link.ask(line)["status"], "ERROR")
+        self.assertNothingStored()
+
+    def test_a_file_that_is_not_what_was_announced(self):
+        self.keep(link := Neighbour(self.server, key=self.KEY))
+        reply = link.ask(f"piece {'0' * 64} 3 0 {as_base64(b'abc')}")
+        self.assertEqual(reply["status"], "OK")
+        self.assertIs(link.event("file")["sealed"], False)
+        self.assertNothingStored()
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_a_batch_that_never_ends(self):
+        """It is cut off and logged, and others are served meanwhile."""
+        self.keep(link := Neighbour(self.server, key=self.KEY))
+        link.socket.sendall(b"deliver 0 0 [")
+        before = self.server.memory
+        with self.assertRaises((ConnectionError, EOFError)):
+            for _ in range(64):
+                link.write(b'{"seq":1},' * 100_000)
+                self.messi.ok_raw("help send")
+        self.assertLess(self.server.memory - before, 64 * MIB)
+        eventually(lambda: "realm mesin2" in self.server.log, "a word in the log")
+        self.assertNothingStored()
+
+
+class Disk(ChatTest):
+    """A disk that is full or ill, a database that another process holds, that is damaged, or too new."""
+
+    def start(self, *options: str, **keywords: object) -> Server:
+        server = Server(*options, **keywords)
+        self.addCleanup(server.kill)
+        self.messi, self.lineker = server.login("messi"), server.login("lineker")
+        self.keep(self.messi, self.lineker)
+        self.messi.ok("send henderson first")
+        self.sent = ["first"]                                   # the texts that were acknowledged
+        return server
+
+    def timed(self, person: Person, words: str) -> dict:
+        """A request and its reply, which must come within a second."""
+        started = time.perf_counter()
+        reply = person.do(words)
+        self.assertLess(time.perf_counter() - started, 1.0, reply)
+        return reply
+
+    def send_until(self, code: str, size: int = 0) -> None:
+        """Sends until a reply is the ERROR `code`, or OK where that is empty."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            text = f"{len(self.sent)} {'x' * size}".strip()
+            reply = self.timed(self.messi, f"send henderson {text}")
+            if reply["status"] == "OK":
+                self.sent.append(text)
+            if reply.get("code", "") == code:
+                return
+            self.assertIn(reply.get("code", "storage"), ("storage",), reply)
+        self.fail(f"never {code!r}")
+
+    def assertOthersServed(self) -> None:
+        """What needs no writing is answered as ever."""
+        for words in ("history messi", "info", "groups", "realms"):
+            self.assertEqual(self.timed(self.lineker, words)["status"], "OK")
+
+    def assertKept(self, server: Server) -> None:
+        """What was acknowledged, and nothing else, is there after a power cut."""
+        server.kill()
+        server.start()
+        self.keep(messi := server.login("messi"))
+        self.assertEqual(messi.ok("send henderson last")["status"], "OK")
+        texts = [text for text, in rows(server, "SELECT text FROM messages WHERE text IS NOT NULL ORDER BY id")]
+        self.assertEqual(texts, [*self.sent, "last"])
+        self.assertEqual(server.log.count("Traceback"), 0)
+        server.stop()
+
+    @unittest.skipUnless(ON_LINUX, "changes the limits of a running process")
+    def test_a_limit_of_a_files_size(self):
+        """Every write past the end of the database's log is an I/O error; so is a file's."""
+        import resource
+        server = self.start()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        for _ in range(3):
+            size = (server.data / "chat.db-wal").stat().st_size
+            resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (size, limits[1]))
+            self.send_until("storage", size=8000)
+            for _ in range(20):
+                self.assertRefused(self.timed(self.messi, f"send henderson {'x' * 8000}"), "storage")
+            self.assertRefused(self.timed(self.messi, "addgroup g"), "storage")
+            self.assertRefused(self.timed(self.messi, f"sendfile henderson f {as_base64(bytes(size + 9))}"), "storage")
+            self.assertOthersServed()
+            resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, limits)
+            self.send_until("")
+        self.assertEqual(self.messi.ok("groups")["groups"], [])
+        self.assertEqual(server.files(), [])
+        self.assertKept(server)
+
+    def test_locked_by_another_process(self):
+        """Senders are told at once, readers served, and it goes on as soon as the lock is gone."""
+        server = self.start()
+        with contextlib.closing(sqlite3.connect(server.data / "chat.db", isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            deadline = time.monotonic() + (30 if LONG else 1)
+            while time.monotonic() < deadline:
+                self.assertRefused(self.timed(self.messi, "send henderson while it is locked"), "storage")
+                self.assertRefused(self.timed(self.messi, f"sendfile henderson f {as_base64(b'x')}"), "storage")
+                self.assertOthersServed()
+            db.execute("ROLLBACK")
+        self.send_until("")
+        self.assertEqual(server.files(), [])
+        self.assertKept(server)
+
+    def test_a_full_disk(self):
+        """A tmpfs of 4 MB, full of somebody else's data: no false OK, and it heals once there is room."""
+        if not ON_LINUX or os.geteuid() or not shutil.which("unshare"):
+            self.skipTest("only root may mount a file system, in a namespace of its own")
+        place = Path(tempfile.mkdtemp(prefix="tmpfs-", dir=SCRATCH))
+        mount = f'mount -t tmpfs -o size=4m none "{place}" && exec "$@"'
+        server = self.start("--data", str(place), wrapper=("unshare", "--mount", "sh", "-c", mount, "sh"))
+        server.data = Path(f"/proc/{server.process.pid}/root{place}")
+        for _ in range(3):
+            with contextlib.suppress(OSError), (server.data / "ballast").open("ab", buffering=0) as ballast:
+                while ballast.write(bytes(4 * KIB)):
+                    pass
+            self.send_until("storage", size=8000)
+            self.assertRefused(self.timed(self.messi, f"sendfile henderson f {as_base64(bytes(100_000))}"), "storage")
+            self.assertOthersServed()
+            (server.data / "ballast").unlink()
+            self.send_until("")
+        self.assertEqual(server.files(), [])
+        for file in server.data.glob("chat.db*"):               # as a power cut would leave it
+            shutil.copy(file, server.folder)
+        server.data = server.folder
+        texts = [text for text, in rows(server, "SELECT text FROM messages ORDER BY id")]
+        self.assertEqual(texts, self.sent)
+        self.assertNotIn("Traceback", server.log)
+
+    def test_refused_at_start_and_left_as_it_is(self):
+        """A damaged database, or one of a newer program: one sentence that names the file, and no byte changed."""
+        server = self.start()
+        self.messi.ok_all(f"send henderson {'x' * 1000}" for _ in range(200))
+        server.stop()
+        path, good = server.data / "chat.db", (server.data / "chat.db").read_bytes()
+        middle = len(good) // 2 // 4096 * 4096
+        cases = {"no header": bytes(100) + good[100:], "zeros in the middle": good[:middle] + bytes(8192) +
+                 good[middle + 8192:], "cut": good[:middle], "text": b"this is no database at all\n" * 200,
+                 "newer": good[:60] + (99).to_bytes(4, "big") + good[64:]}
+        for name, content in cases.items():
+            with self.subTest(name):
+                path.write_bytes(content)
+                ended = program(server)
+                self.assertEqual((ended.returncode, ended.stdout), (1, ""), ended)
+                self.assertEqual(len(ended.stderr.splitlines()), 1, ended.stderr)
+                self.assertIn(str(path), ended.stderr)
+                self.assertIn("newer" if name == "newer" else "damaged", ended.stderr)
+                self.assertEqual(path.read_bytes(), content)
+        path.write_bytes(good)
+        server.start()
+        server.stop()
+
+    def test_two_servers_in_one_folder(self):
+        server = self.start()
+        ended = program(server)
+        self.assertEqual(ended.returncode, 1)
+        self.assertIn("another server", ended.stderr)
+        self.assertEqual(self.messi.ok("send henderson still here")["status"], "OK")
+
+
+class Proxy:
+    """The network between a realm and its neighbour: passes on what comes, cuts off, or goes silent."""
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.silent = False                                    # nothing is passed on, and no connection ends
+        self.cut_at = b""                                      # an answer with this in it is not passed on: a cut
+        self.cuts = 0
+        self.chance: random.Random | None = None               # cuts after so many bytes as it says
+        self.budget = 0
+        self.seen = bytearray()                                # all that was passed on
+        self.partners: dict[socket.socket, socket.socket] = {}
+        self.forward: set[socket.socket] = set()               # the ends of who called
+        self.selector = selectors.DefaultSelector()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
+        self.selector.register(self.listener, selectors.EVENT_READ)
+        self.ended = False
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while not self.ended:
+            for key, _ in self.selector.select(0.02):
+                if self.silent:
+                    time.sleep(0.002)
+                elif key.fileobj is self.listener:
+                    self._accept()
+                elif key.fileobj in self.partners:
+                    self._pass_on(key.fileobj)
+
+    def _accept(self) -> None:
+        near = self.listener.accept()[0]
+        try:
+            far = socket.create_connection(("127.0.0.1", self.target), PATIENCE)
+        except OSError:
+            near.close()
+            return
+        self.forward.add(near)
+        for one, other in ((near, far), (far, near)):
+            self.partners[one] = other
+            self.selector.register(one, selectors.EVENT_READ)
+
+    def _pass_on(self, source: socket.socket) -> None:
+        try:
+            data = source.recv(64 * KIB)
+            cut = self.cut_at and source not in self.forward and self.cut_at in data
+            if self.chance:
+                self.budget -= len(data)
+                if self.budget < 0:
+                    cut, self.budget = self.budget != -len(data), self.chance.randrange(5_000, 400_000)
+            self.cuts += bool(cut)
+            if cut or not data:
+                raise EOFError
+            self.seen += data
+            self.partners[source].sendall(data)
+        except (OSError, EOFError):
+            self.cut(source)
+
+    def cut(self, end: socket.socket) -> None:
+        """Ends a connection on both sides."""
+        for one in (end, self.partners.pop(end, end)):
+            with contextlib.suppress(KeyError, ValueError):
+                self.selector.unregister(one)
+            self.partners.pop(one, None)
+            self.forward.discard(one)
+            one.close()
+
+    def close(self) -> None:
+        self.ended = True
+        self.thread.join()
+        for end in [self.listener, *self.partners]:
+            end.close()
+        self.selector.close()
+
+
+class Inside:
+    """A realm in the test's own process: a real store, real sockets and a real loop, with clocks that the test sets."""
+
+    login = Server.login
+
+    def __init__(self, realm: str, peer: int, port: int = 0) -> None:
+        program = load_program(ROOT / REALMS["mesin1"].folder / "ChatServer.py")
+        self.realm, self.host = realm, "127.0.0.1"
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{realm}-", dir=SCRATCH))
+        self.ahead = self.wall_ahead = 0.0                     # seconds before the true clocks
+        self.logger, self.handler = logging.getLogger("chat"), logging.FileHandler(self.folder / "log")
+        self.logger.addHandler(self.handler)
+        self.logger.propagate = False
+        self.wakers = socket.socketpair()
+        for waker in self.wakers:
+            waker.setblocking(False)
+        self.workers, self.store = program.Workers(self.wake), program.Store(self.folder)
+        password = program.hash_password("surabaya")
+        for name, nama, negara in program.DEFAULT_USERS:
+            self.store.add_person(name, realm, nama, negara, password)
+        self.store.end_request()
+        self.store.commit()
+        table = common.realm_table(True, [f"{'mesin2' if realm == 'mesin1' else 'mesin1'}=127.0.0.1:{peer}"])
+        self.chat = program.Chat(realm, table, self.store, self.workers, wall=lambda: time.time() + self.wall_ahead)
+        self.server = program.Server(self.chat, "127.0.0.1", port, self.wakers[0],
+                                     clock=lambda: time.monotonic() + self.ahead)
+        self.port = self.server.port
+        self.thread = threading.Thread(target=self.server.run)
+        self.thread.start()
+
+    def wake(self) -> None:
+        """Ends the loop's wait."""
+        with contextlib.suppress(OSError):
+            self.wakers[1].send(b"\0")
+
+    def pass_time(self, seconds: float) -> None:
+        """Both clocks move on, and the loop has seen it."""
+        self.ahead += seconds
+        self.wall_ahead += seconds
+        moment = time.monotonic() + self.ahead
+        self.wake()
+        eventually(lambda: self.chat.now >= moment, "a turn of the loop")
+
+    def close(self) -> None:
+        """Ends it as SIGTERM would; nothing unforeseen may stand in its log."""
+        self.server.stopping = True
+        self.wake()
+        self.thread.join()
+        self.workers.close()
+        self.store.close()
+        for waker in self.wakers:
+            waker.close()
+        self.logger.removeHandler(self.handler)
+        self.handler.close()
+        assert "Traceback" not in (self.folder / "log").read_text()
+
+
+class BrokenLink(ChatTest):
+    """A link that is cut at the worst moments, flaps, and is away for long."""
+
+    def through_proxy(self) -> tuple[Proxy, Person, Person]:
+        """Two realms; mesin1's link to mesin2 goes through a proxy. And messi here, henderson there."""
+        first, second = free_ports(2)
+        self.keep(proxy := Proxy(second))
+        here = Server(port=first, peer=f"127.0.0.1:{proxy.port}")
+        there = Server(realm="mesin2", port=second, peer=f"127.0.0.1:{first}")
+        messi, henderson = here.login("messi"), there.login("henderson")
+        self.keep(here, there, messi, henderson)
+        henderson.ok("subscribe")
+        messi.await_link("mesin2")
+        return proxy, messi, henderson
+
+    def assertArrived(self, messi: Person, henderson: Person, lines: list[str]) -> None:
+        """What these requests sent is there once and in order."""
+        got = [henderson.event("message") for _ in lines]
+        self.assertEqual([event["msg"] if "msg" in event else event["file"]["name"] for event in got],
+                         [line.split(" ")[2] for line in lines])
+        eventually(lambda: messi.ok("realms")["realms"]["mesin2"]["queued"] == 0, "an empty queue")
+        henderson.expect_nothing()
+        self.assertEqual(len(henderson.inbox()), len(lines))
+
+    def test_cut_after_the_batch_and_before_its_answer(self):
+        """The batch is on disk there, its answer lost: what comes again is recognised."""
+        proxy, messi, henderson = self.through_proxy()
+        content, all_lines = some_bytes(500_000), []
+        for cut in range(1, 31 if LONG else 5):
+            lines = [f"send henderson@mesin2 {cut}-{number}" for number in range(50)]
+            lines.insert(25, f"sendfile henderson@mesin2 {cut}.bin {as_base64(content + bytes([cut]))}")
+            proxy.cut_at = b'"have":'
+            worker = threading.Thread(target=messi.ok_all, args=(lines,))
+            worker.start()
+            eventually(lambda cut=cut: proxy.cuts >= cut, "a cut")
+            proxy.cut_at = b""
+            worker.join()
+            messi.await_link("mesin2")
+            all_lines += lines
+        self.assertArrived(messi, henderson, all_lines)
+
+    def test_a_flapping_link(self):
+        """Cut at random moments, in the middle of batches and files."""
+        proxy, messi, henderson = self.through_proxy()
+        lines = [f"sendfile henderson@mesin2 {number} {as_base64(some_bytes(200_000, seed=number))}"
+                 if number % 100 == 50 else f"send henderson@mesin2 {number}" for number in range(600)]
+        proxy.chance = random.Random(5)
+        for _ in range(20 if LONG else 1):
+            messi.ok_all(lines)
+            self.assertArrived(messi, henderson, lines)
+        self.assertGreater(proxy.cuts, 2)
+
+    def test_ten_thousand_messages_and_fifty_files_drain(self):
+        """A send while the realm is away answers within 50 ms; all is there within 30 s of its return."""
+        here, there = two_realms()
+        self.keep(here, there)
+        messi, henderson = here.login("messi"), there.login("henderson")
+        self.keep(messi, henderson)
+        messi.await_link("mesin2")
+        there.stop()
+        messi.await_link("mesin2", "down")
+        times = []
+        for number in range(200):
+            started = time.perf_counter()
+            self.assertIs(messi.ok(f"send henderson@mesin2 {number}")["queued"], True)
+            times.append(time.perf_counter() - started)
+        self.assertLess(sorted(times)[197], 0.05)
+        messi.ok_all(f"send henderson@mesin2 {number}" for number in range(200, 10_000))
+        messi.ok_all(f"sendfile henderson@mesin2 {number}.bin {as_base64(some_bytes(100_000, seed=number))}"
+                     for number in range(50))
+        there.start()
+        started = time.perf_counter()
+        self.keep(henderson := henderson.again())
+        henderson.ok("subscribe 0")
+        got = [henderson.event("message") for _ in range(10_050)]
+        self.assertLess(time.perf_counter() - started, 30)
+        self.assertEqual([event["msg"] for event in got[:10_000]], [str(number) for number in range(10_000)])
+        for number, event in enumerate(got[10_000:]):
+            self.assertEqual(event["file"]["name"], f"{number}.bin")
+            self.assertEqual(event["file"]["sha256"], hashlib.sha256(some_bytes(100_000, seed=number)).hexdigest())
+
+
+class Clocks(ChatTest):
+    """Hours and years that pass in seconds: the clocks are handed in, all else is real."""
+
+    def realm(self, realm: str, peer: int, port: int = 0) -> Inside:
+        self.keep(inside := Inside(realm, peer, port))
+        return inside
+
+    def test_a_realm_is_away_for_an_hour(self):
+        """With --long for a day. What was sent meanwhile arrives once, in order, soon after its return."""
+        away = 86_400 if LONG else 3_600
+        first, second = free_ports(2)
+        here = self.realm("mesin1", second, first)
+        self.keep(messi := here.login("messi"))
+        expected = []
+        for second_of_all in range(0, away, 10):
+            if second_of_all % (away // 24) < 10:
+                expected.append(f"after {second_of_all} s")
+                started = time.perf_counter()
+                self.assertIs(messi.ok(f"send henderson@mesin2 {expected[-1]}")["queued"], True)
+                self.assertLess(time.perf_counter() - started, 1)
+            here.pass_time(10)
+        there = self.realm("mesin2", first, second)
+        self.keep(henderson := there.login("henderson"))
+        henderson.ok("subscribe 0")
+        here.pass_time(1.2 * common.LINK_RETRY_MOST)
+        henderson.expect(*expected)
+        messi.await_link("mesin2")
+        messi.ok("send henderson@mesin2 last")
+        henderson.expect("last")
+
+    def test_a_clock_set_ten_years_back_and_forth(self):
+        """Order and delivery are by id, within a realm and across the link; only `ts` follows the clock."""
+        first, second = free_ports(2)
+        here, there = self.realm("mesin1", second, first), self.realm("mesin2", first, second)
+        messi, lineker, henderson = here.login("messi"), here.login("lineker"), there.login("henderson")
+        self.keep(messi, lineker, henderson)
+        for person, other in ((messi, "mesin2"), (lineker, "mesin2"), (henderson, "mesin1")):
+            person.await_link(other)
+        messi.ok("addgroup g")
+        henderson.ok("joingroup g@mesin1")
+        texts, years = [], []
+        for decades in (0, -1, 1, 0, 1, -1, 0):
+            here.wall_ahead = decades * 10 * 365.25 * 86_400
+            texts += [f"to lineker {len(texts)}", f"to henderson {len(texts)}", f"to g {len(texts)}"]
+            messi.ok(f"send lineker {texts[-3]}")
+            years.append(int(lineker.expect(texts[-3])["ts"][:4]))
+            messi.ok(f"send henderson@mesin2 {texts[-2]}")
+            messi.ok(f"sendgroup g {texts[-1]}")
+            henderson.expect(*texts[-2:])
+            henderson.ok(f"send messi@mesin1 back {len(texts)}")
+            henderson.expect(f"back {len(texts)}")
+            self.keep(again := messi.again())
+            again.ok("info")
+        messages = [messi.event("message") for _ in range(len(texts) // 3 * 4)]
+        ids = [message["id"] for message in messages]
+        self.assertEqual(ids, sorted(set(ids)))
+        self.assertEqual(messi.history("lineker"), texts[::3])
+        self.assertEqual(messi.history("g"), texts[2::3])
+        self.assertEqual([message["msg"] for message in henderson.inbox()],
+                         [text for number, text in enumerate(texts) if number % 3])
+        self.assertEqual([year - years[0] for year in years], [0, -10, 10, 0, 10, -10, 0])
+
+    def test_a_realm_that_falls_silent(self):
+        """A network that swallows everything and ends nothing: noticed within 15 s, and resumed without loss."""
+        there = Server(realm="mesin2")
+        self.keep(there, proxy := Proxy(there.port))
+        here = self.realm("mesin1", proxy.port)
+        messi, henderson = here.login("messi"), there.login("henderson")
+        self.keep(messi, henderson)
+        messi.await_link("mesin2")
+        henderson.ok("subscribe")
+        messi.ok("send henderson@mesin2 before")
+        proxy.silent = True
+        messi.write(messi.line("send henderson@mesin2 into the silence").encode() + b"\r\n")
+        for _ in range(14):
+            here.pass_time(1)
+        self.assertIs(messi.reply()["queued"], True)
+        messi.await_link("mesin2", "down")
+        self.assertIs(messi.ok("send henderson@mesin2 while it is away")["queued"], True)
+        proxy.silent = False
+        here.pass_time(1.2 * common.LINK_RETRY_MOST)
+        messi.await_link("mesin2")
+        henderson.expect("before", "into the silence", "while it is away")
+        messi.ok("send henderson@mesin2 after")
+        henderson.expect("after")
+
+
+class Restart(ChatTest):
+    """A server with much in it is back at once."""
+
+    def test_listening_within_two_seconds_with_100_000_messages(self):
+        """After SIGKILL, in the middle of a burst over a database that holds 100,000 messages."""
+        server = Server()
+        self.addCleanup(server.kill)
+        messi, henderson = server.login("messi"), server.login("henderson")
+        messi.ok("send henderson first")
+        server.stop()
+        change(server, ("INSERT INTO messages SELECT id + ?, conversation, ts, sender, text FROM messages WHERE id=1",
+                        ((number,) for number in range(1, 100_001))))
+        server.start()
+        for _ in range(3):
+            self.keep(wire := messi.again())
+            wire.write((messi.line("send henderson under load") + "\r\n").encode() * 500)
+            server.kill()
+            started = time.perf_counter()
+            server.start()
+            self.assertLess(time.perf_counter() - started, 2.0)
+        self.keep(henderson := henderson.again())
+        self.assertEqual(len(henderson.inbox()), common.INBOX_PAGE)
+        self.assertEqual(rows(server, "SELECT MIN(id), COUNT(*)=MAX(id) FROM messages"), [(1, 1)])
+        server.stop()
+
+
+@unittest.skipUnless(ON_LINUX, "changes the limits of a running process and reads /proc")
+class Floods(ChatTest):
+    """Connections that are only there to be in the way."""
+
+    def setUp(self) -> None:
+        import resource
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+    def start(self, **keywords: object) -> Server:
+        self.keep(server := Server(**keywords))
+        self.alice, self.bob = server.register("alice"), server.register("bob")
+        self.keep(self.alice, self.bob)
+        return server
+
+    def connect(self, server: Server, count: int) -> list[Wire]:
+        wires = [Wire(server) for _ in range(count)]
+        self.keep(*wires)
+        return wires
+
+    def assertQuick(self, each: Callable[[int], object] = lambda number: None) -> None:
+        """Honest people's requests: the 99th percentile is under 50 ms."""
+        times = []
+        for number in range(500):
+            each(number)
+            started = time.perf_counter()
+            self.alice.ok(f"send {self.bob} {number}")
+            times.append(time.perf_counter() - started)
+        self.assertLess(slowest_but_one_percent(times), 0.05)
+
+    def test_two_thousand_slow_half_lines(self):
+        """Each sends a byte now and then, and never a whole line; with --long until they are dropped."""
+        server = self.start()
+        slow, gone = self.connect(server, 2000), 0
+        for wire in slow:
+            wire.socket.send(b"auth messi ")                   # `select` could not wait for so many
+
+        def trickle(number: int) -> None:
+            for wire in slow[number * 4 % 2000:][:4]:
+                wire.socket.send(b"s")
+        self.assertQuick(trickle)
+        deadline = time.monotonic() + common.LOGIN_SECONDS + PATIENCE
+        while LONG and gone < 2000 and time.monotonic() < deadline:
+            ready, _, _ = select.select([], [], [], 0.5)
+            gone = 0
+            for wire in slow:
+                try:
+                    wire.socket.send(b"s")
+                except OSError:
+                    gone += 1
+        self.assertEqual(gone, 2000 if LONG else 0)
+        self.assertQuick()
+
+    def test_no_descriptor_is_left(self):
+        """Accepting fails: no spinning, those who are in are served, and it recovers by itself."""
+        import resource
+        server = self.start()
+        hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)[1]
+        used = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (used + 20, hard))
+        wires = self.connect(server, 60)
+        eventually(lambda: "can't accept connections" in server.log, "a word in the log")
+        before = processor_seconds(server)
+        time.sleep(1)                                          # how much is computed in a second of nothing to do
+        self.assertLess(processor_seconds(server) - before, 0.2)
+        self.assertQuick()
+        reply = self.alice.do(f"sendfile {self.bob} f {as_base64(b'no descriptor')}")
+        self.assertRefused(reply, "storage")
+        for wire in wires:
+            wire.close()
+        self.keep(server.login("messi"))
+        self.alice.ok(f"sendfile {self.bob} f {as_base64(b'once more')}")
+        self.assertLess(server.log.count("can't accept connections"), 40)
+
+    def test_few_descriptors_from_the_start(self):
+        """With `ulimit -n 256` who is one too many is told so; enough are kept for the server's own files."""
+        server = self.start(wrapper=("sh", "-c", 'ulimit -n 256 && exec "$@"', "sh"))
+        wires = self.connect(server, 300)
+        wires[-1].reply()
+        busy = [wire for wire in wires if select.select([wire.socket], [], [], 0)[0]]
+        self.assertLess(len(busy), 150)
+        for wire in busy:
+            with contextlib.suppress(IndexError):
+                self.assertRefused(wire.replies.popleft() if wire.replies else wire.reply(), "busy")
+        self.assertQuick()
+        self.alice.ok(f"sendfile {self.bob} f {as_base64(b'content')}")
+        for wire in wires:
+            wire.close()
+        self.keep(server.login("messi"))
+
+    def test_everybody_comes_back_at_once(self):
+        """1,000 reconnect in the same second, 50,000 messages wait for them. 1,000 hashes would take half a minute."""
+        server, people, each = Server(), 1000, 50
+        self.addCleanup(server.kill)
+        server.login("messi").ok("addgroup g")
+        server.stop()
+        now, ids = int(time.time() * 1000), range(1, 50_001)
+        change(server, ("INSERT INTO people SELECT ?, 'p' || ?, realm, nama, negara, password FROM people "
+                        "WHERE name='messi'", ((id, id) for id in range(100, 100 + people))),
+               ("INSERT INTO members VALUES(1, ?, 0)", ((id,) for id in range(100, 100 + people))),
+               ("INSERT INTO sessions VALUES(?, ?, ?)", ((hashlib.sha256(f"token-{id}".encode()).digest(), id, now)
+                                                         for id in range(100, 100 + people))),
+               ("INSERT INTO messages VALUES(?, 1, ?, 1, 'text')", ((id, now) for id in ids)))
+        server.start()
+        for _ in range(10 if LONG else 1):
+            started, load = time.perf_counter(), Load()
+            pipes = [load.connect(server.port, mark=b'"event":"message"') for _ in range(people)]
+            lines = [f"subscribe token-{100 + number} {ids[-1] - each}\r\n".encode() for number in range(people)]
+            load.run(dict(zip(pipes, lines, strict=True)), dict.fromkeys(pipes, each))
+            self.assertLess(time.perf_counter() - started, 10)
+            load.close()
+        server.stop()
+
+
+class HostileInput(OneServer):
+    """Long lines, junk lines, hostile names, uploads that end too soon."""
+
+    options = ("--max-file", "1")
+
+    def setUp(self) -> None:
+        self.alice, self.bob = self.people("alice", "bob")
+
+    def assertUsable(self) -> None:
+        """Nothing is wrong with the server, and nothing lies about that should not."""
+        self.alice.ok(f"send {self.bob} still here")
+        self.assertEqual(self.bob.inbox()[-1]["msg"], "still here")
+        names = {str(path.relative_to(self.server.folder)) for path in self.server.folder.rglob("*")}
+        stray = [name for name in names if not re.fullmatch(
+            r"log|data|data/files|data/(chat|owner)\.db(-(wal|shm|journal))?|data/files/[0-9a-f]{64}", name)]
+        self.assertEqual(stray, [])
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_lines_of_100_mb(self):
+        """One reply a line, memory as before."""
+        starts = [b"", b"send T messi ", self.alice.line(f"sendfile {self.bob} f").encode() + b" ", b"\xff\0",
+                  b"@t inbox ", b"@" * 100, b"deliver 0 0 ["]
+        self.server.forget_most_memory()
+        before = self.server.memory
+        for number in range(50 if LONG else 2):
+            block = (b"A", b"\0", b"\xff", b"[", b" ")[number % 5] * MIB
+            wire = self.again(self.alice)
+            wire.write(starts[number % len(starts)])
+            for _ in range(100):
+                wire.write(block)
+            wire.write(b"\r\n@last help send\r\n")
+            self.assertEqual(wire.reply()["status"], "ERROR")
+            self.assertEqual(wire.reply()["tag"], "last")
+        self.assertLess(self.server.most_memory - before, 64 * MIB)
+        self.assertUsable()
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_junk_lines(self):
+        """Bad UTF-8, NUL, halves of commands: one reply a line, none of them an `internal_error`."""
+        chance, before = random.Random(8), self.server.memory
+        words = sorted(word.encode() for word in set(COMMANDS) - {"auth", "register", "peer", "peerproof"})
+        words += [b"\0", b"\xff\xfe", b"@t", b"@", b"", b"T", b"\r", b"messi", b"\xed\xa0\x80", b"9" * 30]
+        for _ in range(1000 if LONG else 50):
+            wire = self.wire()
+            lines = [(b" ".join(chance.choices(words, k=chance.randrange(5))) +
+                      chance.randbytes(chance.randrange(30))).replace(b"\n", b"") for _ in range(1000)]
+            wire.write(b"\n".join(lines) + b"\n@last help send\n")
+            frames = b"".join(wire.frames)
+            replies = [wire.frame() for _ in range(1001)]
+            self.assertEqual(replies[-1].get("tag"), "last")
+            self.assertNotIn("internal_error", {reply.get("code") for reply in replies}, frames)
+            wire.close()
+        self.assertLess(self.server.memory - before, 64 * MIB)
+        self.assertUsable()
+
+    def test_two_hundred_hostile_names(self):
+        """Of users, groups and files: refused, or made into one that is only data; never a path."""
+        parts = ["..", "../../evil", "/etc/evil", "C:\\evil", "evil\0", "%2e%2e%2fevil", "..%5c..%5cevil", "x" * 300,
+                 "-rf", "chat.db", "';DROP/**/TABLE/**/messages;--", "$(touch\u00a0evil)", "`evil`", "evil|sh", "~root",
+                 "*", "con", "\u202egpj.exe", "\x1b[2J", "%s%n", "{0}", "\ud7ff", "\ufeff", "\u0130", "<script>"]
+        names = [before + part + behind for part in parts
+                 for before, behind in (("", ""), ("../", ""), ("", "/"), ("a", "%00.txt"), ("%252e", ""), ("", ".."),
+                                        (".", "\r"), ("@", "@mesin2"))]
+        self.assertEqual(len(names), 200)
+        for name in names:
+            with self.subTest(name[:50]):
+                for words in (f"addgroup {name}", f"joingroup {name}", f"sendgroup {name} hi", f"send {name} hi",
+                              f"history {name}", f"leavegroup {name}", f"sendprivaterealm mesin1 {name} hi"):
+                    reply = self.alice.do(words)
+                    if reply["status"] == "OK":
+                        self.assertRegex(name.lower(), rf"\A{common.NAME.pattern}\r?\Z")
+                    else:
+                        self.assertNotEqual(reply["code"], "internal_error")
+                reply = self.alice.do(f"sendfile {self.bob} {name} {as_base64(name.encode())}")
+                if reply["status"] == "OK":
+                    file_name = self.bob.ok(f"getfile {reply['id']}")["file_name"]
+                    self.assertFalse(set(file_name) & set("/\\\0\r\n\x1b\u202e"), file_name)
+                    self.assertTrue(file_name.strip(". "))
+        for name in names[::40]:                               # each costs a hash
+            self.assertRefused(self.wire().ask(f"auth {name} x"), "bad_credentials")
+        for group in self.alice.ok("groups")["groups"]:
+            self.assertRegex(group["group"], rf"\A{common.NAME.pattern}@mesin1\Z")
+        self.assertUsable()
+
+    def test_uploads_cut_at_every_stage(self):
+        """Whoever goes away in the middle of an upload has sent nothing; at its end, all of it or nothing."""
+        content = some_bytes(200_000)
+        line = self.alice.line(f"sendfile {self.bob} cut.bin {as_base64(content)}").encode() + b"\r\n"
+        stages = [*range(40, 120, 10), *range(1000, len(line), 30_000), len(line) - 3, len(line) - 2, len(line)]
+        for stage in stages:
+            for reset in (False, True):
+                wire = self.alice.again()
+                wire.write(line[:stage])
+                wire.close(reset)
+        eventually(lambda: not [name for name in self.server.files() if len(name) != 64], "half files are removed")
+        messages = self.bob.inbox()
+        self.assertLessEqual(len(messages), 4)                 # of the last two stages; the LF alone is an end too
+        for message in messages:
+            self.assertEqual(self.bob.fetch(message["id"]), content)
+        self.assertUsable()
+
+    def test_half_a_file_at_a_power_cut(self):
+        """What was half there when the server died is swept at the next start."""
+        server = Server()
+        self.addCleanup(server.kill)
+        messi = server.login("messi")
+        self.keep(messi)
+        messi.write(messi.line("sendfile henderson half.bin ").encode() + b" " + b"A" * 400_000)
+        eventually(lambda: server.files(), "a temporary file")
+        server.kill()
+        self.assertTrue(server.files())
+        server.start()
+        self.assertEqual(server.files(), [])
+        self.keep(henderson := server.login("henderson"))
+        self.assertEqual(henderson.inbox(), [])
+        server.stop()
+
+
+class Properties(ChatTest):
+    """What holds for any input, tried with many drawn at random from a fixed seed."""
+
+    ROUNDS = 100_000 if LONG else 2000
+
+    def text(self, chance: random.Random) -> str:
+        """Any text of any letters that UTF-8 can carry."""
+        ranges = ((32, 127), (0, 32), (160, 0x800), (0x2000, 0x2100), (0xe000, 0x10000), (0x10000, 0x110000))
+        return "".join(chr(chance.randrange(*chance.choice(ranges))) for _ in range(chance.randrange(30)))
+
+    def test_what_is_written_is_read(self):
+        """A request made from any words of the table's row is parsed into those words; a text keeps its spaces."""
+        chance = random.Random(21)
+        for _ in range(self.ROUNDS):
+            command = chance.choice(list(COMMANDS.values()))
+            words = [re.sub("[ \r\n]", "", self.text(chance)) or "x" for _ in command.names]
+            if command.takes_rest:
+                words[-1] = re.sub("[\r\n]", "", self.text(chance) + "x").lstrip(" ")
+            else:
+                del words[chance.randrange(command.required, len(words) + 1):]
+            line = " " * chance.randrange(3) + (" " * chance.randrange(1, 4)).join(
+                [chance.choice([command.word, command.word.upper()]), *words])
+            request = common.parse_request("t", common.split_tag(f"@t {line}".encode())[1])
+            self.assertEqual((request.command, request.arguments), (command, words), line)
+
+    def test_frames(self):
+        """Any text travels in a frame of pure ASCII that has its end nowhere but at its end."""
+        chance = random.Random(22)
+        for _ in range(self.ROUNDS):
+            fields = {self.text(chance): self.text(chance) for _ in range(3)} | {"status": "OK"}
+            frame = common.format_frame({name.replace('"', "").replace("\\", "").encode("ascii", "ignore").decode(
+                ).translate({number: None for number in range(32)}): value for name, value in fields.items()})
+            self.assertEqual(frame.index(FRAME_END), len(frame) - 4)
+            self.assertTrue(frame.isascii())
+            self.assertLessEqual(set(json.loads(frame).values()), set(fields.values()))
+
+    def test_base64_as_the_standard_has_it(self):
+        """In any pieces, a content is taken exactly if the standard library's strict decoder takes it whole."""
+        chance = random.Random(23)
+        for _ in range(self.ROUNDS):
+            data = bytearray(base64.b64encode(chance.randbytes(chance.randrange(1, 40))))
+            for _ in range(chance.choice((0, 0, 1, 2))):
+                data[chance.randrange(len(data))] = chance.choice(b"=A+/ -_!\0\xff'")
+            cuts = sorted(chance.randrange(len(data) + 1) for _ in range(chance.randrange(5)))
+            bare = bytes(data).strip(b" ")
+            try:
+                expected = base64.b64decode(bare, validate=True) if len(bare) % 4 == 0 else None
+            except ValueError:
+                expected = None
+            try:
+                found = Files.decode(bytes(data), *cuts)
+            except ChatError as error:
+                self.assertEqual(error.code, "bad_base64")
+                found = None
+            self.assertEqual(found, expected, (data, cuts))
+
+    def test_file_names(self):
+        """Any name comes out as a bare one, and stays as it is from then on."""
+        chance, parts = random.Random(24), ["..", "/", "\\", "%2f", "%00", ".", "a", "\u202e", "\0", " ", "x" * 200]
+        for _ in range(self.ROUNDS):
+            text = "".join(chance.choices(parts, k=chance.randrange(6))) + self.text(chance)
+            name = common.decode_file_name(text)
+            self.assertFalse(set(name) & set("/\\\0\n\r\u202e"), text)
+            self.assertTrue(name.strip(". ") and name.isprintable() and len(name.encode()) <= common.MAX_FILE_NAME)
+            self.assertEqual(common.decode_file_name(common.encode_file_name(name)), name, text)
+
+
+class Guessing(ChatTest):
+    """Passwords and tokens that somebody tries to guess."""
+
+    def test_ten_thousand_passwords(self):
+        """At most 10 a minute are tried for an account, also over many connections at once; others log in meanwhile."""
+        self.keep(inside := Inside("mesin1", 1))
+        tried = 0
+        for _ in range(2):
+            wires = [Wire(inside) for _ in range(10)]
+            self.keep(*wires)
+            for wire in wires:
+                wire.write(b"".join(b"auth Messi guess-%d\r\n" % number for number in range(500)))
+            self.keep(inside.login("henderson"))
+            codes = [wire.reply()["code"] for wire in wires for _ in range(500)]
+            self.assertEqual((codes.count("bad_credentials"), codes.count("rate_limited")), (10, 4990))
+            self.assertRefused(wires[0].ask("auth messi surabaya"), "rate_limited")
+            tried += len(codes)
+            self.assertLessEqual(wires[0].ask("auth messi surabaya")["retry_after"], common.GUESS_SECONDS)
+            inside.pass_time(common.GUESS_SECONDS)
+        self.assertEqual(tried, 10_000)
+        self.keep(inside.login("messi"))
+
+    def test_tokens(self):
+        """Near misses, and 50,000 (with --long a million) at random: no hit."""
+        self.keep(server := Server(), messi := server.login("messi"), wire := Wire(server))
+        token, digest = messi.token, hashlib.sha256(messi.token.encode())
+        near = [token[:-1], token + "0", token.upper() + "g", f"{token[:-1]}{(int(token[-1], 16) + 1) % 16:x}",
+                token[::-1], digest.hexdigest(), as_base64(digest.digest()), "None", "null", "0", "*", "%", "_", "''",
+                "\0", token + "\0", "\ufeff" + token]
+        for guess in near:
+            with self.subTest(guess):
+                self.assertRefused(wire.ask(f"inbox {guess}"), "session_not_found")
+        chance, refusal = random.Random(13), format(json.dumps({"code": "session_not_found"})[1:-1]).replace(" ", "")
+        for _ in range(1000 if LONG else 50):
+            lines = [f"inbox {chance.getrandbits(192):048x}\r\n" for _ in range(1000)]
+            wire.write("".join(lines).encode())
+            while len(wire.frames) < 1000:
+                wire._receive()
+            self.assertEqual({refusal.encode() in frame for frame in wire.frames}, {True})
+            wire.frames.clear()
+
+    def test_a_class_behind_one_address(self):
+        """All 20 (with --long 60) are in within 20 (60) seconds, while somebody beside them guesses."""
+        server, count = Server(), 60 if LONG else 20
+        self.addCleanup(server.kill)
+        server.stop()
+        change(server, ("INSERT INTO people SELECT ?, 'pupil' || ?, realm, nama, negara, password FROM people "
+                        "WHERE name='messi'", ((id, id) for id in range(100, 100 + count))))
+        server.start()
+        guesser, wires = Wire(server), [Wire(server) for _ in range(count)]
+        self.keep(guesser, *wires)
+        guesser.write(b"".join(b"auth messi guess-%d\r\n" % number for number in range(1000)))
+        started = time.monotonic()
+        for number, wire in enumerate(wires):
+            wire.write(f"auth pupil{100 + number} surabaya\r\n".encode())
+            wire.socket.settimeout(60)
+        self.assertEqual({wire.reply()["status"] for wire in wires}, {"OK"})
+        self.assertLess(time.monotonic() - started, count)
+        self.assertEqual({guesser.reply()["status"] for _ in range(1000)}, {"ERROR"})
+        server.stop()
 
 
 # ---- documents and layout ----------------------------------------------------------------------
