@@ -445,6 +445,10 @@ class Store:
             committing.result()
         self.released = turn
 
+    def commit(self) -> None:
+        """Puts on disk what there is, at once. Raises sqlite3.Error."""
+        self.end_commit(self.start_commit(None))
+
     @property
     def is_open(self) -> bool:
         """Whether there is something to commit."""
@@ -1060,7 +1064,6 @@ class RealmLink:
     def connecting(self, conn: Connection, now: float) -> None:
         """A connection is being opened."""
         self.state, self.conn, self.heard, self.asked = CONNECTING, conn, now, now
-        self.expected.clear()
 
     def connected(self, now: float) -> None:
         """The connection is open: says who we are."""
@@ -1074,6 +1077,7 @@ class RealmLink:
         self.next_attempt = now + self.delay * random.uniform(0.8, 1.2)
         self.delay = min(self.delay * 2, common.LINK_RETRY_MOST)
         self.busy = [False, False]
+        self.expected.clear()
         self.end_transfer()
         self.there.clear()
 
@@ -1361,7 +1365,7 @@ class Chat:
         self._handlers = {word: getattr(self, f"do_{word}") for word in COMMANDS}
         self.tick(0.0)
         self.guarded(self.settle_left)
-        store.end_commit(store.start_commit(None))
+        store.commit()
         self.runs.clear()
 
     def settle_left(self) -> None:
@@ -1384,10 +1388,11 @@ class Chat:
                 if guesses.idle:
                     del self.guesses[account]
         while self.deadlines and self.deadlines[0][0] <= now:
-            _, link, stream, seq = self.deadlines.popleft()
+            _, link, stream, seq = self.deadlines[0]
             pending = link.waiting[stream].get(seq)
             if pending and pending.slot:
                 self.stop_waiting(link, stream, seq)
+            self.deadlines.popleft()               # not before: where the disk is full, it is tried again
 
     # -- from a line to its reply
 
@@ -1644,7 +1649,15 @@ class Chat:
         else:
             self.runs.append(Run(members, [message.event()], message.id))
 
-    def push(self, runs: list[Run], news: list[bytes]) -> set[Connection]:
+    def tell_realms(self, news: list[bytes]) -> set[Connection]:
+        """A turn is on disk: the other realms hear of our people and groups, before any reply."""
+        listeners = {link.incoming for link in self.links.values() if link.incoming and news}
+        for conn in listeners:
+            conn.output.extend(news)
+            conn.unsent += sum(map(len, news))
+        return listeners
+
+    def push(self, runs: list[Run]) -> set[Connection]:
         """A turn is on disk: its events go to who has subscribed. Returns the connections that got something."""
         reached: set[Connection] = set()
         for run in runs:
@@ -1656,10 +1669,6 @@ class Chat:
             for conn in connections:
                 conn.push(chunk, run.last_id)
             reached.update(connections)
-        for conn in [link.incoming for link in self.links.values() if link.incoming and news]:
-            conn.output.extend(news)
-            conn.unsent += sum(map(len, news))
-            reached.add(conn)
         return reached
 
     def feed(self, conn: Connection) -> None:
@@ -1679,9 +1688,9 @@ class Chat:
     # -- auth, register, groups
 
     def do_auth(self, conn: Connection, _: Person | None, user: str, password: str) -> object:
-        person = self.store.people.get(f"{user.lower()}@{self.realm}")
-        self.verify(conn, f"{user.lower()}@{self.realm}", person and person.password, password,
-                    lambda _: self.log_in(conn, person))
+        account = f"{user.lower()[:common.MAX_NAME + 1]}@{self.realm}"     # a longer name is nobody's
+        person = self.store.people.get(account)
+        self.verify(conn, account, person and person.password, password, lambda _: self.log_in(conn, person))
         return LATER
 
     def verify(self, conn: Connection, account: str, stored: str | None, password: str,
@@ -1956,6 +1965,14 @@ class Chat:
         if person is None:
             raise ChatError("session_not_found")
         _, realm = self.address(f"x@{realm}" if realm else "x")
+        link = self.links.get(realm)
+        if link is None or link.state != UP:
+            return self.info_of(realm)
+        link.ask("ping", "info", (conn, conn.later()))         # what that realm had to tell comes before its answer
+        return LATER
+
+    def info_of(self, realm: str) -> dict[str, object]:
+        """The reply to `info`, as far as we know."""
         users = [self.describe(other) for other in self.store.people.values()
                  if other.realm == realm and other.name != SYSTEM]
         users.sort(key=lambda user: user["user"])
@@ -2276,6 +2293,8 @@ class Chat:
             link.piece_written(reply, about)
         elif kind == "ping":
             link.round_trip = self.now - about
+        elif kind == "info":
+            self.answer(*about, self.info_of(link.realm.name))
 
     def hear_event(self, link: RealmLink, event: dict) -> None:
         """What another realm tells of its people, its groups, and the files that it was sent."""
@@ -2304,6 +2323,9 @@ class Chat:
     def link_lost(self, link: RealmLink) -> None:
         """The connection to another realm is gone: its senders wait no longer."""
         was_up = link.state == UP
+        for kind, about in link.expected:
+            if kind == "info":
+                self.answer(*about, self.info_of(link.realm.name))
         link.lost(self.now)
 
         self.guarded(self.stop_all, link)
@@ -2439,7 +2461,7 @@ class Chat:
             self.check_body(item)
             return {"text": item["text"]}
         name, size, sha256 = (item["file"][key] for key in File._fields)
-        if type(size) is not int or not SHA256.fullmatch(sha256):
+        if type(size) is not int or size < 0 or not SHA256.fullmatch(sha256):
             raise ValueError
         if size > self.limits.file:
             raise ChatError("too_large")
@@ -2617,13 +2639,18 @@ class Server:
         except sqlite3.Error as error:
             self.turn_failed(turn, error)
             return
+        self.unfinished |= chat.tell_realms(turn.news)
         for conn, count in turn.replies:
             conn.release(count)
             self.unfinished.add(conn)
-        self.unfinished |= chat.push(turn.runs, turn.news)
-        for link in chat.links.values():
-            link.pump()
-            if link.conn and link.conn.has_output:
+        self.unfinished |= chat.push(turn.runs)
+        for link in [link for link in chat.links.values() if link.conn]:
+            try:
+                link.pump()
+            except (OSError, sqlite3.Error) as error:
+                log.error("link to %s: %s", link.realm.name, error)
+                self.doomed[link.conn] = False
+            if link.conn.has_output:
                 self.unfinished.add(link.conn)
 
     def turn_failed(self, turn: Turn, error: Exception) -> None:
@@ -2824,7 +2851,8 @@ class Server:
             return
         try:
             blocked = not self.send(conn)
-        except OSError:
+        except (OSError, sqlite3.Error) as error:
+            log.debug("connection from %s: %s", conn.host, error)
             self.doomed[conn] = False
             return
         if not blocked and (conn.output or conn.sending is not None or self.can_feed(conn)):
@@ -3089,7 +3117,7 @@ def main(arguments: list[str] | None = None) -> int:
             store.add_person(name, row.name, nama, negara, hash_password(DEFAULT_PASSWORD))
         log.warning("made the documented users with the documented password; --no-default-users leaves them out")
     store.end_request()
-    store.end_commit(store.start_commit(None))
+    store.commit()
     if options.key is None:
         log.warning("no realm key: a realm is believed by its address alone")
     most = max(raise_descriptor_limit() - common.SPARE_DESCRIPTORS, 1)
