@@ -48,6 +48,13 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+try:
+    import fcntl
+    import resource
+    import termios
+except ImportError:                # Windows has none of them; who uses them does without
+    fcntl = resource = termios = None
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import common  # noqa: E402  (the line above says where it lies)
@@ -3018,10 +3025,8 @@ class Server:
 def unsent_bytes(sock: socket.socket) -> int:
     """Bytes that the kernel has not handed over yet; 1 on a system that does not tell."""
     try:
-        import fcntl
-        import termios
         return struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]
-    except (ImportError, AttributeError, OSError):
+    except (AttributeError, OSError):
         return 1
 
 
@@ -3146,11 +3151,10 @@ def main(arguments: list[str] | None = None) -> int:
 def raise_descriptor_limit() -> int:
     """Takes as many file descriptors as the system allows this process; says how many."""
     try:
-        import resource
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         return hard if hard != resource.RLIM_INFINITY else sys.maxsize
-    except (ImportError, ValueError, OSError):
+    except (AttributeError, ValueError, OSError):
         return 512                                 # what select can do on Windows
 
 
