@@ -1976,9 +1976,10 @@ class BetweenRealms(TwoRealms):
             member.expect_nothing()
         self.assertEqual([message.get("msg") for message in dave.inbox()], ["from its realm", "from the other", None])
         self.assertEqual([message.get("msg") for message in carol.inbox()], ["from its realm", "from the other"])
+        everybody = sorted(person.address for person in (alice, bob, carol, dave))
         for member in (alice, bob):
-            row = {row["group"]: row for row in member.ok("groups")["groups"]}[group]
-            self.assertEqual(sorted(row["members"]), sorted(person.address for person in (alice, bob, carol, dave)))
+            eventually(lambda member=member: any(row["group"] == group and sorted(row["members"]) == everybody
+                                                 for row in member.ok("groups")["groups"]), "word of all members")
 
     def test_leaving_a_group_of_the_other_realm(self):
         alice, bob, carol = self.people("alice", "bob@", "carol@")
@@ -2046,9 +2047,14 @@ class BetweenRealms(TwoRealms):
 
     def test_info_of_another_realm(self):
         alice, bob = self.people("alice", "bob@")
-        users = {user["user"]: user for user in alice.ok("info mesin2")["users"]}
-        self.assertEqual((users[str(bob)]["realm"], users[str(bob)]["online"]), ("mesin2", True))
-        self.assertNotIn(str(alice), users)
+        def known() -> dict[str, dict]:
+            return {user["user"]: user for user in alice.ok("info mesin2")["users"]}
+
+        eventually(lambda: str(bob) in known(), "word of who has just registered there")
+        self.assertEqual((known()[str(bob)]["realm"], known()[str(bob)]["online"]), ("mesin2", True))
+        self.assertNotIn(str(alice), known())
+        bob.close()
+        eventually(lambda: not known()[str(bob)]["online"], "word of who has gone")
 
     def test_realms_shows_a_live_link(self):
         (alice,) = self.people("alice")
