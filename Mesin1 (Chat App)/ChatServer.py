@@ -58,26 +58,7 @@ except ImportError:                # Windows has none of them; who uses them doe
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import common  # noqa: E402  (the line above says where it lies)
-from common import (  # noqa: E402
-    COMMANDS,
-    REALM,
-    STRANGER,
-    USER,
-    Base64Decoder,
-    ChatError,
-    Json,
-    LineBuffer,
-    Realm,
-    Request,
-    encode_json,
-    encode_text,
-    format_event,
-    format_reply,
-    format_time,
-    parse_address,
-    parse_request,
-    split_tag,
-)
+from common import COMMANDS, USER, ChatError, Json, Realm, Request, encode_json, format_event, format_reply  # noqa: E402
 
 log = logging.getLogger("chat")
 
@@ -177,10 +158,10 @@ class Message(NamedTuple):
     def fields(self) -> str:
         """The message as clients see it: a JSON object without its braces."""
         if self.file is None:
-            body = f'"msg":{encode_text(self.text)}'
+            body = f'"msg":{common.encode_text(self.text)}'
         else:
             body = f'"file":{encode_json({"id": self.id, **self.file._asdict()})}'
-        return f'"id":{self.id},"ts":"{format_time(self.ts)}",{self.conversation.head(self.sender)},{body}'
+        return f'"id":{self.id},"ts":"{common.format_time(self.ts)}",{self.conversation.head(self.sender)},{body}'
 
     def event(self) -> bytes:
         """The frame that tells a subscriber of it."""
@@ -812,7 +793,7 @@ class Upload:
         self.whole = False                         # the line has ended; the file is being put on disk
         self.stored = False                        # it is on disk, under its SHA-256
         self._most = most
-        self._decoder = Base64Decoder()
+        self._decoder = common.Base64Decoder()
         self._file: BinaryIO | None = None
         self.path: Path | None = None
         if error is None:
@@ -885,7 +866,7 @@ class Connection:
         self.host = host
         self.mask = 0                              # what the selector is asked to watch
         # in
-        self.buffer = LineBuffer(limit)
+        self.buffer = common.LineBuffer(limit)
         self.upload: Upload | None = None
         self.held: tuple[Request, Upload | None] | None = None     # to be carried out when the slots are filled
         self.tag: str | None = None                # of the request that is being carried out
@@ -1414,8 +1395,8 @@ class Chat:
         try:
             if len(line) > conn.buffer.limit:
                 return self.begin_upload(conn, line)
-            conn.tag, line = split_tag(line)
-            request = parse_request(conn.tag, line)
+            conn.tag, line = common.split_tag(line)
+            request = common.parse_request(conn.tag, line)
             if request.command.takes_file:
                 content = request.arguments.pop()
                 return self.upload_for(conn, request, content.encode())
@@ -1504,7 +1485,7 @@ class Chat:
         """A line past the limit: the Upload of the file at its end, else one that swallows it. Never raises."""
         request = Request(None, COMMANDS["send"], [])
         try:
-            tag, line = split_tag(start)
+            tag, line = common.split_tag(start)
             conn.tag = tag
             request = request._replace(tag=tag)
             word, _, rest = line.partition(b" ")
@@ -1570,9 +1551,9 @@ class Chat:
             if conn.session is None:
                 self.attach(conn, session)
             return session.person, arguments[1:]
-        if command.caller == REALM and (conn.link is None or conn.link.incoming is not conn):
+        if command.caller == common.REALM and (conn.link is None or conn.link.incoming is not conn):
             raise ChatError("unknown_command")
-        if command.caller == STRANGER and (conn.session or conn.link):
+        if command.caller == common.STRANGER and (conn.session or conn.link):
             raise ChatError("unknown_command")
         return conn.session and conn.session.person, arguments[:]
 
@@ -1828,7 +1809,7 @@ class Chat:
 
     def address(self, text: str) -> tuple[str, str]:
         """A name with or without its realm -> (name, realm), a realm of the table. Raises ChatError."""
-        name, realm = parse_address(text, self.realm)
+        name, realm = common.parse_address(text, self.realm)
         if realm not in self.table:
             raise ChatError("realm_not_found")
         return name, realm
@@ -2427,7 +2408,7 @@ class Chat:
         """What a person of another realm does here. Raises ChatError, and others where the item is malformed."""
         do, nama, ts = item["do"], self.full_name(item["name"]), item["ts"]
         ts = ts if type(ts) is int and 0 < ts < 253_402_300_800_000 else self.now_ms       # the year 10000
-        name, sender_realm = parse_address(item["from"], realm)
+        name, sender_realm = common.parse_address(item["from"], realm)
         sender = self.store.people.get(f"{name}@{sender_realm}")
         body = self.body_of_item(item, sender) if do in ("send", "post", "copy") else {}
         if do == "copy":                           # a message in a group that lives there, whoever said it
