@@ -2247,16 +2247,22 @@ class Chat:
     def hear(self, link: RealmLink, line: bytes) -> None:
         """A line that came over a link: an event, or the reply to what we asked. Raises ChatError to end the link."""
         link.heard = self.now
-        if not line.strip():
-            return                                 # the second half of a frame's end
+        if line.strip():                           # else it is the second half of a frame's end
+            failure = self.guarded(self.hear_frame, link, line)
+            if failure:
+                raise ChatError(failure["code"], failure["message"])
+
+    def hear_frame(self, link: RealmLink, line: bytes) -> None:
+        """An event, or a reply. Raises ChatError, also where it is neither."""
         try:
             frame = json.loads(line)
-            hear = self.hear_event if "event" in frame else self.hear_reply
-            failure = self.guarded(hear, link, frame)
-        except (ValueError, TypeError, RecursionError):
-            raise ChatError("realm_refused", "not a frame") from None
-        if failure:
-            raise ChatError(failure["code"], failure["message"])
+            if "event" in frame:
+                self.hear_event(link, frame)
+            else:
+                self.hear_reply(link, frame)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+            log.debug("a frame of realm %s", link.realm.name, exc_info=True)       # theirs is malformed, or ours is a fault
+            raise ChatError("realm_refused", f"malformed frame: {type(error).__name__}") from None
 
     def hear_reply(self, link: RealmLink, reply: dict) -> None:
         """The reply to the oldest request that is not answered yet."""
@@ -2297,7 +2303,9 @@ class Chat:
                 if link.state == UP:
                     self.tell_presence(person)
         elif event["event"] == "group":
-            link.groups[common.fold_name(event["description"]["name"])] = event["description"]
+            group = event["description"]
+            link.groups[common.fold_name(group["name"])] = {
+                "admin": group["admin"], "members": [str(member) for member in group["members"]]}
             if event["change"]:
                 self.announce("group", None, group=event["group"], user=event["user"], change=event["change"])
         elif event["event"] == "file":
@@ -2315,7 +2323,6 @@ class Chat:
             if kind == "info":
                 self.answer(*about, self.info_of(link.realm.name))
         link.lost(self.now)
-
         self.guarded(self.stop_all, link)
         if was_up:
             log.warning("link to %s is down", link.realm.name)
@@ -2912,9 +2919,10 @@ class Server:
     def check_times(self, now: float) -> None:
         """What is due: links, guests, endings, accepting again."""
         for link in self.chat.links.values():
-            if link.wants_connection(now):
+            if link.wants_connection(now) and not self.stopping:
                 self.connect(link, now)
             elif link.conn and not link.check(now):
+                log.warning("realm %s is silent", link.realm.name)
                 self.doomed[link.conn] = False
         for conn in list(itertools.islice(self.guests, common.LINES_PER_TURN)):
             if conn.deadline > now and not conn.dropped and not conn.session and not conn.link:
