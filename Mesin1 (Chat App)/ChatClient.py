@@ -2940,6 +2940,8 @@ def serve(app: Any, options: argparse.Namespace) -> None:
     print(f"{prefix} {url}" if prefix else say("open_url", url=url), flush=True)
     if not prefix and has_browser():
         threading.Timer(1, webbrowser.open, [url]).start()
+    logging.getLogger("uvicorn.error").addFilter(
+        lambda record: not record.exc_info or record.exc_info[0].__name__ != "WebSocketDisconnect")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))      # so that all that was started is ended
     uvicorn.run(app, host=host, port=port, ws="websockets-sansio", ws_max_size=64 * MIB, log_level="warning",
                 timeout_graceful_shutdown=1)
