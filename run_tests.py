@@ -3961,7 +3961,7 @@ class Documents(ChatTest):
 
 # ---- the page in a browser -----------------------------------------------------------------------
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 class WebClient:
@@ -4004,7 +4004,8 @@ class WebClient:
 class Page:
     """A browser's page, as a person uses it. Flutter paints; what is read here is what a screen reader is told."""
 
-    def __init__(self, browser: object, url: str, width: int = 1100, height: int = 760, language: str = "en-US") -> None:
+    def __init__(self, browser: object, url: str, *, width: int = 1100, height: int = 760,
+                 language: str = "en-US") -> None:
         self.context = browser.new_context(viewport={"width": width, "height": height}, locale=language)
         self.context.set_default_timeout(1000 * PATIENCE)
         self.tab = self.context.new_page()
@@ -4332,8 +4333,7 @@ class BrowserMeasure(BrowserTest):
 
     def test_two_thousand_messages(self):
         alice, bob = self.people("alice", "bob")
-        for start in range(0, 2000, 200):
-            bob.ok_all(f"send {alice} number {start + number} " + "lorem ipsum " * (number % 40) for number in range(200))
+        bob.ok_all(f"send {alice} number {number} " + "lorem ipsum " * (number % 40) for number in range(2000))
         page = self.page_of(alice)
         page.sees("number 1999")
         started = time.monotonic()
