@@ -4216,6 +4216,24 @@ class BrowserTalk(BrowserTest):
                 self.assertEqual(download.value.suggested_filename, file.name)
                 self.assertEqual(Path(download.value.path()).read_bytes(), content)
 
+    def test_an_upload_can_be_cancelled(self):
+        alice, bob = self.people("alice", "bob")
+        bob.ok(f"send {alice} hello")
+        page = self.page_of(alice)
+        page.choose("hello")
+        large = SCRATCH / "large.bin"
+        large.write_bytes(bytes(20 * MIB))
+        slow = page.context.new_cdp_session(page.tab)
+        slow.send("Network.emulateNetworkConditions", {
+            "offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 2 * MIB})
+        page.attach(large)
+        page.sees("sending")
+        page.bubble(0).get_by_role("button").click()
+        page.sees("large.bin", gone=True)
+        page.write("never mind")
+        page.sees("You: never mind")
+        self.assertEqual(bob.history(alice), ["hello", "never mind"])
+
     def test_a_killed_server_comes_back_under_an_open_page(self):
         alice, bob = self.people("alice", "bob@")
         bob.ok(f"send {alice.address} hello")

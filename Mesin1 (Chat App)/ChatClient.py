@@ -1978,8 +1978,9 @@ class ChatView:
                 message.path = Path(picked.path)
         except asyncio.CancelledError:
             talk.messages.remove(message)
-            self.draw_messages()
-            return
+            self.dirty.add(talk)
+            self.draw_soon()
+            return self.draw_messages() if talk is self.current else None
         if message in talk.messages:
             talk.messages.remove(message)
         await self.send_message(talk, message)
