@@ -4031,6 +4031,9 @@ class Page:
         """Types into a field; the pauses are Flutter's, which hears of focus and text late."""
         field.click()
         self.tab.wait_for_timeout(120)
+        if not field.evaluate("field => field === document.activeElement"):
+            field.click()                                       # what had the focus before took it back
+            self.tab.wait_for_timeout(120)
         field.fill(text)
         self.tab.wait_for_timeout(80)
         if enter:
