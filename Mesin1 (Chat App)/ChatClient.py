@@ -887,9 +887,12 @@ class Prompt:
             with contextlib.suppress(Refused, OSError):
                 if word in ("auth", "register"):
                     await self.conn.subscribe()
-                people, groups = await self.conn.request("info"), await self.conn.request("groups")
-                self.names |= {person["user"] for person in people["users"]}
-                self.names |= {short(group["group"], self.conn.realm) for group in groups["groups"]}
+                home = self.conn.realm
+                for realm in (await self.conn.request("realms"))["realms"]:
+                    people = (await self.conn.request("info", realm))["users"]
+                    self.names |= {short(f"{person['user']}@{realm}", home) for person in people}
+                groups = (await self.conn.request("groups"))["groups"]
+                self.names |= {short(group["group"], home) for group in groups}
 
     def hear(self, event: dict) -> None:
         """Shows what comes in by itself."""
@@ -959,7 +962,8 @@ class Prompt:
         if not words or words == ["help"]:
             choices = [command.word + " " for command in PUBLIC_COMMANDS]
         elif command and command.takes_file and len(words) == command.required - 2:
-            choices = [str(path) + ("/" if path.is_dir() else "") for path in Path().glob(glob.escape(text) + "*")]
+            paths = glob.glob(glob.escape(text) + "*")
+            choices = [path + ("/" if os.path.isdir(path) else "") for path in paths]
         else:
             choices = [name + " " for name in sorted(self.names | set(REALMS))]
         matching = [choice for choice in choices if choice.startswith(text)]
@@ -1321,28 +1325,34 @@ class ChatView:
             self.enter_button.disabled = False
         self.window.update(self.root)
 
-    def fresh_connection(self) -> ServerConnection:
-        """A connection to the server that the form names."""
+    def fresh_connection(self, host: str = "", port: int = 0) -> ServerConnection:
+        """A connection to the server that the form names, or to that one."""
         if self.conn:
             self.window.spawn(self.conn.close())
-        self.conn = ServerConnection(self.host, self.port, self.realm, self.hear, self.tools.see_frame,
+        self.conn = ServerConnection(host or self.host, port or self.port, self.realm, self.hear, self.tools.see_frame,
                                      tls_context(self.window.options))
         return self.conn
 
     async def start(self) -> None:
         """The first thing shown: the chat of a session that still lives, else the form."""
-        stored = await self.window.recall(f"session.{self.realm}") or {}
-        if self.login:
-            with contextlib.suppress(Refused, OSError):
+        self.body.content = ft.Container(ft.ProgressRing(), alignment=ft.Alignment.CENTER, expand=True)
+        self.window.update(self.root)
+        stored = await self.window.recall(self.session_key) or {}
+        with contextlib.suppress(Refused, OSError):
+            if self.login:
                 await self.fresh_connection().request("auth", *self.login)
                 return await self.entered()
-        elif stored.get("token") and not self.window.options.server:
-            self.realm, self.host, self.port = stored["realm"], stored["host"], stored["port"]
-        if stored.get("token") and (stored.get("host"), stored.get("port")) == (self.host, self.port):
-            with contextlib.suppress(Refused, OSError):
-                await self.fresh_connection().resume(stored["user"], stored["token"])
+            if "token" in stored:
+                await self.fresh_connection(stored["host"], stored["port"]).resume(stored["user"], stored["token"])
                 return await self.entered()
+        if "host" in stored and not self.window.options.server:
+            self.host, self.port = stored["host"], stored["port"]
         self.show_login(values={"user": stored.get("user", "")})
+
+    @property
+    def session_key(self) -> str:
+        """Where the browser keeps the session; a page for each realm has its own."""
+        return f"session.{self.realm if self.login else self.window.options.realm}"
 
     async def entered(self) -> None:
         """After a login: gathers what there is, then shows it."""
@@ -1362,10 +1372,10 @@ class ChatView:
         self.show_self()
 
     async def remember_session(self) -> None:
-        """The page's storage keeps the token, so that a reload goes on; never the password."""
-        await self.window.store(f"session.{self.window.options.realm if not self.login else self.realm}", {
-            "realm": self.realm, "host": self.host, "port": self.port,
-            "user": self.conn.user, "token": self.conn.token})
+        """The page's storage keeps user and token, so that a reload goes on; never the password."""
+        conn = self.conn
+        session = {"host": conn.host, "port": conn.port, "user": conn.user, "token": conn.token}
+        await self.window.store(self.session_key, {key: value for key, value in session.items() if value})
 
     async def read_people(self) -> None:
         """The people of all realms that can be asked."""
@@ -1393,9 +1403,9 @@ class ChatView:
 
     async def left(self, note: str = "") -> None:
         """After the session's end."""
-        user = self.conn.user
-        await self.window.store(f"session.{self.window.options.realm}", {"user": user})
-        self.show_login(values={"user": user})
+        self.banner.visible = False
+        await self.remember_session()
+        self.show_login(values={"user": self.conn.user})
         if note:
             self.window.toast(note)
 
@@ -1477,7 +1487,7 @@ class ChatView:
     def draw_now(self) -> None:
         """Draws the tiles and messages that have changed."""
         self.flushing = None
-        if not self.chats.own or not self.tiles_holder.page:
+        if not self.chats.own or not self.window.holds(self.tiles_holder):
             return
         dirty, self.dirty, fresh, self.fresh = self.dirty, set(), self.fresh, []
         new = [message for message in dict.fromkeys(fresh) if message not in self.rows]
@@ -1932,6 +1942,8 @@ class ChatView:
             message.state, message.reason = "stored", ""
             if reply.get("queued"):
                 message.state, message.reason = "queued", self.say("queued")
+            if message.path and self.page.web:     # what the browser sent has gone on
+                message.path.unlink(missing_ok=True)
         except asyncio.CancelledError:
             talk.messages.remove(message)
         except (Refused, OSError) as refusal:
@@ -2703,6 +2715,7 @@ class Window:
         if self.page.web:
             url = self.publish(path, name).replace("?show", "?save")
             await self.launcher.launch_url(url, web_only_window_name="_self")
+            asyncio.get_running_loop().call_later(600, lambda: path.unlink(missing_ok=True))
         else:
             self.toast(self.say("saved", path=path, size=show_size(path.stat().st_size)))
 
