@@ -133,7 +133,8 @@ TEXTS = {                      # key: (Indonesian, English)
     # conversations
     "find": ("Cari percakapan (Ctrl+K)", "Find a conversation (Ctrl+K)"),
     "none_found": ("Tidak ada yang cocok", "Nothing matches"),
-    "no_talks": ("Belum ada percakapan.\nMulai dengan tombol di atas.", "No conversations yet.\nBegin with the button above."),
+    "no_talks": ("Belum ada percakapan.\nMulai dengan tombol di atas.",
+                 "No conversations yet.\nBegin with the button above."),
     "no_messages": ("Belum ada pesan", "No messages yet"),
     "choose_talk": ("Pilih percakapan untuk mulai chat", "Choose a conversation"),
     "new": ("Baru", "New"),
@@ -166,7 +167,8 @@ TEXTS = {                      # key: (Indonesian, English)
     "is_failed": ("gagal", "failed"),
     "today": ("Hari ini", "Today"),
     "yesterday": ("Kemarin", "Yesterday"),
-    "weekdays": ("Senin Selasa Rabu Kamis Jumat Sabtu Minggu", "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
+    "weekdays": ("Senin Selasa Rabu Kamis Jumat Sabtu Minggu",
+                 "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
     "months": ("Januari Februari Maret April Mei Juni Juli Agustus September Oktober November Desember",
                "January February March April May June July August September October November December"),
     "too_long": ("Terlalu panjang: paling banyak {size}", "Too long: at most {size}"),
@@ -885,9 +887,12 @@ class Prompt:
             with contextlib.suppress(Refused, OSError):
                 if word in ("auth", "register"):
                     await self.conn.subscribe()
-                people, groups = await self.conn.request("info"), await self.conn.request("groups")
-                self.names |= {person["user"] for person in people["users"]}
-                self.names |= {short(group["group"], self.conn.realm) for group in groups["groups"]}
+                home = self.conn.realm
+                for realm in (await self.conn.request("realms"))["realms"]:
+                    people = (await self.conn.request("info", realm))["users"]
+                    self.names |= {short(f"{person['user']}@{realm}", home) for person in people}
+                groups = (await self.conn.request("groups"))["groups"]
+                self.names |= {short(group["group"], home) for group in groups}
 
     def hear(self, event: dict) -> None:
         """Shows what comes in by itself."""
@@ -957,7 +962,8 @@ class Prompt:
         if not words or words == ["help"]:
             choices = [command.word + " " for command in PUBLIC_COMMANDS]
         elif command and command.takes_file and len(words) == command.required - 2:
-            choices = [str(path) + ("/" if path.is_dir() else "") for path in Path().glob(glob.escape(text) + "*")]
+            paths = glob.glob(glob.escape(text) + "*")
+            choices = [path + ("/" if os.path.isdir(path) else "") for path in paths]
         else:
             choices = [name + " " for name in sorted(self.names | set(REALMS))]
         matching = [choice for choice in choices if choice.startswith(text)]
@@ -991,8 +997,8 @@ class Message:
 
     def is_awaited(self, message: Message) -> bool:
         """Whether that one, from the server, is this one, on its way."""
-        names = [part and part["name"] for part in (self.file, message.file)]
-        return self.state == "sending" and (self.sender, self.text, names[0]) == (message.sender, message.text, names[1])
+        one, other = ((each.sender, each.text, (each.file or {}).get("name")) for each in (self, message))
+        return self.state == "sending" and one == other
 
 
 @dataclass(eq=False)
@@ -1164,6 +1170,18 @@ def small(text: str, **keywords: Any) -> Any:
     return ft.Text(text, **{"size": 12, "color": ft.Colors.ON_SURFACE_VARIANT, **keywords})
 
 
+def two_lines(title: str, below: str, size: float = 14) -> Any:
+    """A name with a quiet line below, each cut off where it is too long."""
+    cut = {"max_lines": 1, "overflow": ft.TextOverflow.ELLIPSIS}
+    return ft.Column([ft.Text(title, size=size, weight=ft.FontWeight.W_600, **cut), small(below, **cut)], spacing=2,
+                     expand=True, alignment=ft.MainAxisAlignment.CENTER, tight=True)
+
+
+def round_border() -> Any:
+    """Of a field that stands out by its colour, not by a line."""
+    return ft.OutlineInputBorder(border_radius=22, side=ft.BorderSide(0, ft.Colors.TRANSPARENT))
+
+
 def blank(icon: str, text: str) -> Any:
     """What stands where there is nothing."""
     return ft.Container(expand=True, alignment=ft.Alignment.CENTER, padding=30, content=ft.Column(
@@ -1307,35 +1325,41 @@ class ChatView:
             self.enter_button.disabled = False
         self.window.update(self.root)
 
-    def fresh_connection(self) -> ServerConnection:
-        """A connection to the server that the form names."""
+    def fresh_connection(self, host: str = "", port: int = 0) -> ServerConnection:
+        """A connection to the server that the form names, or to that one."""
         if self.conn:
             self.window.spawn(self.conn.close())
-        self.conn = ServerConnection(self.host, self.port, self.realm, self.hear, self.tools.see_frame,
+        self.conn = ServerConnection(host or self.host, port or self.port, self.realm, self.hear, self.tools.see_frame,
                                      tls_context(self.window.options))
         return self.conn
 
     async def start(self) -> None:
         """The first thing shown: the chat of a session that still lives, else the form."""
-        stored = await self.window.recall(f"session.{self.realm}") or {}
-        if self.login:
-            with contextlib.suppress(Refused, OSError):
+        self.body.content = ft.Container(ft.ProgressRing(), alignment=ft.Alignment.CENTER, expand=True)
+        self.window.update(self.root)
+        stored = await self.window.recall(self.session_key) or {}
+        with contextlib.suppress(Refused, OSError):
+            if self.login:
                 await self.fresh_connection().request("auth", *self.login)
                 return await self.entered()
-        elif stored.get("token") and not self.window.options.server:
-            self.realm, self.host, self.port = stored["realm"], stored["host"], stored["port"]
-        if stored.get("token") and (stored.get("host"), stored.get("port")) == (self.host, self.port):
-            with contextlib.suppress(Refused, OSError):
-                await self.fresh_connection().resume(stored["user"], stored["token"])
+            if "token" in stored:
+                await self.fresh_connection(stored["host"], stored["port"]).resume(stored["user"], stored["token"])
                 return await self.entered()
+        if "host" in stored and not self.window.options.server:
+            self.host, self.port = stored["host"], stored["port"]
         self.show_login(values={"user": stored.get("user", "")})
+
+    @property
+    def session_key(self) -> str:
+        """Where the browser keeps the session; a page for each realm has its own."""
+        return f"session.{self.realm if self.login else self.window.options.realm}"
 
     async def entered(self) -> None:
         """After a login: gathers what there is, then shows it."""
         conn = self.conn
         realms = (await conn.request("realms"))["realms"]
         conn.realm = self.realm = next((name for name, row in realms.items() if row["link"] == "local"), self.realm)
-        self.chats.__init__(f"{conn.user}@{conn.realm}")     # type: ignore[misc]
+        self.chats = Chats(f"{conn.user}@{conn.realm}")
         self.tiles.clear()
         self.dirty.clear()
         self.current = None
@@ -1348,10 +1372,10 @@ class ChatView:
         self.show_self()
 
     async def remember_session(self) -> None:
-        """The page's storage keeps the token, so that a reload goes on; never the password."""
-        await self.window.store(f"session.{self.window.options.realm if not self.login else self.realm}", {
-            "realm": self.realm, "host": self.host, "port": self.port,
-            "user": self.conn.user, "token": self.conn.token})
+        """The page's storage keeps user and token, so that a reload goes on; never the password."""
+        conn = self.conn
+        session = {"host": conn.host, "port": conn.port, "user": conn.user, "token": conn.token}
+        await self.window.store(self.session_key, {key: value for key, value in session.items() if value})
 
     async def read_people(self) -> None:
         """The people of all realms that can be asked."""
@@ -1379,9 +1403,9 @@ class ChatView:
 
     async def left(self, note: str = "") -> None:
         """After the session's end."""
-        user = self.conn.user
-        await self.window.store(f"session.{self.window.options.realm}", {"user": user})
-        self.show_login(values={"user": user})
+        self.banner.visible = False
+        await self.remember_session()
+        self.show_login(values={"user": self.conn.user})
         if note:
             self.window.toast(note)
 
@@ -1463,7 +1487,7 @@ class ChatView:
     def draw_now(self) -> None:
         """Draws the tiles and messages that have changed."""
         self.flushing = None
-        if not self.chats.own or not self.tiles_holder.page:
+        if not self.chats.own or not self.window.holds(self.tiles_holder):
             return
         dirty, self.dirty, fresh, self.fresh = self.dirty, set(), self.fresh, []
         new = [message for message in dict.fromkeys(fresh) if message not in self.rows]
@@ -1495,9 +1519,9 @@ class ChatView:
     def show_chat(self) -> None:
         """The list of conversations, and beside it the one that is open."""
         say = self.say
-        self.filter = ft.TextField(hint_text=say("find"), label=None, dense=True, prefix_icon=ft.Icons.SEARCH,
-                                   filled=True, border=ft.OutlineInputBorder(border_radius=22, side=ft.BorderSide(0, ft.Colors.TRANSPARENT)),
-                                   on_change=self.on(self.draw_list), on_submit=self.on(self.open_first))
+        self.filter = ft.TextField(hint_text=say("find"), dense=True, prefix_icon=ft.Icons.SEARCH, filled=True,
+                                   border=round_border(), on_change=self.on(self.draw_list),
+                                   on_submit=self.on(self.open_first))
         self.list_view = StillList(expand=True, padding=ft.Padding.symmetric(horizontal=8, vertical=4), spacing=2)
         self.tiles_holder = ft.Container(self.list_view, expand=True)
         menu = ft.PopupMenuButton(icon=ft.Icons.EDIT_SQUARE, tooltip=say("new"), items=[
@@ -1512,8 +1536,10 @@ class ChatView:
             menu, self.settings_menu()], spacing=4)
         self.side = ft.Container(ft.Column([
             ft.Container(head, padding=ft.Padding.only(left=14, right=6, top=10)),
-            ft.Container(ft.Semantics(content=self.filter, label=say("find")), padding=ft.Padding.symmetric(horizontal=12)),
-            self.tiles_holder], spacing=8, expand=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
+            ft.Container(ft.Semantics(content=self.filter, label=say("find")),
+                         padding=ft.Padding.symmetric(horizontal=12)),
+            self.tiles_holder], spacing=8, expand=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH),
+            bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
         self.pane = ft.Container(expand=True, bgcolor=ft.Colors.SURFACE)
         self.body.content = ft.Row([self.side, self.pane], spacing=0, expand=True,
                                    vertical_alignment=ft.CrossAxisAlignment.STRETCH)
@@ -1525,9 +1551,7 @@ class ChatView:
     def show_self(self) -> None:
         """Whose chat it is."""
         name = self.chats.name_of(self.chats.own)
-        self.self_box.content = ft.Row([avatar(name, self.chats.own), ft.Column([
-            ft.Text(name, weight=ft.FontWeight.W_600, overflow=ft.TextOverflow.ELLIPSIS, max_lines=1),
-            small(self.chats.own, overflow=ft.TextOverflow.ELLIPSIS, max_lines=1)], spacing=0, expand=True)], spacing=10)
+        self.self_box.content = ft.Row([avatar(name, self.chats.own), two_lines(name, self.chats.own)], spacing=10)
         self.window.update(self.self_box)
 
     def settings_menu(self) -> Any:
@@ -1588,9 +1612,7 @@ class ChatView:
         tile.bgcolor = ft.Colors.SECONDARY_CONTAINER if talk is self.current else None
         tile.content = ft.Row([
             avatar(name, talk.key, self.chats.is_online(talk.key)),
-            ft.Column([
-                ft.Text(name, max_lines=1, overflow=ft.TextOverflow.ELLIPSIS, weight=ft.FontWeight.W_600, size=14),
-                small(self.preview(talk), max_lines=1, overflow=ft.TextOverflow.ELLIPSIS)], spacing=2, expand=True),
+            two_lines(name, self.preview(talk)),
             ft.Column(end, spacing=4, horizontal_alignment=ft.CrossAxisAlignment.END, tight=True)], spacing=12)
         if talk.key in self.tiles:
             self.window.update(tile)
@@ -1659,8 +1681,8 @@ class ChatView:
         self.holder = ft.Container(expand=True)
         self.header = ft.Container(padding=ft.Padding.symmetric(horizontal=14, vertical=8),
                                    bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
-        self.jump = ft.Container(ft.FilledTonalButton("", icon=ft.Icons.ARROW_DOWNWARD, on_click=self.on(self.draw_messages)),
-                                 visible=False, bottom=10, right=18)
+        self.jump = ft.Container(visible=False, bottom=10, right=18, content=ft.FilledTonalButton(
+            "", icon=ft.Icons.ARROW_DOWNWARD, on_click=self.on(self.draw_messages)))
         self.input_error = ft.Text("", color=ft.Colors.ERROR, size=12, visible=False)
         self.input_box = ft.Container(expand=True)
         self.fresh_input(talk.draft)
@@ -1696,9 +1718,7 @@ class ChatView:
         else:
             state = f"{talk.address} · {say('is_online' if online else 'is_offline')}"
         parts = [avatar(self.title_of(talk), talk.key, online),
-                 ft.Column([ft.Text(self.title_of(talk), weight=ft.FontWeight.W_600, size=16, max_lines=1,
-                                    overflow=ft.TextOverflow.ELLIPSIS),
-                            small(state, max_lines=1, overflow=ft.TextOverflow.ELLIPSIS)], spacing=0, expand=True)]
+                 two_lines(self.title_of(talk), state, 16)]
         if self.width < self.NARROW:
             parts.insert(0, ft.IconButton(ft.Icons.ARROW_BACK, tooltip=say("back"), on_click=self.on(self.close_talk)))
         if talk.is_group:
@@ -1745,7 +1765,8 @@ class ChatView:
                 self.say("new_messages"), color=ft.Colors.PRIMARY), ft.Divider(color=ft.Colors.PRIMARY, expand=True)]))
         follows = bool(before and not above and before.sender == message.sender
                        and (message.when - before.when).total_seconds() < 300)
-        bubble = ft.Semantics(content=self.draw_bubble(message, follows), identifier=f"msg-{message.id}", container=True)
+        bubble = ft.Semantics(content=self.draw_bubble(message, follows), identifier=f"msg-{message.id}",
+                              container=True)
         return ft.Column([*above, bubble], spacing=8) if above else bubble
 
     def draw_bubble(self, message: Message, follows: bool) -> Any:
@@ -1767,7 +1788,8 @@ class ChatView:
                                  ft.Colors.ON_SURFACE_VARIANT))
         parts.append(ft.Row(foot, spacing=4, tight=True))
         if message.state == "failed":
-            parts.append(ft.TextButton(self.say("again"), icon=ft.Icons.REFRESH, on_click=self.on(self.send_again, message)))
+            parts.append(ft.TextButton(self.say("again"), icon=ft.Icons.REFRESH,
+                                       on_click=self.on(self.send_again, message)))
         side = ft.CrossAxisAlignment.END if mine else ft.CrossAxisAlignment.START
         round_, edge = 16, 4 if follows else 16
         bubble = ft.Container(
@@ -1778,6 +1800,9 @@ class ChatView:
             border_radius=ft.BorderRadius.only(top_left=round_ if mine else edge, top_right=edge if mine else round_,
                                                bottom_left=round_, bottom_right=round_))
         pane = self.width - (0 if self.width < self.NARROW else self.SIDE)
+        if message.text:
+            bubble.content = ft.ContextMenu(content=bubble.content, secondary_items=[ft.PopupMenuItem(
+                icon=ft.Icons.COPY, content=self.say("copy"), on_click=self.on(self.window.copy, message.text))])
         gap = ft.Container(width=max(48, pane - 620))
         return ft.Row([gap, bubble] if mine else [bubble, gap], spacing=0,
                       alignment=ft.MainAxisAlignment.END if mine else ft.MainAxisAlignment.START)
@@ -1875,7 +1900,7 @@ class ChatView:
         self.input = ft.TextField(
             value=text, hint_text=self.say("write"), multiline=True, shift_enter=True,
             min_lines=1, max_lines=6, dense=True, filled=True, autofocus=True, key=secrets.token_hex(4),
-            border=ft.OutlineInputBorder(border_radius=22, side=ft.BorderSide(0, ft.Colors.TRANSPARENT)), on_submit=self.on(self.send))
+            border=round_border(), on_submit=self.on(self.send))
         self.input_box.content = ft.Semantics(content=self.input, label=self.say("message"))     # hints come and go
 
     async def send(self, by_button: bool = False) -> None:
@@ -1917,6 +1942,8 @@ class ChatView:
             message.state, message.reason = "stored", ""
             if reply.get("queued"):
                 message.state, message.reason = "queued", self.say("queued")
+            if message.path and self.page.web:     # what the browser sent has gone on
+                message.path.unlink(missing_ok=True)
         except asyncio.CancelledError:
             talk.messages.remove(message)
         except (Refused, OSError) as refusal:
@@ -1963,8 +1990,9 @@ class ChatView:
                 message.path = Path(picked.path)
         except asyncio.CancelledError:
             talk.messages.remove(message)
-            self.draw_messages()
-            return
+            self.dirty.add(talk)
+            self.draw_soon()
+            return self.draw_messages() if talk is self.current else None
         if message in talk.messages:
             talk.messages.remove(message)
         await self.send_message(talk, message)
@@ -1973,7 +2001,8 @@ class ChatView:
         """A callback that moves the message's bar: in a browser, the second half of it."""
         def show(done: int, size: int) -> None:
             now = time.monotonic()
-            message.done = start + (done / size if size else 1) * (0.5 if self.page.web and message.state == "sending" else 1)
+            part = 0.5 if self.page.web and message.state == "sending" else 1
+            message.done = start + part * (done / size if size else 1)
             if now - show.drawn > 0.15:
                 show.drawn = now
                 self.draw_message(message)
@@ -2079,8 +2108,8 @@ class ChatView:
 
         def draw() -> None:
             listing.controls = [
-                ft.ListTile(leading=avatar(name, key, self.chats.is_online(key)), title=ft.Text(name),
-                            subtitle=small(below), on_click=self.on(then, key))
+                ft.ListTile(leading=avatar(name, key, self.chats.is_online(key)), title=two_lines(name, below),
+                            on_click=self.on(then, key))
                 for key, name, below in matching()[:100]]
             self.window.update(listing)
 
@@ -2118,11 +2147,11 @@ class ChatView:
 
         talk = self.current
         rows = [ft.ListTile(leading=avatar(self.chats.name_of(member), member, self.chats.is_online(member)),
-                            title=ft.Text(self.chats.name_of(member)), subtitle=small(member))
+                            title=two_lines(self.chats.name_of(member), member))
                 for member in talk.members]
         buttons = [ft.TextButton(self.say("leave_group"), icon=ft.Icons.LOGOUT, on_click=self.on(leave))]
         self.window.show_dialog(f"{self.title_of(talk)} · {len(rows)} {self.say('members')}", ft.ListView(
-            rows, width=360, height=min(360, 30 + 70 * len(rows))), buttons if talk.members else [])
+            rows, width=360, height=min(360, 60 * len(rows))), buttons if talk.members else [])
 
 
 # ---- prompt, wire and realms on the page ---------------------------------------------------------
@@ -2198,8 +2227,8 @@ class Wire:
                                    tooltip=say("resume" if self.paused else "pause"), on_click=on(self.toggle))
         bar = ft.Row([ft.Semantics(content=self.filter, label=say("filter")), self.pause,
                       ft.IconButton(ft.Icons.COPY, icon_size=18, tooltip=say("copy"), on_click=on(self.copy)),
-                      ft.IconButton(ft.Icons.DELETE_SWEEP, icon_size=18, tooltip=say("clear"), on_click=on(self.clear))],
-                     spacing=2)
+                      ft.IconButton(ft.Icons.DELETE_SWEEP, icon_size=18, tooltip=say("clear"),
+                                    on_click=on(self.clear))], spacing=2)
         self.unseen = 0
         self.list.controls = [self.row(entry) for entry in reversed(self.matching()[-self.SHOWN:])]
         return ft.Column([ft.Container(bar, padding=ft.Padding.only(left=10)), self.holder], spacing=0, expand=True)
@@ -2414,7 +2443,7 @@ class Tools:
 
     async def submit(self) -> None:
         """Carries out the line."""
-        line, view = (self.input.value or "").strip(), self.view
+        line = (self.input.value or "").strip()
         self.input.value = ""
         self.recalled = 0
         self.suggest()
@@ -2518,10 +2547,9 @@ class Window:
         self.launcher = ft.UrlLauncher()
         self.picker = ft.FilePicker(on_upload=self.heard(self.uploading))
         self.upload_lock = asyncio.Lock()
-        self.upload_state: tuple[asyncio.Future, Progress, int] | None = None
+        self.upload_state: tuple[Any, asyncio.Future, Progress] | None = None
         self.stored: dict[str, Any] = {}
         self.storing: asyncio.TimerHandle | None = None
-        self.going: asyncio.Task | None = None
 
     # -- what the views use
 
@@ -2651,7 +2679,7 @@ class Window:
         async with self.upload_lock:
             if picked.size:
                 done = asyncio.get_running_loop().create_future()
-                self.upload_state = (done, progress, picked.size)
+                self.upload_state = picked, done, progress
                 await self.picker.upload([ft.FilePickerUploadFile(
                     id=picked.id, name=picked.name, upload_url=self.page.get_upload_url(name, 600))])
                 await done
@@ -2663,13 +2691,14 @@ class Window:
 
     def uploading(self, event: Any) -> None:
         """News of a file on its way from the browser."""
-        done, progress, size = self.upload_state
+        picked, done, progress = self.upload_state
+        if done.done() or event.file_name != picked.name:      # it was cancelled
+            return
         if event.error:
-            if not done.done():
-                done.set_exception(OSError(event.error))
+            done.set_exception(OSError(event.error))
         elif event.progress is not None:
-            progress(int(event.progress * size), size)
-            if event.progress >= 1 and not done.done():
+            progress(int(event.progress * picked.size), picked.size)
+            if event.progress >= 1:
                 done.set_result(None)
 
     def publish(self, path: Path, name: str) -> str:
@@ -2684,7 +2713,9 @@ class Window:
     async def hand_over(self, path: Path, name: str) -> None:
         """Gives a fetched file to the person."""
         if self.page.web:
-            await self.launcher.launch_url(self.publish(path, name).replace("?show", "?save"), web_only_window_name="_self")
+            url = self.publish(path, name).replace("?show", "?save")
+            await self.launcher.launch_url(url, web_only_window_name="_self")
+            asyncio.get_running_loop().call_later(600, lambda: path.unlink(missing_ok=True))
         else:
             self.toast(self.say("saved", path=path, size=show_size(path.stat().st_size)))
 
@@ -2699,8 +2730,6 @@ class Window:
         page.theme = page.dark_theme = ft.Theme(color_scheme_seed=ft.Colors.INDIGO, text_theme=ft.TextTheme(
             body_small=style, body_medium=style, body_large=style, title_medium=style))
         page.on_close = self.heard(lambda event: self.close())
-        page.on_disconnect = self.heard(lambda event: self.leave_soon())
-        page.on_connect = self.heard(lambda event: self.stay())
         page.on_keyboard_event = self.heard(self.key_pressed)
         page.on_resize = self.heard(lambda event: self.resize())
         page.on_app_lifecycle_state_change = self.heard(self.shown_or_hidden)
@@ -2709,6 +2738,9 @@ class Window:
         self.theme = settings.get("theme", "system")
         self.build()
         self.spawn(self.watch())
+        if page.web:
+            with contextlib.suppress(Exception):   # a right click is for a message's own menu
+                await ft.BrowserContextMenu().disable()
         await asyncio.gather(*[view.start() for view in self.views])
         for view in self.views if self.demo else ():
             if view.chats.own and view.width >= view.NARROW and (talks := view.chats.listed()):
@@ -2730,7 +2762,8 @@ class Window:
             self.wire = Wire(self)
             for (realm, port), user in zip(self.demo.ports.items(), self.demo.USERS, strict=False):
                 self.views.append(ChatView(self, realm, "127.0.0.1", port, (user, "surabaya")))
-            chats = ft.Row([self.views[0].root, ft.VerticalDivider(width=1), self.views[1].root], spacing=0, expand=True)
+            chats = ft.Row([self.views[0].root, ft.VerticalDivider(width=1), self.views[1].root], spacing=0,
+                           expand=True)
             self.below = ft.Container(height=236, bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST)
             page.controls = [ft.Column([chats, ft.Divider(height=1), self.below], spacing=0, expand=True)]
             self.draw_below()
@@ -2823,7 +2856,9 @@ class Window:
         for view in self.views:
             tools = view.tools
             if tools.has_focus and event.key in ("Arrow Up", "Arrow Down", "Tab"):
-                return tools.recall(1 if event.key == "Arrow Up" else -1) if event.key != "Tab" else await tools.complete()
+                if event.key == "Tab":
+                    return await tools.complete()
+                return tools.recall(1 if event.key == "Arrow Up" else -1)
         view = next((view for view in self.views if view.conn and view.conn.token), None)
         if not view:
             return
@@ -2844,19 +2879,6 @@ class Window:
             view.step(-1 if event.key == "Arrow Up" else 1)
 
     # -- the end of it
-
-    def leave_soon(self) -> None:
-        """The browser has gone: for good, unless it is back soon."""
-        async def leave() -> None:
-            await asyncio.sleep(30)
-            await self.close()
-
-        self.going = asyncio.ensure_future(leave())
-
-    def stay(self) -> None:
-        """It is back."""
-        if self.going:
-            self.going.cancel()
 
     async def watch(self) -> None:
         """A page whose browser went without a word does not stay for ever."""
@@ -2892,7 +2914,7 @@ def run_page(options: argparse.Namespace) -> int:
     """Shows the page: a window under `flet run`, else in browsers."""
     global UPLOADS
     ensure_packages("flet", "flet-web", "flet-cli")
-    os.environ.setdefault("FLET_SESSION_TIMEOUT", "60")
+    os.environ.setdefault("FLET_SESSION_TIMEOUT", "30")       # seconds that a page may be away
     os.environ.setdefault("FLET_SECRET_KEY", secrets.token_hex(16))
     os.environ.setdefault("FLET_MAX_UPLOAD_SIZE", str(options.max_file * MIB))
     load_flet()
@@ -2940,6 +2962,8 @@ def serve(app: Any, options: argparse.Namespace) -> None:
     print(f"{prefix} {url}" if prefix else say("open_url", url=url), flush=True)
     if not prefix and has_browser():
         threading.Timer(1, webbrowser.open, [url]).start()
+    logging.getLogger("uvicorn.error").addFilter(
+        lambda record: not record.exc_info or record.exc_info[0].__name__ != "WebSocketDisconnect")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))      # so that all that was started is ended
     uvicorn.run(app, host=host, port=port, ws="websockets-sansio", ws_max_size=64 * MIB, log_level="warning",
                 timeout_graceful_shutdown=1)
@@ -3036,7 +3060,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_option(parser, "--tls-ca", type=Path, metavar="FILE", help="who vouches for it; implies --tls")
     add_option(parser, "--local", action="store_true", help="every realm is on this computer")
     add_option(parser, "--prompt", action="store_true", help="type commands; from a pipe, run them as a script")
-    add_option(parser, "--demo", action="store_true", help="two realms on this computer and a chat in each, on one page")
+    add_option(parser, "--demo", action="store_true", help="two realms on this computer, a chat in each")
     add_option(parser, "--data", type=Path, metavar="DIR", help="where the demo keeps its data (else it is removed)")
     add_option(parser, "--web-port", type=int, metavar="N", help="the page's port (8550, or a free one)")
     add_option(parser, "--downloads", type=Path, metavar="DIR", help="where files are saved (received/)")
