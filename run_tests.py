@@ -3581,8 +3581,8 @@ class Encryption(ChatTest):
     def certificate(name: str) -> tuple[str, ...]:
         """The options of a server with a certificate of its own for 127.0.0.1."""
         files = [str(Path(tempfile.mkdtemp(dir=SCRATCH)) / f"{name}.{ending}") for ending in ("crt", "key")]
-        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-                        "-days", "1", "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1",
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+                        "-nodes", "-days", "1", "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1",
                         "-out", files[0], "-keyout", files[1]],
                        check=True, stderr=subprocess.DEVNULL, timeout=PATIENCE)
         return ("--tls-cert", files[0], "--tls-key", files[1], "--tls-ca", files[0])
