@@ -3242,7 +3242,7 @@ class Proxy:
             if self.chance:
                 self.budget -= len(data)
                 if self.budget < 0:
-                    cut, self.budget = self.budget != -len(data), self.chance.randrange(5_000, 400_000)
+                    cut, self.budget = self.budget != -len(data), self.chance.randrange(20_000, 300_000)
             self.cuts += bool(cut)
             if cut or not data:
                 raise EOFError
@@ -3370,7 +3370,7 @@ class BrokenLink(ChatTest):
         """Cut at random moments, in the middle of batches and files."""
         proxy, messi, henderson = self.through_proxy()
         lines = [f"sendfile henderson@mesin2 {number} {as_base64(some_bytes(200_000, seed=number))}"
-                 if number % 100 == 50 else f"send henderson@mesin2 {number}" for number in range(600)]
+                 if number % 100 == 50 else f"send henderson@mesin2 {number}" for number in range(400)]
         proxy.chance = random.Random(5)
         for _ in range(20 if LONG else 1):
             messi.ok_all(lines)
@@ -3744,7 +3744,7 @@ class Floods(ChatTest):
     def assertQuick(self, each: Callable[[int], object] = lambda number: None) -> None:
         """Honest people's requests: the 99th percentile is under 50 ms."""
         times = []
-        for number in range(500):
+        for number in range(300):
             each(number)
             started = time.perf_counter()
             self.alice.ok(f"send {self.bob} {number}")
@@ -3759,7 +3759,7 @@ class Floods(ChatTest):
             wire.socket.send(b"auth messi ")                   # `select` could not wait for so many
 
         def trickle(number: int) -> None:
-            for wire in slow[number * 4 % 2000:][:4]:
+            for wire in slow[number * 6 % 2000:][:6]:
                 wire.socket.send(b"s")
         self.assertQuick(trickle)
         deadline = time.monotonic() + common.LOGIN_SECONDS + PATIENCE
@@ -3845,7 +3845,7 @@ class HostileInput(OneServer):
     def assertUsable(self) -> None:
         """Nothing is wrong with the server, and nothing lies about that should not."""
         self.alice.ok(f"send {self.bob} still here")
-        self.assertEqual(self.bob.inbox()[-1]["msg"], "still here")
+        self.assertIn("still here", [message.get("msg") for message in self.bob.inbox()])
         names = {str(path.relative_to(self.server.folder)) for path in self.server.folder.rglob("*")}
         stray = [name for name in names if not re.fullmatch(
             r"log|data|data/files|data/(chat|owner)\.db(-(wal|shm|journal))?|data/files/[0-9a-f]{64}", name)]
@@ -3929,11 +3929,11 @@ class HostileInput(OneServer):
                 wire.write(line[:stage])
                 wire.close(reset)
         eventually(lambda: not [name for name in self.server.files() if len(name) != 64], "half files are removed")
-        messages = self.bob.inbox()
-        self.assertLessEqual(len(messages), 4)                 # of the last two stages; the LF alone is an end too
-        for message in messages:
-            self.assertEqual(self.bob.fetch(message["id"]), content)
         self.assertUsable()
+        files = [message["id"] for message in self.bob.ok(f"history {self.alice}")["messages"] if "file" in message]
+        self.assertLessEqual(len(files), 2)                    # of the last stage alone
+        for file_id in files:
+            self.assertEqual(self.bob.fetch(file_id), content)
 
     def test_half_a_file_at_a_power_cut(self):
         """What was half there when the server died is swept at the next start."""
