@@ -3242,7 +3242,7 @@ class Proxy:
             if self.chance:
                 self.budget -= len(data)
                 if self.budget < 0:
-                    cut, self.budget = self.budget != -len(data), self.chance.randrange(20_000, 300_000)
+                    cut, self.budget = self.budget != -len(data), self.chance.randrange(20_000, 800_000)
             self.cuts += bool(cut)
             if cut or not data:
                 raise EOFError
@@ -3369,8 +3369,8 @@ class BrokenLink(ChatTest):
     def test_a_flapping_link(self):
         """Cut at random moments, in the middle of batches and files."""
         proxy, messi, henderson = self.through_proxy()
-        lines = [f"sendfile henderson@mesin2 {number} {as_base64(some_bytes(200_000, seed=number))}"
-                 if number % 100 == 50 else f"send henderson@mesin2 {number}" for number in range(400)]
+        lines = [f"sendfile henderson@mesin2 {number} {as_base64(some_bytes(300_000, seed=number))}"
+                 if number % 50 == 25 else f"send henderson@mesin2 {number}" for number in range(400)]
         proxy.chance = random.Random(5)
         for _ in range(20 if LONG else 1):
             messi.ok_all(lines)
@@ -3846,10 +3846,12 @@ class HostileInput(OneServer):
         """Nothing is wrong with the server, and nothing lies about that should not."""
         self.alice.ok(f"send {self.bob} still here")
         self.assertIn("still here", [message.get("msg") for message in self.bob.inbox()])
-        names = {str(path.relative_to(self.server.folder)) for path in self.server.folder.rglob("*")}
-        stray = [name for name in names if not re.fullmatch(
-            r"log|data|data/files|data/(chat|owner)\.db(-(wal|shm|journal))?|data/files/[0-9a-f]{64}", name)]
-        self.assertEqual(stray, [])
+        own = re.compile(r"log|data|data/files|data/(chat|owner)\.db(-(wal|shm|journal))?|data/files/[0-9a-f]{64}")
+
+        def stray() -> list[Path]:
+            return [path for path in self.server.folder.rglob("*")
+                    if not own.fullmatch(str(path.relative_to(self.server.folder)))]
+        eventually(lambda: not stray(), "order in the folder")
 
     @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_lines_of_100_mb(self):
@@ -3928,7 +3930,7 @@ class HostileInput(OneServer):
                 wire = self.alice.again()
                 wire.write(line[:stage])
                 wire.close(reset)
-        eventually(lambda: not [name for name in self.server.files() if len(name) != 64], "half files are removed")
+        self.wire().ask("help")                                # whoever came before has been let in
         self.assertUsable()
         files = [message["id"] for message in self.bob.ok(f"history {self.alice}")["messages"] if "file" in message]
         self.assertLessEqual(len(files), 2)                    # of the last stage alone
