@@ -3184,6 +3184,45 @@ class Disk(ChatTest):
         server.start()
         server.stop()
 
+    def test_a_lock_at_the_start_is_no_damage(self):
+        """Nobody is told to put a backup in the place of a database that is only in use."""
+        server = self.start()
+        server.stop()
+        with contextlib.closing(sqlite3.connect(server.data / "chat.db", isolation_level=None)) as db:
+            db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            db.execute("BEGIN EXCLUSIVE")
+            db.execute("UPDATE meta SET value=value")
+            ended = program(server)
+            db.execute("ROLLBACK")
+        self.assertEqual(ended.returncode, 1)
+        self.assertIn("locked", ended.stderr)
+        self.assertNotIn("damaged", ended.stderr)
+        self.assertKept(server)
+
+    @unittest.skipUnless(ON_LINUX, "changes the limits of a running process")
+    def test_a_full_disk_in_the_other_realm(self):
+        """No OK but `queued` while it cannot store; once there is room all of it arrives, once and in order."""
+        import resource
+        here, there = two_realms()
+        messi, henderson = here.login("messi"), there.login("henderson")
+        self.keep(here, there, messi, henderson)
+        messi.await_link("mesin2")
+        messi.ok("send henderson@mesin2 first")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.prlimit(there.process.pid, resource.RLIMIT_FSIZE, (0, limits[1]))
+        lines = [f"send henderson@mesin2 {number} {'x' * 5000}" for number in range(40)]
+        lines.insert(20, f"sendfile henderson@mesin2 f.bin {as_base64(some_bytes(300_000))}")
+        replies = messi.ok_all(lines)
+        self.assertEqual({reply.get("queued") for reply in replies}, {True})
+        self.assertEqual(self.timed(henderson, "history messi@mesin1")["messages"][0]["msg"], "first")
+        self.assertEqual(len(rows(there, "SELECT 1 FROM messages")), 1)
+        resource.prlimit(there.process.pid, resource.RLIMIT_FSIZE, limits)
+        henderson.ok("subscribe 0")
+        got = [henderson.event("message") for _ in range(42)]
+        self.assertEqual([event.get("msg", "f.bin").split(" ")[0] for event in got],
+                         ["first", *(line.split(" ")[2] for line in lines)])
+        self.assertEqual(henderson.fetch(got[21]["id"]), some_bytes(300_000))
+
     def test_two_servers_in_one_folder(self):
         server = self.start()
         ended = program(server)
@@ -4061,6 +4100,24 @@ class Guessing(ChatTest):
                 wire._receive()
             self.assertEqual({refusal.encode() in frame for frame in wire.frames}, {True})
             wire.frames.clear()
+
+    def test_no_trace_of_a_changed_password(self):
+        """In the database are hashes alone: scrypt of passwords, SHA-256 of tokens; nothing of either in the log."""
+        self.keep(server := Server("--log-level", "debug"))
+        person = Person(server, "anna", "register anna Geheim-one Anna Jerman")
+        tokens = [person.token, person.ok_raw("auth anna Geheim-one")["tokenid"]]
+        person.ok("passwd Geheim-one Geheim-two")
+        self.assertRefused(person.do("passwd Geheim-three Geheim-four"), "bad_credentials")
+        tokens.append(person.ok_raw("auth ANNA Geheim-two")["tokenid"])
+        person.close()
+        server.stop()
+        for (hashed,) in rows(server, "SELECT password FROM people WHERE realm='mesin1'"):
+            self.assertRegex(hashed, r"\Ascrypt\$[0-9a-f]{32}\$[0-9a-f]{128}\Z")
+        for (digest,) in rows(server, "SELECT digest FROM sessions"):
+            self.assertEqual((type(digest), len(digest)), (bytes, 32))
+        everything = b"".join(path.read_bytes() for path in server.folder.rglob("*") if path.is_file())
+        for secret in ("Geheim", *tokens):
+            self.assertNotIn(secret.encode(), everything)
 
     def test_a_class_behind_one_address(self):
         """All 20 (with --long 60) are in within 20 (60) seconds, while somebody beside them guesses."""
