@@ -2261,7 +2261,7 @@ class Chat:
             else:
                 self.hear_reply(link, frame)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-            log.debug("a frame of realm %s", link.realm.name, exc_info=True)       # theirs is malformed, or ours is a fault
+            log.debug("a frame of realm %s", link.realm.name, exc_info=True)   # theirs is bad, or ours is a fault
             raise ChatError("realm_refused", f"malformed frame: {type(error).__name__}") from None
 
     def hear_reply(self, link: RealmLink, reply: dict) -> None:
