@@ -47,7 +47,6 @@ MAX_FILE = 64 * MIB            # bytes of one file (--max-file): a minute on a b
 
 LINES_PER_TURN = 128           # requests of one connection in one turn of the loop, so that none starves the rest
 TURN_SECONDS = 0.02            # and of all connections: past this the turn is committed, the others come next
-COMMIT_AHEAD = 8               # connections that wait for a COMMIT, from which on it pays to hand it to a thread
 RECEIVE_SIZE = 64 * KIB        # bytes asked of a socket at once: one allocation that malloc keeps at hand
 OUTPUT_MARK = 256 * KIB        # bytes unsent: past this no request of the connection is read, no event is queued
 INBOX_PAGE = 5000              # messages in one `inbox` reply; the next `inbox` has the rest

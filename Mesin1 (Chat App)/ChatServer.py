@@ -44,7 +44,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -218,9 +217,6 @@ class Store:
     Rows of the hot tables are gathered and written by one `executemany` at the end of the turn (`flush`); other writes
     go through `_write`, inside a savepoint of the request. So a request that fails is undone alone (`revert`), and a
     turn whose COMMIT fails as a whole (`abort`); what is in memory is then read from the disk again, as at the start.
-
-    The COMMIT may run in another thread while the next turn gathers its rows; who needs the database meanwhile waits
-    for it, in `db`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -231,8 +227,7 @@ class Store:
             leftover.unlink()
         self.path = folder / "chat.db"
         self._owner = self._claim(folder / "owner.db")
-        self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=0)
-        self._committing: Future | None = None     # the COMMIT of the turn before
+        self.db = sqlite3.connect(self.path, isolation_level=None, timeout=0)
         self.is_new = self._check()
         self.db.execute("PRAGMA journal_mode=WAL")
         self.db.execute("PRAGMA synchronous=FULL")
@@ -252,16 +247,8 @@ class Store:
         self.sessions: dict[bytes, Session] = {}   # by digest
         self._person_of: dict[int, Person] = {}
         self._conversation_of: dict[int, Conversation] = {}
-        self.epoch: str = self._db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()[0]
+        self.epoch: str = self.db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()[0]
         self._load()
-        self.released = (self.last_id, self._last_seq)         # on disk: the last message, the last item of the outbox
-
-    @property
-    def db(self) -> sqlite3.Connection:
-        """The database, when a COMMIT that is under way has ended. Raises its sqlite3.Error."""
-        if self._committing:
-            self._committing.result()
-        return self._db
 
     @staticmethod
     def _claim(path: Path) -> sqlite3.Connection:
@@ -280,6 +267,8 @@ class Store:
             if version > SCHEMA_VERSION:
                 raise StoreRefused(f"{self.path} is of a newer version of this program (schema {version})")
             found = self.db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            raise StoreRefused(f"{self.path} can't be used now: {error}") from None
         except sqlite3.DatabaseError as error:
             found = str(error)
         found = found.partition("\n")[0]
@@ -363,11 +352,10 @@ class Store:
         log.error("the database can't be written: %s", error)
         self.failed, self._open, self._savepoint = True, False, False
 
-    def _begin(self, now: bool = False) -> None:
-        """Begins the turn's transaction; not while the last one's COMMIT is under way, unless it is needed `now`."""
+    def _begin(self) -> None:
         if self.failed:
             raise ChatError("storage")
-        if not self._open and (now or not self._committing):
+        if not self._open:
             try:
                 self.db.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:          # another process holds the lock, or the disk is ill
@@ -383,7 +371,7 @@ class Store:
     def _open_savepoint(self) -> None:
         """Begins what `revert` rolls back; what earlier requests of the turn have gathered is written before."""
         messages, items = self._mark
-        self._begin(now=True)
+        self._begin()
         self._insert(self._messages[:messages], self._items[:items])
         del self._messages[:messages], self._items[:items]
         self._mark = (0, 0)
@@ -395,7 +383,7 @@ class Store:
         if (len(self._messages), len(self._items)) != self._mark and not self._savepoint:
             self._open_savepoint()
         if self._messages or self._items or self._tags:
-            self._begin(now=True)
+            self._begin()
             self._insert(self._messages, self._items)
             self._messages.clear()
             self._items.clear()
@@ -408,46 +396,18 @@ class Store:
                 self.db.executemany(sql, rows)
         self._tags.clear()
 
-    def start_commit(self, begin: Callable[[Callable[[], None]], Future] | None) -> tuple[int, int]:
-        """Puts the turn on disk: at once, or where `begin` takes the COMMIT to, until `end_commit`.
-
-        Returns what is `released` when it is there. Raises sqlite3.Error and ChatError; then call `abort`.
-        """
-        turn = (self.last_id, self._last_seq)
+    def commit(self) -> None:
+        """Puts the turn on disk. Raises sqlite3.Error and ChatError; then call `abort`."""
         self.flush()
         if self._open:
-            if begin:
-                self._committing = begin(self._commit)
-            else:
-                self._commit()
+            self.db.execute("COMMIT")
             self._open = False
-        return turn
-
-    def _commit(self) -> None:
-        self._db.execute("COMMIT")
-
-    def end_commit(self, turn: tuple[int, int]) -> None:
-        """The turn is on disk. Raises sqlite3.Error where it is not; then call `abort`."""
-        committing, self._committing = self._committing, None
-        if committing:
-            committing.result()
-        self.released = turn
-
-    def commit(self) -> None:
-        """Puts on disk what there is, at once. Raises sqlite3.Error."""
-        self.end_commit(self.start_commit(None))
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there is something to commit."""
-        return self._open or bool(self._messages or self._items or self._tags)
 
     def abort(self) -> None:
-        """Undoes the whole turn, and the one before if it is not on disk. Raises sqlite3.Error where nothing works."""
-        self._committing = None
+        """Undoes the whole turn. Raises sqlite3.Error where nothing works any more."""
         with contextlib.suppress(sqlite3.Error):
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
         self._open = self._savepoint = self.failed = False
         self._messages.clear()
         self._items.clear()
@@ -457,7 +417,7 @@ class Store:
 
     def close(self) -> None:
         """Gives the files back."""
-        self._db.close()
+        self.db.close()
         self._owner.close()
 
     # -- people and sessions
@@ -633,10 +593,9 @@ class Store:
         return self._last_seq
 
     def outbox(self, peer: str, stream: int, after: int, most: int) -> list[tuple[int, str]]:
-        """The next items of a stream that are on disk: [(seq, item)]."""
-        return self.db.execute(
-            "SELECT seq, item FROM outbox WHERE peer=? AND stream=? AND seq>? AND seq<=? ORDER BY seq LIMIT ?",
-            (peer, stream, after, self.released[1], most)).fetchall()
+        """The next items of a stream: [(seq, item)]."""
+        return self.db.execute("SELECT seq, item FROM outbox WHERE peer=? AND stream=? AND seq>? ORDER BY seq LIMIT ?",
+                               (peer, stream, after, most)).fetchall()
 
     def item(self, peer: str, stream: int, seq: int) -> tuple[Person, dict, str | None] | None:
         """One item of the outbox, if it is still there: (sender, item, tag)."""
@@ -700,19 +659,16 @@ class Workers:
     def __init__(self, wake: Callable[[], None]) -> None:
         self.hashes = ThreadPoolExecutor(common.HASH_WORKERS, "hash")      # of passwords
         self.syncs = ThreadPoolExecutor(common.HASH_WORKERS, "sync")       # of files
-        self.commits = ThreadPoolExecutor(1, "commit")
         self._wake = wake
         self._done: deque[tuple[Callable[[Future], None], Future]] = deque()
 
     def run(self, pool: ThreadPoolExecutor, done: Callable[[Future], None], work: Callable,
-            *arguments: object) -> Future:
+            *arguments: object) -> None:
         """Has something done in one of the pools, and `done` called with what came of it."""
         def hand_over(future: Future) -> None:
             self._done.append((done, future))
             self._wake()
-        future = pool.submit(work, *arguments)
-        future.add_done_callback(hand_over)
-        return future
+        pool.submit(work, *arguments).add_done_callback(hand_over)
 
     def finish(self) -> None:
         """Calls back for all work that has been done."""
@@ -725,7 +681,7 @@ class Workers:
 
     def close(self) -> None:
         """Waits for what is under way, drops the rest."""
-        for pool in (self.hashes, self.syncs, self.commits):
+        for pool in (self.hashes, self.syncs):
             pool.shutdown(cancel_futures=True)
 
 
@@ -915,10 +871,10 @@ class Connection:
         self.slots.append(slot)
         return slot
 
-    def release(self, count: int) -> None:
-        """The first so many of the staged replies are on disk with what they say: they may leave."""
-        self.output.extend([frame for _, frame in self.staged[:count]])
-        del self.staged[:count]
+    def release(self) -> None:
+        """The turn is on disk: its replies may leave."""
+        self.output.extend([frame for _, frame in self.staged])
+        self.staged.clear()
 
     def fill(self, slot: Slot, frame: bytes) -> None:
         """A reply has come; stages it, and what it held up, unless an earlier one is still missing."""
@@ -1637,18 +1593,15 @@ class Chat:
         else:
             self.runs.append(Run(members, [message.event()], message.id))
 
-    def tell_realms(self, news: list[bytes]) -> set[Connection]:
-        """A turn is on disk: the other realms hear of our people and groups, before any reply."""
-        listeners = {link.incoming for link in self.links.values() if link.incoming and news}
-        for conn in listeners:
-            conn.output.extend(news)
-            conn.unsent += sum(map(len, news))
-        return listeners
-
-    def push(self, runs: list[Run]) -> set[Connection]:
-        """A turn is on disk: its events go to who has subscribed. Returns the connections that got something."""
-        reached: set[Connection] = set()
-        for run in runs:
+    def release(self) -> None:
+        """The turn is on disk: what it decided may leave. The other realms' news go before any reply."""
+        for conn in [link.incoming for link in self.links.values() if link.incoming and self.news]:
+            conn.output.extend(self.news)
+            conn.unsent += sum(map(len, self.news))
+            self.touched.add(conn)
+        for conn in self.touched:
+            conn.release()
+        for run in self.runs:
             chunk = b"".join(run.frames)
             if run.members is None:
                 connections: Iterable[Connection] = self.subscribers
@@ -1656,22 +1609,22 @@ class Chat:
                 connections = [conn for person in run.members for conn in person.connections if conn.subscribed]
             for conn in connections:
                 conn.push(chunk, run.last_id)
-            reached.update(connections)
-        return reached
+            self.touched.update(connections)
+        self.runs.clear()
+        self.news.clear()
 
     def feed(self, conn: Connection) -> None:
         """Gives a subscriber who fell behind the next messages from the table."""
-        on_disk = self.store.released[0]
         frames, weight = [], 0
         for message in self.store.messages_after(conn.session.person, lambda conversation: conn.cursor):
-            if message.id > on_disk or weight > common.OUTPUT_MARK:
+            if weight > common.OUTPUT_MARK:
                 break
             frames.append(message.event())
             weight += len(frames[-1])
             conn.cursor = message.id
         conn.output.append(b"".join(frames))
         conn.unsent += weight
-        conn.behind = weight > common.OUTPUT_MARK or conn.cursor > on_disk
+        conn.behind = weight > common.OUTPUT_MARK
 
     # -- auth, register, groups
 
@@ -2506,16 +2459,6 @@ SHA256 = re.compile("[0-9a-f]{64}")
 # ---- Server ------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class Turn:
-    """What a turn of the loop decided, held back until it is on disk."""
-
-    replies: list[tuple[Connection, int]]      # whose, and how many of the staged ones
-    runs: list[Run]
-    news: list[bytes]
-    reach: tuple[int, int] = (0, 0)            # the last message and item that are on disk with it
-
-
 class Server:
     """The loop, and all sockets."""
 
@@ -2540,7 +2483,6 @@ class Server:
         self.guests: dict[Connection, None] = {}   # not logged in yet, the oldest deadline first (or near it)
         self.runnable: dict[Connection, None] = {} # with lines left from an earlier turn, in their order
         self.unfinished: set[Connection] = set()   # to be written to again though the selector says nothing
-        self.turn_under_way = False                # a COMMIT is being made in another thread
         self.doomed: dict[Connection, bool] = {}   # to be closed in the next turn; whether by a reset
         self.endings: set[Connection] = set()      # closed as soon as the kernel has sent what it holds
         self.accept_again = 0.0                    # when accepting failed: the time to try again
@@ -2582,16 +2524,15 @@ class Server:
         self.serve_all(now)
         for conn in list(self.doomed):
             self.close(conn, self.doomed.pop(conn))
-        if not self.turn_under_way:
-            self.commit()
-        waiting, self.unfinished = self.unfinished | chat.touched, set()
-        for conn in waiting:
+        self.commit()
+        touched, chat.touched, self.unfinished = self.unfinished | chat.touched, set(), set()
+        for conn in touched:
             if not conn.dropped:
                 self.write(conn)
 
     def patience(self) -> float:
         """Seconds that the selector may wait."""
-        if self.runnable or self.doomed or self.unfinished or (self.chat.touched and not self.turn_under_way):
+        if self.runnable or self.doomed or self.unfinished or self.chat.touched:
             return 0.0
         now = self.clock()
         times = [now + 1.0] if self.guests else [now + 60.0]
@@ -2605,40 +2546,16 @@ class Server:
         return max(0.0, min(times) - now)
 
     def commit(self) -> None:
-        """Puts the turn on disk; where many wait for it, in another thread, while the next turn is carried out."""
+        """Puts the turn on disk, so that what it decided may leave; or tells all who took part that it failed."""
         chat, store = self.chat, self.chat.store
-        many = len(chat.touched) >= common.COMMIT_AHEAD and store.is_open
-        turn = Turn([(conn, len(conn.staged)) for conn in chat.touched], chat.runs, chat.news)
-        chat.touched, chat.runs, chat.news = set(), [], []
-
-        def done(_: Future) -> None:
-            self.turn_under_way = False
-            self.release(turn)
         try:
             if store.failed:
                 raise ChatError("storage")
-            turn.reach = store.start_commit(partial(chat.workers.run, chat.workers.commits, done) if many else None)
+            store.commit()
         except (sqlite3.Error, ChatError) as error:
-            self.turn_failed(turn, error)
+            self.turn_failed(error)
             return
-        if many:
-            self.turn_under_way = True
-        else:
-            self.release(turn)
-
-    def release(self, turn: Turn) -> None:
-        """A turn's COMMIT has ended: what it decided may leave."""
-        chat = self.chat
-        try:
-            chat.store.end_commit(turn.reach)
-        except sqlite3.Error as error:
-            self.turn_failed(turn, error)
-            return
-        self.unfinished |= chat.tell_realms(turn.news)
-        for conn, count in turn.replies:
-            conn.release(count)
-            self.unfinished.add(conn)
-        self.unfinished |= chat.push(turn.runs)
+        chat.release()
         for link in [link for link in chat.links.values() if link.conn]:
             try:
                 link.pump()
@@ -2646,25 +2563,24 @@ class Server:
                 log.error("link to %s: %s", link.realm.name, error)
                 self.doomed[link.conn] = False
             if link.conn.has_output:
-                self.unfinished.add(link.conn)
+                chat.touched.add(link.conn)
 
-    def turn_failed(self, turn: Turn, error: Exception) -> None:
-        """A turn could not be put on disk: it is undone, with what was built on it, and all who took part are told."""
+    def turn_failed(self, error: Exception) -> None:
+        """The turn could not be put on disk: it is undone, and all who took part are told."""
         log.error("a turn can't be put on disk: %s", error)
         chat = self.chat
-        chat.runs, chat.news = [], []
+        chat.runs.clear()
+        chat.news.clear()
         try:
             chat.store.abort()
             chat.recover()
         except sqlite3.Error as problem:
             log.critical("the database can't be read any more: %s", problem)
             self.stopping = True
-        for conn in {conn for conn, _ in turn.replies} | chat.touched:
+        for conn in chat.touched:
             conn.taking = None
             conn.staged = [(tag, format_reply(ChatError("storage").reply(), tag)) for tag, _ in conn.staged]
-            conn.release(len(conn.staged))
-            self.unfinished.add(conn)
-        chat.touched = set()
+            conn.release()
         for link in chat.links.values():           # what the links had heard is forgotten: they ask again
             for conn in (link.conn, link.incoming):
                 if conn:
@@ -2850,7 +2766,7 @@ class Server:
             log.debug("connection from %s: %s", conn.host, error)
             self.doomed[conn] = False
             return
-        if not blocked and (conn.output or conn.sending is not None or self.can_feed(conn)):
+        if not blocked and (conn.has_output or (conn.behind and conn.subscribed)):
             self.unfinished.add(conn)              # it has had its share of this turn
         if conn.ending and not conn.has_output and not conn.slots:
             self.end(conn)
@@ -2883,13 +2799,9 @@ class Server:
             self.chat.drained.add(conn)
         return True
 
-    def can_feed(self, conn: Connection) -> bool:
-        """Whether a subscriber is to be fed from the table, and what it asked for is on disk."""
-        return conn.behind and conn.subscribed and conn.cursor <= self.chat.store.released[0]
-
     def next_chunk(self, conn: Connection) -> memoryview | None:
         """The next bytes for a socket, in one piece. They count as sent from here on."""
-        if not conn.output and self.can_feed(conn):
+        if not conn.output and conn.behind and conn.subscribed:
             self.chat.feed(conn)
         chunks = []
         while conn.output and isinstance(conn.output[0], bytes):
