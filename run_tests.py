@@ -3041,13 +3041,14 @@ class FalseRealms(ChatTest):
     def test_a_batch_that_never_ends(self):
         """It is cut off and logged, and others are served meanwhile."""
         self.keep(link := Neighbour(self.server, key=self.KEY))
-        link.socket.sendall(b"deliver 0 0 [")
+        self.server.forget_most_memory()
         before = self.server.memory
+        link.write(b"deliver 0 0 [")
         with self.assertRaises((ConnectionError, EOFError)):
             for _ in range(64):
                 link.write(b'{"seq":1},' * 100_000)
                 self.messi.ok_raw("help send")
-        self.assertLess(self.server.memory - before, 64 * MIB)
+        self.assertLess(self.server.most_memory - before, 64 * MIB)
         eventually(lambda: "realm mesin2" in self.server.log, "a word in the log")
         self.assertNothingStored()
 
@@ -3392,7 +3393,7 @@ class BrokenLink(ChatTest):
         """The batch is on disk there, its answer lost: what comes again is recognised."""
         proxy, messi, henderson = self.through_proxy()
         content, all_lines = some_bytes(500_000), []
-        for cut in range(1, 31 if LONG else 5):
+        for cut in range(1, 31 if LONG else 4):
             lines = [f"send henderson@mesin2 {cut}-{number}" for number in range(50)]
             lines.insert(25, f"sendfile henderson@mesin2 {cut}.bin {as_base64(content + bytes([cut]))}")
             proxy.cut_at = b'"have":'
@@ -3409,7 +3410,7 @@ class BrokenLink(ChatTest):
         """Cut at random moments, in the middle of batches and files."""
         proxy, messi, henderson = self.through_proxy()
         lines = [f"sendfile henderson@mesin2 {number} {as_base64(some_bytes(300_000, seed=number))}"
-                 if number % 50 == 25 else f"send henderson@mesin2 {number}" for number in range(400)]
+                 if number % 50 == 25 else f"send henderson@mesin2 {number}" for number in range(300)]
         proxy.chance = random.Random(5)
         for _ in range(20 if LONG else 1):
             messi.ok_all(lines)
@@ -3434,8 +3435,8 @@ class BrokenLink(ChatTest):
         messi.ok_all(f"send henderson@mesin2 {number}" for number in range(200, 10_000))
         messi.ok_all(f"sendfile henderson@mesin2 {number}.bin {as_base64(some_bytes(100_000, seed=number))}"
                      for number in range(50))
-        there.start()
         started = time.perf_counter()
+        there.start()
         self.keep(henderson := henderson.again())
         henderson.ok("subscribe 0")
         got = [henderson.event("message") for _ in range(10_050)]
@@ -3914,6 +3915,7 @@ class HostileInput(OneServer):
     @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_junk_lines(self):
         """Bad UTF-8, NUL, halves of commands: one reply a line, none of them an `internal_error`."""
+        self.server.forget_most_memory()
         chance, before = random.Random(8), self.server.memory
         words = sorted(word.encode() for word in set(COMMANDS) - {"auth", "register", "peer", "peerproof"})
         words += [b"\0", b"\xff\xfe", b"@t", b"@", b"", b"T", b"\r", b"messi", b"\xed\xa0\x80", b"9" * 30]
@@ -3922,12 +3924,11 @@ class HostileInput(OneServer):
             lines = [(b" ".join(chance.choices(words, k=chance.randrange(5))) +
                       chance.randbytes(chance.randrange(30))).replace(b"\n", b"") for _ in range(1000)]
             wire.write(b"\n".join(lines) + b"\n@last help send\n")
-            frames = b"".join(wire.frames)
             replies = [wire.frame() for _ in range(1001)]
             self.assertEqual(replies[-1].get("tag"), "last")
-            self.assertNotIn("internal_error", {reply.get("code") for reply in replies}, frames)
+            self.assertNotIn("internal_error", {reply.get("code") for reply in replies})
             wire.close()
-        self.assertLess(self.server.memory - before, 64 * MIB)
+        self.assertLess(self.server.most_memory - before, 64 * MIB)
         self.assertUsable()
 
     def test_two_hundred_hostile_names(self):
