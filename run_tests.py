@@ -3329,7 +3329,7 @@ class Inside:
         for name, nama, negara in program.DEFAULT_USERS:
             self.store.add_person(name, realm, nama, negara, password)
         self.store.end_request()
-        self.store.end_commit(self.store.start_commit(None))
+        self.store.commit()
         table = common.realm_table(True, [f"{'mesin2' if realm == 'mesin1' else 'mesin1'}=127.0.0.1:{peer}"])
         self.chat = program.Chat(realm, table, self.store, self.workers, wall=lambda: time.time() + self.wall_ahead)
         self.server = program.Server(self.chat, "127.0.0.1", port, self.wakers[0],
