@@ -227,7 +227,7 @@ class Store:
             leftover.unlink()
         self.path = folder / "chat.db"
         self._owner = self._claim(folder / "owner.db")
-        self.db = sqlite3.connect(self.path, isolation_level=None, timeout=0)
+        self.db = sqlite3.connect(self.path, isolation_level=None, timeout=0, check_same_thread=False)
         self.is_new = self._check()
         self.db.execute("PRAGMA journal_mode=WAL")
         self.db.execute("PRAGMA synchronous=FULL")
