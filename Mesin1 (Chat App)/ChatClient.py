@@ -1222,6 +1222,7 @@ class ChatView:
         self.flushing: asyncio.TimerHandle | None = None
         self.tiles: dict[str, Any] = {}
         self.rows: dict[Message, Any] = {}
+        self.bars: dict[Message, Any] = {}         # of the files among them
         self.first = 0                             # index of the oldest message that has a row
         self.at_bottom, self.held, self.loading = True, 0, False
         self.banner_text = ft.Text("", size=13, color=ft.Colors.ON_ERROR_CONTAINER)
@@ -1730,6 +1731,7 @@ class ChatView:
     def draw_messages(self, now: bool = True) -> None:
         """The newest messages of the conversation, in a list that stands at its end."""
         self.rows.clear()
+        self.bars.clear()
         self.list = StillList(expand=True, reverse=True, spacing=3, on_scroll=self.window.heard(self.scrolled),
                               scroll_interval=60, padding=ft.Padding.symmetric(horizontal=16, vertical=10),
                               key=secrets.token_hex(4))
@@ -1836,8 +1838,8 @@ class ChatView:
                          bgcolor=ft.Colors.PRIMARY, border_radius=10, padding=9),
             ft.Column([ft.Text(name, max_lines=2, overflow=ft.TextOverflow.ELLIPSIS, size=13.5),
                        small(show_size(size), size=11)], spacing=0, expand=True, tight=True), button], spacing=10)
-        bar = [ft.ProgressBar(value=message.done, bar_height=5, border_radius=3)] if moving else []
-        return ft.Container(ft.Column([card, *bar], tight=True, spacing=4), width=290)
+        bar = self.bars[message] = ft.ProgressBar(value=message.done, bar_height=5, border_radius=3, visible=moving)
+        return ft.Container(ft.Column([card, bar], tight=True, spacing=4), width=290)
 
     # -- reading
 
@@ -2003,9 +2005,10 @@ class ChatView:
             now = time.monotonic()
             part = 0.5 if self.page.web and message.state == "sending" else 1
             message.done = start + part * (done / size if size else 1)
-            if now - show.drawn > 0.15:
+            if message in self.bars and now - show.drawn > 0.15:
                 show.drawn = now
-                self.draw_message(message)
+                self.bars[message].value = message.done        # that alone: a button drawn anew would miss its click
+                self.window.update(self.bars[message])
 
         show.drawn = 0.0       # type: ignore[attr-defined]
         return show
@@ -2322,7 +2325,6 @@ class Tools:
         self.recalled = 0
         self.has_focus = False
         self.tab = "commands"
-        self.asking: asyncio.Task | None = None
 
     def see_frame(self, frame: Frame) -> None:
         """For the wire."""
