@@ -23,6 +23,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -2539,6 +2540,7 @@ class Window:
         self.language = INDONESIAN
         self.theme = "system"
         self.visible = True
+        self.busy_until = 0.0                      # until then Esc is a dialog's
         self.views: list[ChatView] = []
         self.wire: Wire | None = None              # of the demo, for all its chats
         self.folder = Path(tempfile.mkdtemp(prefix="chat-"))
@@ -2619,9 +2621,14 @@ class Window:
         return self.say(f"error_{code}") if self.language == ENGLISH and f"error_{code}" in TEXTS else str(error)
 
     def show_dialog(self, title: str, content: Any, buttons: list[Any]) -> None:
-        """A dialog that Esc closes."""
-        self.page.show_dialog(ft.AlertDialog(title=ft.Text(title, size=18), content=content, actions=[
-            ft.TextButton(self.say("close"), on_click=self.on(self.page.pop_dialog)), *buttons]))
+        """A dialog; Esc closes it, and nothing else then."""
+        def dismissed(event: Any) -> None:
+            self.busy_until = time.monotonic() + 0.5
+
+        self.busy_until = math.inf
+        self.page.show_dialog(ft.AlertDialog(
+            title=ft.Text(title, size=18), content=content, on_dismiss=self.heard(dismissed), actions=[
+                ft.TextButton(self.say("close"), on_click=self.on(self.page.pop_dialog)), *buttons]))
 
     async def copy(self, text: str) -> None:
         """To the clipboard."""
@@ -2868,7 +2875,7 @@ class Window:
             if view.width < view.NARROW and view.current:
                 view.close_talk()
             await view.filter.focus()
-        elif event.key == "Escape":
+        elif event.key == "Escape" and time.monotonic() > self.busy_until:
             if view.tools.root.visible:
                 view.tools.toggle()
             elif view.filter.value:
