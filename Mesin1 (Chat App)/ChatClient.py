@@ -971,6 +971,15 @@ class Prompt:
         return matching[number] if number < len(matching) else None
 
 
+def run_prompt(host: str, port: int, options: argparse.Namespace) -> int:
+    """A script's status, or a terminal's."""
+    prompt = Prompt(host, port, options)
+    try:
+        return prompt.run_script() if prompt.is_script else prompt.run_terminal()
+    finally:
+        prompt.start(prompt.conn.close()).result()
+
+
 # ---- what a chat shows ---------------------------------------------------------------------------
 
 
@@ -3092,15 +3101,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         sys.exit(str(error))
     options.downloads = options.downloads or ROOT / row.folder / "received"
-    if not options.prompt:
-        return run_page(options)
-    prompt = Prompt(host, port, options)
     try:
-        return prompt.run_script() if prompt.is_script else prompt.run_terminal()
+        return run_prompt(host, port, options) if options.prompt else run_page(options)
     except KeyboardInterrupt:
         return 130
-    finally:
-        prompt.start(prompt.conn.close()).result()
 
 
 if __name__ == "__main__":
