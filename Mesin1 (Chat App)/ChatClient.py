@@ -2552,7 +2552,7 @@ class Window:
         self.busy_until = 0.0                      # until then Esc is a dialog's
         self.views: list[ChatView] = []
         self.wire: Wire | None = None              # of the demo, for all its chats
-        self.folder = Path(tempfile.mkdtemp(prefix="chat-"))
+        self.folder = Path(tempfile.mkdtemp(dir=UPLOADS))
         self.tokens: list[str] = []
         self.tasks: set[asyncio.Task] = set()
         self.prefs = ft.SharedPreferences()
