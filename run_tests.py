@@ -4604,6 +4604,8 @@ class BrowserTools(BrowserTest):
         page.write("seen on the wire")
         page.sees(f"send ••• {bob.address} seen on the wire")
         page.sees("\\\\r\\\\n")
+        page.tab.locator("flt-semantics-host [role=button]", has_text="send •••").last.dispatch_event("click")
+        page.sees("TEXT: seen on the wire")                    # a click shows the fields
         shown = page.tab.locator("flt-semantics-host").inner_text()
         self.assertNotIn("rahasia", shown)
         self.assertNotRegex(shown, r'tokenid":"[A-Za-z0-9_-]')

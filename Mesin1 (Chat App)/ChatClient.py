@@ -23,6 +23,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -970,6 +971,15 @@ class Prompt:
         return matching[number] if number < len(matching) else None
 
 
+def run_prompt(host: str, port: int, options: argparse.Namespace) -> int:
+    """A script's status, or a terminal's."""
+    prompt = Prompt(host, port, options)
+    try:
+        return prompt.run_script() if prompt.is_script else prompt.run_terminal()
+    finally:
+        prompt.start(prompt.conn.close()).result()
+
+
 # ---- what a chat shows ---------------------------------------------------------------------------
 
 
@@ -1222,6 +1232,7 @@ class ChatView:
         self.flushing: asyncio.TimerHandle | None = None
         self.tiles: dict[str, Any] = {}
         self.rows: dict[Message, Any] = {}
+        self.bars: dict[Message, Any] = {}         # of the files among them
         self.first = 0                             # index of the oldest message that has a row
         self.at_bottom, self.held, self.loading = True, 0, False
         self.banner_text = ft.Text("", size=13, color=ft.Colors.ON_ERROR_CONTAINER)
@@ -1730,6 +1741,7 @@ class ChatView:
     def draw_messages(self, now: bool = True) -> None:
         """The newest messages of the conversation, in a list that stands at its end."""
         self.rows.clear()
+        self.bars.clear()
         self.list = StillList(expand=True, reverse=True, spacing=3, on_scroll=self.window.heard(self.scrolled),
                               scroll_interval=60, padding=ft.Padding.symmetric(horizontal=16, vertical=10),
                               key=secrets.token_hex(4))
@@ -1836,8 +1848,8 @@ class ChatView:
                          bgcolor=ft.Colors.PRIMARY, border_radius=10, padding=9),
             ft.Column([ft.Text(name, max_lines=2, overflow=ft.TextOverflow.ELLIPSIS, size=13.5),
                        small(show_size(size), size=11)], spacing=0, expand=True, tight=True), button], spacing=10)
-        bar = [ft.ProgressBar(value=message.done, bar_height=5, border_radius=3)] if moving else []
-        return ft.Container(ft.Column([card, *bar], tight=True, spacing=4), width=290)
+        bar = self.bars[message] = ft.ProgressBar(value=message.done, bar_height=5, border_radius=3, visible=moving)
+        return ft.Container(ft.Column([card, bar], tight=True, spacing=4), width=290)
 
     # -- reading
 
@@ -2003,9 +2015,10 @@ class ChatView:
             now = time.monotonic()
             part = 0.5 if self.page.web and message.state == "sending" else 1
             message.done = start + part * (done / size if size else 1)
-            if now - show.drawn > 0.15:
+            if message in self.bars and now - show.drawn > 0.15:
                 show.drawn = now
-                self.draw_message(message)
+                self.bars[message].value = message.done        # that alone: a button drawn anew would miss its click
+                self.window.update(self.bars[message])
 
         show.drawn = 0.0       # type: ignore[attr-defined]
         return show
@@ -2322,7 +2335,6 @@ class Tools:
         self.recalled = 0
         self.has_focus = False
         self.tab = "commands"
-        self.asking: asyncio.Task | None = None
 
     def see_frame(self, frame: Frame) -> None:
         """For the wire."""
@@ -2537,9 +2549,10 @@ class Window:
         self.language = INDONESIAN
         self.theme = "system"
         self.visible = True
+        self.busy_until = 0.0                      # until then Esc is a dialog's
         self.views: list[ChatView] = []
         self.wire: Wire | None = None              # of the demo, for all its chats
-        self.folder = Path(tempfile.mkdtemp(prefix="chat-"))
+        self.folder = Path(tempfile.mkdtemp(dir=UPLOADS))
         self.tokens: list[str] = []
         self.tasks: set[asyncio.Task] = set()
         self.prefs = ft.SharedPreferences()
@@ -2617,9 +2630,14 @@ class Window:
         return self.say(f"error_{code}") if self.language == ENGLISH and f"error_{code}" in TEXTS else str(error)
 
     def show_dialog(self, title: str, content: Any, buttons: list[Any]) -> None:
-        """A dialog that Esc closes."""
-        self.page.show_dialog(ft.AlertDialog(title=ft.Text(title, size=18), content=content, actions=[
-            ft.TextButton(self.say("close"), on_click=self.on(self.page.pop_dialog)), *buttons]))
+        """A dialog; Esc closes it, and nothing else then."""
+        def dismissed(event: Any) -> None:
+            self.busy_until = time.monotonic() + 0.5
+
+        self.busy_until = math.inf
+        self.page.show_dialog(ft.AlertDialog(
+            title=ft.Text(title, size=18), content=content, on_dismiss=self.heard(dismissed), actions=[
+                ft.TextButton(self.say("close"), on_click=self.on(self.page.pop_dialog)), *buttons]))
 
     async def copy(self, text: str) -> None:
         """To the clipboard."""
@@ -2866,7 +2884,7 @@ class Window:
             if view.width < view.NARROW and view.current:
                 view.close_talk()
             await view.filter.focus()
-        elif event.key == "Escape":
+        elif event.key == "Escape" and time.monotonic() > self.busy_until:
             if view.tools.root.visible:
                 view.tools.toggle()
             elif view.filter.value:
@@ -3083,15 +3101,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         sys.exit(str(error))
     options.downloads = options.downloads or ROOT / row.folder / "received"
-    if not options.prompt:
-        return run_page(options)
-    prompt = Prompt(host, port, options)
     try:
-        return prompt.run_script() if prompt.is_script else prompt.run_terminal()
+        return run_prompt(host, port, options) if options.prompt else run_page(options)
     except KeyboardInterrupt:
         return 130
-    finally:
-        prompt.start(prompt.conn.close()).result()
 
 
 if __name__ == "__main__":
