@@ -2199,7 +2199,8 @@ def decode(frame: bytes) -> list[tuple[str, str]]:
     if not command:
         return [*fields, ("?", text)]
     values = split_arguments(" ".join(words[1:]), len(command.names), command.takes_rest)
-    return [*fields, ("command", command.word), *zip(command.names, values, strict=False)]
+    names = [name.rstrip("…") for name in command.names]
+    return [*fields, ("command", command.word), *zip(names, values, strict=False)]
 
 
 class Wire:
