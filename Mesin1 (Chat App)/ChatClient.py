@@ -2185,9 +2185,15 @@ def mask(line: bytes) -> bytes:
     return b" ".join(words)
 
 
+def visible(frame: bytes) -> str:
+    """A frame's bytes as they are, the ends of lines written out."""
+    text = frame.decode(errors="backslashreplace")
+    return text.replace("\r", "\\r").replace("\n", "\\n").replace(LINE_BREAK, "\\u2028")
+
+
 def decode(frame: bytes) -> list[tuple[str, str]]:
     """A masked frame's fields, one by one."""
-    text = frame.decode(errors="replace").strip()
+    text = visible(frame.strip())
     if text.startswith("{"):
         try:
             return [(key, json.dumps(value, ensure_ascii=False)) for key, value in json.loads(text).items()]
@@ -2257,7 +2263,7 @@ class Wire:
         who, frame, head = entry
         box = StillBox(ink=True, padding=ft.Padding.symmetric(horizontal=6, vertical=2), border_radius=6)
         more = f" … {frame.size} B" if frame.size > FRAME_HEAD else ""
-        text = head.decode(errors="backslashreplace").replace("\r", "\\r").replace("\n", "\\n")
+        text = visible(head)
         if not frame.outgoing and not more:
             text += "\\r\\n\\r\\n"
         mono = {"font_family": "Mono", "size": 12}
