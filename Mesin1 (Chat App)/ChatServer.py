@@ -918,6 +918,11 @@ class Connection:
                                    (self.buffer.overlong and len(self.buffer) > 0))
 
     @property
+    def is_idle(self) -> bool:
+        """Whether no request is left to carry out or to answer; half of one does not count."""
+        return not (self.held or self.slots or self.buffer.has_line() or (self.upload and self.upload.whole))
+
+    @property
     def may_read(self) -> bool:
         """Whether more requests are welcome. Two realms that both wait for the other to read would wait for ever."""
         return not self.finished and (self.is_outgoing or (self.may_serve and not self.held
@@ -2480,7 +2485,7 @@ class Server:
         self.selector.register(self.waker, selectors.EVENT_READ, self.woken)
         self.connections: set[Connection] = set()
         self.addresses: Counter[str] = Counter()   # connections from each address
-        self.guests: dict[Connection, None] = {}   # not logged in yet, the oldest deadline first (or near it)
+        self.guests: dict[Connection, float] = {}  # not logged in yet -> when to look at them, the earliest first
         self.runnable: dict[Connection, None] = {} # with lines left from an earlier turn, in their order
         self.unfinished: set[Connection] = set()   # to be written to again though the selector says nothing
         self.doomed: dict[Connection, bool] = {}   # to be closed in the next turn; whether by a reset
@@ -2623,7 +2628,7 @@ class Server:
             self.chat.touched.add(conn)
         self.connections.add(conn)
         self.addresses[host] += 1
-        self.guests[conn] = None
+        self.guests[conn] = conn.deadline
         self.watch(conn, selectors.EVENT_READ)
 
     def shake_hands(self, conn: Connection) -> None:
@@ -2722,8 +2727,6 @@ class Server:
                 upload = self.chat.execute(conn, line)
                 if upload:
                     self.end_upload(conn, upload)
-        if conn.finished and not conn.has_work and not conn.slots and not (conn.upload and conn.upload.whole):
-            conn.ending = True
 
     def serve_overlong(self, conn: Connection) -> bool:
         """Takes what there is of a line past the limit into its upload; whether the line has ended."""
@@ -2768,6 +2771,8 @@ class Server:
             return
         if not blocked and (conn.has_output or (conn.behind and conn.subscribed)):
             self.unfinished.add(conn)              # it has had its share of this turn
+        if conn.finished and conn.is_idle:
+            conn.ending = True
         if conn.ending and not conn.has_output and not conn.slots:
             self.end(conn)
         elif conn.has_work:
@@ -2836,14 +2841,13 @@ class Server:
             elif link.conn and not link.check(now):
                 log.warning("realm %s is silent", link.realm.name)
                 self.doomed[link.conn] = False
-        for conn in list(itertools.islice(self.guests, common.LINES_PER_TURN)):
-            if conn.deadline > now and not conn.dropped and not conn.session and not conn.link:
-                break
+        while self.guests and next(iter(self.guests.values())) <= now:
+            conn = next(iter(self.guests))
             del self.guests[conn]
-            if conn.dropped or conn.session or conn.link:
-                continue
-            if conn.slots:
-                self.guests[conn] = None
+            if conn.session or conn.link:
+                continue                           # not a guest any more
+            if conn.deadline > now or conn.slots:  # a request came meanwhile, or is being answered
+                self.guests[conn] = max(conn.deadline, now + 1.0)
             else:
                 self.doomed[conn] = True
         for conn in [conn for conn in self.endings if now > conn.deadline or not unsent_bytes(conn.sock)]:
