@@ -68,6 +68,7 @@ SESSION_DAYS = 30              # a token that nobody used for so long has ended
 
 GUESSES = 10                   # failed logins of one account in GUESS_SECONDS, then `rate_limited`
 GUESS_SECONDS = 60
+SYNC_STEP = 8 * MIB            # bytes of a growing file after which the disk is set to work on them
 HASH_WORKERS = 2               # threads for password hashes and for file syncs: the loop never waits for either
 HASH_QUEUE = 256               # logins waiting for a thread; 256 take under 30 s, more are told `busy`
 AUDIENCE = 500                 # subscribers of a realm above which presence goes only to those who share a chat

@@ -1278,7 +1278,7 @@ class BadInput(OneServer):
         self.assertEqual(self.bob.inbox()[-1]["msg"], "still here")
 
     def test_refused_bytes(self):
-        alice, bob = self.alice, self.bob
+        alice, bob, stored = self.alice, self.bob, self.server.files()
         send, sendfile = alice.line(f"send {bob}").encode(), alice.line(f"sendfile {bob}").encode()
         cases = [
             (b"nosuch", "unknown_command"), (b"\0", "unknown_command"), (b"{}", "unknown_command"),
@@ -1306,7 +1306,7 @@ class BadInput(OneServer):
                 else:
                     self.assertRefused(reply, code)
         self.assertUsable()
-        self.assertEqual(self.server.files(), [])
+        self.assertEqual(self.server.files(), stored)
 
     def test_the_largest_that_is_allowed(self):
         content = some_bytes(MIB)
