@@ -2411,7 +2411,8 @@ class Chat:
         if do == "addgroup":
             self.add_group(group_name, sender or self.store.meet(name, realm, nama))
         elif do == "joingroup":
-            self.join_group(self.group(group_name), sender or self.store.meet(name, realm, nama))
+            if sender not in self.group(group_name).members:       # else its realm has lost its data: let it in again
+                self.join_group(self.group(group_name), sender or self.store.meet(name, realm, nama))
         elif do == "leavegroup":
             self.leave_group(self.group(group_name), sender)
         elif do == "post":
