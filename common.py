@@ -604,7 +604,10 @@ def ensure_packages(*names: str) -> None:
     if Path(sys.prefix).resolve() != folder.resolve():
         if not python.exists():
             print(f"{', '.join(names)}: not installed here, making {folder}", file=sys.stderr)
-            venv.create(folder, with_pip=True, clear=folder.exists())
+            try:
+                venv.create(folder, with_pip=True, clear=folder.exists())
+            except (OSError, subprocess.CalledProcessError):
+                sys.exit("that failed; on Debian and Ubuntu it needs the package python3-venv")
     else:
         print(f"installing {', '.join(names)} into {folder}", file=sys.stderr)
         pins = [f"{name}=={VERSIONS[name]}" for name in names]
