@@ -228,13 +228,13 @@ class Store:
         self.path = folder / "chat.db"
         self._owner = self._claim(folder / "owner.db")
         self.db = sqlite3.connect(self.path, isolation_level=None, timeout=0, check_same_thread=False)
-        self.is_new = self._check()
+        is_new = self._check()
         self.db.execute("PRAGMA journal_mode=WAL")
         self.db.execute("PRAGMA synchronous=FULL")
         self.db.execute("PRAGMA cache_size=-65536")            # KiB: the leaves that a busy realm appends to
-        if self.is_new:
-            self.db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT")
-            self.db.execute("INSERT INTO meta VALUES('epoch', ?)", (secrets.token_hex(8),))
+        if is_new:
+            self.db.executescript(f"BEGIN; {SCHEMA} INSERT INTO meta VALUES('epoch', '{secrets.token_hex(8)}'); "
+                                  f"PRAGMA user_version={SCHEMA_VERSION}; COMMIT")
         self._messages: list[tuple] = []
         self._tags: dict[tuple[int, str], str] = {}
         self._items: list[tuple] = []
@@ -279,35 +279,37 @@ class Store:
     def _load(self) -> None:
         """Reads the tables that are mirrored in memory; who is there already stays the same object."""
         query = self.db.execute
-        people, conversations, sessions = self._person_of, self._conversation_of, self.sessions
-        self.people, self.groups, self._person_of, self._conversation_of, self.sessions = {}, {}, {}, {}, {}
+        people: dict[int, Person] = {}
+        conversations: dict[int, Conversation] = {}
+        sessions: dict[bytes, Session] = {}
         for id, name, realm, nama, negara, password in query("SELECT * FROM people"):
-            person = people.get(id) or Person(id, name, realm, nama, negara, password, f"{name}@{realm}")
+            person = self._person_of.get(id) or Person(id, name, realm, nama, negara, password, f"{name}@{realm}")
             person.nama, person.negara, person.password, person.stored = nama, negara, password, 0
             for mirror in (person.conversations, person.routes, person.cursors):
                 mirror.clear()
-            self.people[person.address] = self._person_of[id] = person
+            people[id] = person
         for id, name, realm, admin in query("SELECT * FROM conversations"):
-            conversation = conversations.get(id) or Conversation(id, name, realm, self._person_of.get(admin))
+            conversation = self._conversation_of.get(id) or Conversation(id, name, realm, people.get(admin))
             newest = query("SELECT MAX(id) FROM messages WHERE conversation=?", (id,)).fetchone()[0] or 0
             conversation.last_id, conversation.members = max(conversation.last_id, newest), {}
             conversation.heads.clear()
-            self._conversation_of[id] = conversation
-            if name:
-                self.groups[conversation.address] = conversation
+            conversations[id] = conversation
         for conversation_id, person_id, since in query("SELECT * FROM members"):
-            self._conversation_of[conversation_id].members[self._person_of[person_id]] = since
-        for conversation in self._conversation_of.values():
+            conversations[conversation_id].members[people[person_id]] = since
+        for conversation in conversations.values():
             for person in conversation.members:
                 person.conversations[self._key(conversation, person)] = conversation
         for person_id, size in query("SELECT sender, SUM(size) FROM files JOIN messages USING(id) GROUP BY sender"):
-            self._person_of[person_id].stored = size
+            people[person_id].stored = size
         for person_id, realm, id in query("SELECT * FROM cursors"):
-            self._person_of[person_id].cursors[realm] = id
+            people[person_id].cursors[realm] = id
         for digest, person_id, used in query("SELECT * FROM sessions"):
-            self.sessions[digest] = sessions.pop(digest, None) or Session(digest, self._person_of[person_id], used)
-        for session in sessions.values():
-            session.ended = True
+            sessions[digest] = self.sessions.get(digest) or Session(digest, people[person_id], used)
+        for digest, session in self.sessions.items():
+            session.ended = digest not in sessions
+        self._person_of, self._conversation_of, self.sessions = people, conversations, sessions
+        self.people = {person.address: person for person in people.values()}
+        self.groups = {group.address: group for group in conversations.values() if group.name}
         last_id = query("SELECT MAX(id) FROM messages").fetchone()[0] or 0
         last_seq = query("SELECT MAX(seq) FROM (SELECT seq FROM sent UNION ALL SELECT seq FROM outbox)").fetchone()[0]
         self.last_id = max(self.last_id, last_id)  # no number is given twice, even where it came to nothing
@@ -464,6 +466,11 @@ class Store:
         self._write("DELETE FROM sessions WHERE digest=?", (session.digest,))
         del self.sessions[session.digest]
         session.ended = True
+
+    def end_idle_sessions(self, before: int) -> None:
+        """Ends the sessions that were not used since; called at the start."""
+        for session in [session for session in self.sessions.values() if session.used < before]:
+            self.end_session(session)
 
     # -- conversations
 
@@ -1332,7 +1339,8 @@ class Chat:
         self.runs.clear()
 
     def settle_left(self) -> None:
-        """Ends the waiting of those who waited for another realm when the server ended."""
+        """Ends what was left when the server ended: idle sessions, and the waiting for another realm."""
+        self.store.end_idle_sessions(self.now_ms - common.SESSION_DAYS * 86_400_000)
         self.wait_for_unsettled()
         for link in self.links.values():
             self.stop_all(link)
@@ -3037,7 +3045,7 @@ def main(arguments: list[str] | None = None) -> int:
         store = Store(data)
     except (StoreRefused, OSError, sqlite3.Error) as error:
         sys.exit(f"ChatServer.py: {error}")
-    if store.is_new and not options.no_default_users:
+    if not store.people and not options.no_default_users:
         for name, nama, negara in DEFAULT_USERS:
             store.add_person(name, row.name, nama, negara, hash_password(DEFAULT_PASSWORD))
         log.warning("made the documented users with the documented password; --no-default-users leaves them out")
