@@ -418,11 +418,9 @@ def format_frame(fields: dict[str, object]) -> bytes:
 
 def format_reply(fields: dict[str, object], tag: str | None = None) -> bytes:
     """A reply, status OK unless `fields` say otherwise, with the tag of the request that it answers."""
-    reply: dict[str, object] = {"status": "OK"}
-    if tag is not None:
-        reply["tag"] = tag
-    reply.update(fields)
-    return format_frame(reply)
+    if tag is None:
+        return format_frame({"status": "OK", **fields})
+    return format_frame({"status": "OK", "tag": tag, **fields})
 
 
 def format_event(kind: str, **fields: object) -> bytes:

@@ -324,16 +324,12 @@ class Store:
 
     # -- the turn and its requests
 
-    def start_request(self) -> None:
-        """From here on is what `revert` undoes."""
-        self._mark = (len(self._messages), len(self._items))
-
     def end_request(self) -> None:
-        """The request succeeded."""
+        """The request succeeded: `revert` undoes what comes from here on."""
         if self._savepoint:
             self.db.execute("RELEASE request")
             self._savepoint = False
-        self.start_request()
+        self._mark = (len(self._messages), len(self._items))
 
     def revert(self) -> bool:
         """The request failed: undoes it alone, or leaves the whole turn `failed`. Whether it had written anything."""
@@ -1426,7 +1422,6 @@ class Chat:
     def guarded(self, action: Callable, *arguments: object) -> object:
         """Does something as one request: what it wrote is undone alone if it fails. An error becomes its reply."""
         store = self.store
-        store.start_request()
         try:
             result = action(*arguments)
             store.end_request()
