@@ -990,6 +990,10 @@ class RealmLink:
 
     def __init__(self, realm: Realm, home: str, key: bytes | None, store: Store) -> None:
         self.realm = realm
+        self.host = realm.address                  # looked up now: in the loop it would hold up everybody
+        if ":" not in self.host:
+            with contextlib.suppress(OSError):
+                self.host = socket.gethostbyname(self.host)
         self.home = home
         self.key = key
         self.store = store
@@ -2312,7 +2316,7 @@ class Chat:
         link = self.links.get(name)
         if link is None or not 16 <= len(nonce) <= 128 or len(epoch) > 64:
             raise self.refused(conn, name)
-        if link.key is None and conn.host != link.realm.address:
+        if link.key is None and conn.host != link.host:
             raise self.refused(conn, name)
         conn.claim = Claim(link, epoch, nonce, secrets.token_hex(16))
         return {"nonce": conn.claim.our_nonce,
@@ -2877,14 +2881,14 @@ class Server:
 
     def connect(self, link: RealmLink, now: float) -> None:
         """Opens a connection to another realm; `connected` goes on when it is open."""
-        family = socket.AF_INET6 if ":" in link.realm.address else socket.AF_INET
+        family = socket.AF_INET6 if ":" in link.host else socket.AF_INET
         conn = None
         try:
             sock = socket.socket(family, socket.SOCK_STREAM)
-            conn = Connection(sock, link.realm.address, common.LINK_LINE)
+            conn = Connection(sock, link.host, common.LINK_LINE)
             sock.setblocking(False)
             self.tune(sock)
-            code = sock.connect_ex((link.realm.address, link.realm.port))
+            code = sock.connect_ex((link.host, link.realm.port))
             if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", 0)):
                 raise OSError(code, "connect")
         except OSError:
