@@ -401,19 +401,22 @@ class Json(str):
 
 
 def encode_json(value: object) -> str:
-    """A value -> compact JSON in pure ASCII."""
+    """A value -> compact JSON in pure ASCII. For the small objects of a frame quicker than a `json.dumps` each."""
     kind = type(value)
     if kind is str:
         return encode_text(value)
     if kind is int:
         return str(value)
-    return value if kind is Json else json.dumps(value, separators=(",", ":"))
+    if kind is dict:
+        return f"{{{','.join([f'{encode_text(name)}:{encode_json(member)}' for name, member in value.items()])}}}"
+    if kind is list:
+        return f"[{','.join([encode_json(member) for member in value])}]"
+    return value if kind is Json else json.dumps(value)
 
 
 def format_frame(fields: dict[str, object]) -> bytes:
     """A reply (or an event) as it goes on the wire: one JSON object in pure ASCII, then CR LF CR LF."""
-    members = [f'"{name}":{encode_json(value)}' for name, value in fields.items()]
-    return f"{{{','.join(members)}}}\r\n\r\n".encode()
+    return encode_json(fields).encode() + FRAME_END
 
 
 def format_reply(fields: dict[str, object], tag: str | None = None) -> bytes:
