@@ -1108,9 +1108,9 @@ class Chats:
         """The reply to `info`."""
         self.people.update((f"{row['user']}@{row['realm']}", row) for row in rows)
 
-    def name_of(self, address: str) -> str:
-        """A person's full name, else the address."""
-        return self.people[address]["nama"] if address in self.people else address.partition("@")[0]
+    def name_of(self, key: str) -> str:
+        """A person's full name, else what stands before the realm."""
+        return self.people[key]["nama"] if key in self.people else key.lstrip("#").partition("@")[0]
 
     def is_online(self, address: str) -> bool:
         """Whether that person is there."""
@@ -1119,7 +1119,7 @@ class Chats:
     def listed(self, words: str = "") -> list[Conversation]:
         """The conversations that match, the newest first."""
         found = [talk for talk in self.talks.values()
-                 if words.lower() in f"{talk.address} {self.name_of(talk.address)}".lower()]
+                 if words.lower() in f"{talk.address} {self.name_of(talk.key)}".lower()]
         return sorted(found, key=lambda talk: talk.last.when.timestamp() if talk.last else 0, reverse=True)
 
 
@@ -1201,14 +1201,29 @@ def blank(icon: str, text: str) -> Any:
 
 def pill(text: str) -> Any:
     """A day, or another remark between messages."""
-    return ft.Row([ft.Container(small(text), padding=ft.Padding.symmetric(horizontal=12, vertical=4), border_radius=12,
+    return ft.Row([ft.Container(small(text), padding=ft.Padding(12, 4, 12, 4), border_radius=12,
                                 bgcolor=ft.Colors.SURFACE_CONTAINER_HIGH)], alignment=ft.MainAxisAlignment.CENTER)
+
+
+class Part:
+    """What has a place on a window's page, its texts in the window's language, its handlers guarded by it."""
+
+    def __init__(self, window: Window) -> None:
+        self.window, self.page, self.say, self.on = window, window.page, window.say, window.on
+
+    def button(self, icon: str, key: str, work: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+        """A picture to click; the text says what it does."""
+        return ft.IconButton(icon, tooltip=self.say(key), on_click=self.on(work, *arguments), **more)
+
+    def item(self, icon: str, key: str, work: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+        """A row of a menu."""
+        return ft.PopupMenuItem(icon=icon, content=self.say(key), on_click=self.on(work, *arguments), **more)
 
 
 # ---- one chat ------------------------------------------------------------------------------------
 
 
-class ChatView:
+class ChatView(Part):
     """A whole chat: login, conversations, messages, tools. `root` goes on a page, beside others if need be."""
 
     PAGE = 50                  # messages shown at once, and more with each scroll to the top
@@ -1219,9 +1234,8 @@ class ChatView:
     PICTURE = 8_000_000        # bytes of a picture that is shown without being asked for
 
     def __init__(self, window: Window, realm: str, host: str, port: int, login: tuple[str, str] | None = None) -> None:
-        self.window, self.say, self.on, self.page = window, window.say, window.on, window.page
-        self.login = login
-        self.realm, self.host, self.port = realm, host, port
+        super().__init__(window)
+        self.realm, self.host, self.port, self.login = realm, host, port, login
         self.conn: ServerConnection | None = None
         self.chats = Chats()
         self.current: Conversation | None = None
@@ -1236,47 +1250,43 @@ class ChatView:
         self.first = 0                             # index of the oldest message that has a row
         self.at_bottom, self.held, self.loading = True, 0, False
         self.banner_text = ft.Text("", size=13, color=ft.Colors.ON_ERROR_CONTAINER)
-        self.banner = ft.Container(ft.Row([ft.Icon(ft.Icons.CLOUD_OFF, size=18, color=ft.Colors.ON_ERROR_CONTAINER),
-                                           self.banner_text], alignment=ft.MainAxisAlignment.CENTER),
+        cloud = ft.Icon(ft.Icons.CLOUD_OFF, size=18, color=ft.Colors.ON_ERROR_CONTAINER)
+        self.banner = ft.Container(ft.Row([cloud, self.banner_text], alignment=ft.MainAxisAlignment.CENTER),
                                    bgcolor=ft.Colors.ERROR_CONTAINER, padding=8, visible=False)
         self.body = ft.Container(expand=True)
         self.tools = Tools(self)
-        self.root = ft.Container(ft.Column([self.banner, self.body, self.tools.root], spacing=0, expand=True),
-                                 expand=True)
+        self.root = ft.Column([self.banner, self.body, self.tools.root], spacing=0, expand=True)
 
     # -- login
 
     def show_login(self, registering: bool = False, values: dict[str, str] | None = None) -> None:
         """The form for login, or for a new account."""
-        say, values = self.say, values or {}
-        self.current = None
+        say, values, self.current, self.registering = self.say, values or {}, None, registering
 
-        def entry(key: str, hint: str = "", **more: Any) -> Any:
-            return ft.TextField(label=say(key), value=values.get(key, ""), hint_text=hint, dense=True,
-                                on_submit=self.on(self.enter), **more)
+        def entry(key: str, **more: Any) -> Any:
+            return ft.TextField(label=say(key), value=values.get(key, ""), dense=True, on_submit=self.on(self.enter),
+                                **more)
 
-        local = self.host in ("127.0.0.1", "localhost")
-        here = ft.Checkbox(label=say("this_computer"), value=local, on_change=self.on(self.choose_realm))
+        self.here = ft.Checkbox(label=say("this_computer"), value=self.host in ("127.0.0.1", "localhost"),
+                                on_change=self.on(self.choose_realm))
         self.form = {
-            "server": entry("server", "host:port", on_change=self.on(self.choose_realm, True)),
+            "server": entry("server", hint_text="host:port", on_change=self.on(self.choose_realm, True)),
             "user": entry("user", autofocus=not values.get("user")),
-            "password": entry("password", password=True, can_reveal_password=True, autofocus=bool(values.get("user"))),
-            "nama": entry("nama"), "negara": entry("negara"), "here": here}
+            "password": entry("password", password=True, can_reveal_password=True, autofocus=bool(values.get("user")))}
+        if registering:
+            self.form |= {"nama": entry("nama"), "negara": entry("negara")}
         self.form["server"].value = values.get("server") or f"{self.host}:{self.port}"
-        self.registering = registering
         self.choices = ft.Row(wrap=True, spacing=8, run_spacing=8)
         self.draw_choices()
-        shown = ["server", "user", "password"] + ["nama", "negara"] * registering
         self.enter_button = ft.FilledButton(say("register" if registering else "login"), height=44,
                                             on_click=self.on(self.enter))
         other = ft.TextButton(say("have_account" if registering else "no_account"), on_click=self.on(
             lambda: self.show_login(not registering, {key: self.form[key].value for key in ("server", "user")})))
-        card = ft.Container(width=400, padding=28, border_radius=20, bgcolor=ft.Colors.SURFACE, content=ft.Column([
-            ft.Row([ft.Icon(ft.Icons.FORUM, color=ft.Colors.PRIMARY, size=34),
-                    ft.Text(say("title"), size=24, weight=ft.FontWeight.W_600, expand=True), self.settings_menu()]),
-            small(say("choose_realm")), self.choices, here, *[self.form[key] for key in shown],
-            self.enter_button, other], spacing=14, tight=True,
-            horizontal_alignment=ft.CrossAxisAlignment.STRETCH))
+        head = [ft.Icon(ft.Icons.FORUM, color=ft.Colors.PRIMARY, size=34),
+                ft.Text(say("title"), size=24, weight=ft.FontWeight.W_600, expand=True), self.settings_menu()]
+        card = ft.Container(width=400, padding=28, border_radius=20, bgcolor=ft.Colors.SURFACE, content=ft.Column(
+            [ft.Row(head), small(say("choose_realm")), self.choices, self.here, *self.form.values(), self.enter_button,
+             other], spacing=14, tight=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH))
         self.body.content = ft.Container(
             ft.Column([card], scroll=ft.ScrollMode.AUTO, horizontal_alignment=ft.CrossAxisAlignment.CENTER,
                       alignment=ft.MainAxisAlignment.CENTER),
@@ -1289,11 +1299,11 @@ class ChatView:
             ft.Chip(label=ft.Text(f"{row.name}  {row.address}:{row.port}", size=12), show_checkmark=True,
                     selected=self.form["server"].value == f"{row.address}:{row.port}",
                     on_select=self.on(self.choose_realm, row.name))
-            for row in realm_table(bool(self.form["here"].value)).values()]
+            for row in realm_table(self.here.value).values()]
 
     def choose_realm(self, name: str | bool = "") -> None:
         """A click on a realm, or on `this computer`; or `True`: the server field was typed in."""
-        table = realm_table(bool(self.form["here"].value))
+        table = realm_table(self.here.value)
         if name is not True:
             self.realm = name or self.realm
             if self.realm in table:
@@ -1303,37 +1313,35 @@ class ChatView:
 
     async def enter(self) -> None:
         """Logs in, or registers; what is wrong stands beside its field."""
-        values = {key: self.form[key].value.strip() for key in ("server", "user", "password", "nama", "negara")}
-        needed = ["server", "user", "password"] + ["nama", "negara"] * self.registering
-        for key in needed:
-            self.form[key].error = None if values[key] else self.say("needed")
-        with contextlib.suppress(ChatError):
-            fold_name(values["user"])
-            values["fits"] = "yes"
-        if values["user"] and "fits" not in values:
-            self.form["user"].error = self.say("bad_name")
+        values = {key: entry.value.strip() for key, entry in self.form.items()}
+        faults = {}
         try:
             self.host, self.port = parse_host_port(values["server"])
         except ValueError:
-            self.form["server"].error = self.say("bad_server")
-        if " " in values["password"]:
-            self.form["password"].error = self.say("no_spaces")
-        if not any(self.form[key].error for key in needed):
+            faults["server"] = self.say("bad_server")
+        try:
+            fold_name(values["user"])
+        except ChatError:
+            faults["user"] = self.say("bad_name")
+        if re.search(r"\s", values["password"]):
+            faults["password"] = self.say("no_spaces")
+        faults |= {key: self.say("needed") for key, value in values.items() if not value}
+        if not faults:
             self.enter_button.disabled = True
             self.window.update(self.enter_button)
-            words = ["register", values["user"], values["password"], re.sub(r"\s+", "_", values["nama"]),
-                     re.sub(r"\s+", "_", values["negara"])] if self.registering else \
-                ["auth", values["user"], values["password"]]
+            words = [re.sub(r"\s+", "_", value) for key, value in values.items() if key != "server"]
             try:
-                await self.fresh_connection().request(*words)
+                await self.fresh_connection().request("register" if self.registering else "auth", *words)
                 return await self.entered()
             except ConnectionError:
-                self.form["server"].error = self.say("unreachable", place=values["server"])
+                faults["server"] = self.say("unreachable", place=values["server"])
             except Refused as refusal:
-                place = {"bad_credentials": "password", "user_exists": "user", "bad_name": "user"}
+                place = "user" if refusal.code in ("user_exists", "bad_name") else "password"
                 wait = f" ({refusal.reply['retry_after']} s)" if "retry_after" in refusal.reply else ""
-                self.form[place.get(refusal.code, "password")].error = self.window.reason(refusal) + wait
+                faults[place] = self.window.reason(refusal) + wait
             self.enter_button.disabled = False
+        for key, entry in self.form.items():
+            entry.error = faults.get(key)
         self.window.update(self.root)
 
     def fresh_connection(self, host: str = "", port: int = 0) -> ServerConnection:
@@ -1373,8 +1381,7 @@ class ChatView:
         self.chats = Chats(f"{conn.user}@{conn.realm}")
         self.tiles.clear()
         self.dirty.clear()
-        self.current = None
-        self.chats.realms = realms
+        self.current, self.chats.realms = None, realms
         self.tools.draw_realms()
         self.chats.marks = await self.window.recall(f"marks.{self.chats.own}") or {}
         await self.remember_session()
@@ -1533,22 +1540,19 @@ class ChatView:
         self.filter = ft.TextField(hint_text=say("find"), dense=True, prefix_icon=ft.Icons.SEARCH, filled=True,
                                    border=round_border(), on_change=self.on(self.draw_list),
                                    on_submit=self.on(self.open_first))
-        self.list_view = StillList(expand=True, padding=ft.Padding.symmetric(horizontal=8, vertical=4), spacing=2)
+        self.list_view = StillList(expand=True, padding=ft.Padding(8, 4, 8, 4), spacing=2)
         self.tiles_holder = ft.Container(self.list_view, expand=True)
         menu = ft.PopupMenuButton(icon=ft.Icons.EDIT_SQUARE, tooltip=say("new"), items=[
-            ft.PopupMenuItem(icon=ft.Icons.PERSON_ADD, content=say("new_message"), on_click=self.on(self.ask_person)),
-            ft.PopupMenuItem(icon=ft.Icons.GROUP_ADD, content=say("new_group"), on_click=self.on(self.ask_group)),
-            ft.PopupMenuItem(icon=ft.Icons.LOGIN, content=say("join_group"), on_click=self.on(self.ask_join))])
+            self.item(ft.Icons.PERSON_ADD, "new_message", self.ask_person),
+            self.item(ft.Icons.GROUP_ADD, "new_group", self.ask, "new_group", "group_name", "addgroup"),
+            self.item(ft.Icons.LOGIN, "join_group", self.ask_join)])
         self.self_box = ft.Container(expand=True)
         self.show_self()
-        head = ft.Row([
-            self.self_box,
-            ft.IconButton(ft.Icons.TERMINAL, tooltip=say("tools"), on_click=self.on(self.tools.toggle)),
-            menu, self.settings_menu()], spacing=4)
+        head = ft.Row([self.self_box, self.button(ft.Icons.TERMINAL, "tools", self.tools.toggle), menu,
+                       self.settings_menu()], spacing=4)
         self.side = ft.Container(ft.Column([
-            ft.Container(head, padding=ft.Padding.only(left=14, right=6, top=10)),
-            ft.Container(ft.Semantics(content=self.filter, label=say("find")),
-                         padding=ft.Padding.symmetric(horizontal=12)),
+            ft.Container(head, padding=ft.Padding(14, 10, 6, 0)),
+            ft.Container(ft.Semantics(content=self.filter, label=say("find")), padding=ft.Padding(12, 0, 12, 0)),
             self.tiles_holder], spacing=8, expand=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH),
             bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
         self.pane = ft.Container(expand=True, bgcolor=ft.Colors.SURFACE)
@@ -1567,34 +1571,35 @@ class ChatView:
 
     def settings_menu(self) -> Any:
         """Theme, language, logout."""
-        say, window = self.say, self.window
-        items = [ft.PopupMenuItem(icon=icon, content=say(mode), checked=window.theme == mode,
-                                  on_click=self.on(window.set_theme, mode))
-                 for mode, icon in (("system", ft.Icons.BRIGHTNESS_AUTO), ("light", ft.Icons.LIGHT_MODE),
-                                    ("dark", ft.Icons.DARK_MODE))]
-        items += [ft.PopupMenuItem(), ft.PopupMenuItem(icon=ft.Icons.TRANSLATE, content=say("other_language"),
-                                                       on_click=self.on(window.switch_language)),
-                  ft.PopupMenuItem(icon=ft.Icons.TERMINAL, content=say("tools"), on_click=self.on(self.tools.toggle))]
+        window = self.window
+        themes = (("system", ft.Icons.BRIGHTNESS_AUTO), ("light", ft.Icons.LIGHT_MODE), ("dark", ft.Icons.DARK_MODE))
+        items = [self.item(icon, theme, window.set_theme, theme, checked=window.theme == theme)
+                 for theme, icon in themes]
+        items += [ft.PopupMenuItem(), self.item(ft.Icons.TRANSLATE, "other_language", window.switch_language),
+                  self.item(ft.Icons.TERMINAL, "tools", self.tools.toggle)]
         if self.conn and self.conn.token:
-            items += [ft.PopupMenuItem(), ft.PopupMenuItem(icon=ft.Icons.LOGOUT, content=say("logout"),
-                                                           on_click=self.on(self.leave))]
-        return ft.PopupMenuButton(icon=ft.Icons.MORE_VERT, tooltip=say("settings"), items=items)
+            items += [ft.PopupMenuItem(), self.item(ft.Icons.LOGOUT, "logout", self.leave)]
+        return ft.PopupMenuButton(icon=ft.Icons.MORE_VERT, tooltip=self.say("settings"), items=items)
 
     def lay_out(self) -> None:
         """Side by side where it is wide; the list or the conversation where it is narrow."""
         if not self.chats.own or not self.conn or not self.conn.token:
             return
-        narrow = self.width < self.NARROW
-        self.side.visible = not (narrow and self.current)
-        self.pane.visible = not narrow or bool(self.current)
-        self.side.width = None if narrow else min(self.SIDE, self.width * 0.4)
-        self.side.expand = narrow
+        self.side.visible = not (self.is_narrow and self.current)
+        self.pane.visible = not self.is_narrow or bool(self.current)
+        self.side.width = None if self.is_narrow else min(self.SIDE, self.width * 0.4)
+        self.side.expand = self.is_narrow
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether there is room for the list or the conversation only, as on a phone."""
+        return self.width < self.NARROW
 
     def resize(self, width: float) -> None:
         """The view's own width."""
-        was_narrow, self.width = self.width < self.NARROW, width
+        was_narrow, self.width = self.is_narrow, width
         self.lay_out()
-        if self.current and was_narrow != (width < self.NARROW):
+        if self.current and was_narrow != self.is_narrow:
             self.open(self.current.key)
 
     def draw_list(self) -> None:
@@ -1612,29 +1617,25 @@ class ChatView:
 
     def draw_tile(self, talk: Conversation) -> None:
         """One conversation in the list."""
-        last, name = talk.last, self.title_of(talk)
+        last, name = talk.last, self.title_of(talk.key)
         tile = self.tiles.get(talk.key) or StillBox(
-            border_radius=14, padding=ft.Padding.symmetric(horizontal=10, vertical=8), ink=True,
+            border_radius=14, padding=ft.Padding(10, 8, 10, 8), ink=True,
             on_click=self.on(self.open, talk.key))
         end = [small(self.window.show_day(last.when, short_form=True), size=11)] if last else []
         if talk.unread:
             end.append(ft.Container(ft.Text(str(talk.unread), size=11, color=ft.Colors.ON_PRIMARY), border_radius=10,
-                                    bgcolor=ft.Colors.PRIMARY, padding=ft.Padding.symmetric(horizontal=7, vertical=2)))
+                                    bgcolor=ft.Colors.PRIMARY, padding=ft.Padding(7, 2, 7, 2)))
         tile.bgcolor = ft.Colors.SECONDARY_CONTAINER if talk is self.current else None
         tile.content = ft.Row([
-            avatar(name, talk.key, self.chats.is_online(talk.key)),
-            two_lines(name, self.preview(talk)),
+            avatar(name, talk.key, self.chats.is_online(talk.key)), two_lines(name, self.preview(talk)),
             ft.Column(end, spacing=4, horizontal_alignment=ft.CrossAxisAlignment.END, tight=True)], spacing=12)
         if talk.key in self.tiles:
             self.window.update(tile)
         self.tiles[talk.key] = tile
 
-    def title_of(self, talk: Conversation) -> str:
+    def title_of(self, key: str) -> str:
         """A person's name, or a group's; with the realm where it is another's."""
-        if not talk.is_group:
-            name, realm = self.chats.name_of(talk.address), talk.address.partition("@")[2]
-        else:
-            name, _, realm = talk.address.partition("@")
+        name, realm = self.chats.name_of(key), key.partition("@")[2]
         return name if realm in ("", self.realm) else f"{name} · {realm}"
 
     def preview(self, talk: Conversation) -> str:
@@ -1690,20 +1691,17 @@ class ChatView:
         before, talk = self.current, self.chats.talk(key)
         self.current = talk
         self.holder = ft.Container(expand=True)
-        self.header = ft.Container(padding=ft.Padding.symmetric(horizontal=14, vertical=8),
-                                   bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
+        self.header = ft.Container(padding=ft.Padding(14, 8, 14, 8), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
         self.jump = ft.Container(visible=False, bottom=10, right=18, content=ft.FilledTonalButton(
             "", icon=ft.Icons.ARROW_DOWNWARD, on_click=self.on(self.draw_messages)))
         self.input_error = ft.Text("", color=ft.Colors.ERROR, size=12, visible=False)
         self.input_box = ft.Container(expand=True)
         self.fresh_input(talk.draft)
         composer = ft.Container(ft.Column([self.input_error, ft.Row([
-            ft.IconButton(ft.Icons.ATTACH_FILE, tooltip=self.say("attach"), on_click=self.on(self.attach)),
-            self.input_box,
-            ft.IconButton(ft.Icons.SEND_ROUNDED, tooltip=self.say("send"), icon_color=ft.Colors.PRIMARY,
-                          on_click=self.on(self.send, True))],
+            self.button(ft.Icons.ATTACH_FILE, "attach", self.attach), self.input_box,
+            self.button(ft.Icons.SEND_ROUNDED, "send", self.send, True, icon_color=ft.Colors.PRIMARY)],
             vertical_alignment=ft.CrossAxisAlignment.END, spacing=4)], spacing=4, tight=True),
-            padding=ft.Padding.only(left=8, right=8, top=6, bottom=10), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
+            padding=ft.Padding(8, 6, 8, 10), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
         self.pane.content = ft.Column([self.header, ft.Stack([self.holder, self.jump], expand=True), composer],
                                       spacing=0, expand=True)
         self.draw_header(False)
@@ -1728,12 +1726,12 @@ class ChatView:
             state = f"{len(talk.members)} {say('members')}: {names}" if talk.members else say("not_a_member")
         else:
             state = f"{talk.address} · {say('is_online' if online else 'is_offline')}"
-        parts = [avatar(self.title_of(talk), talk.key, online),
-                 two_lines(self.title_of(talk), state, 16)]
-        if self.width < self.NARROW:
-            parts.insert(0, ft.IconButton(ft.Icons.ARROW_BACK, tooltip=say("back"), on_click=self.on(self.close_talk)))
+        title = self.title_of(talk.key)
+        parts = [avatar(title, talk.key, online), two_lines(title, state, 16)]
+        if self.is_narrow:
+            parts.insert(0, self.button(ft.Icons.ARROW_BACK, "back", self.close_talk))
         if talk.is_group:
-            parts.append(ft.IconButton(ft.Icons.GROUPS, tooltip=say("members"), on_click=self.on(self.show_members)))
+            parts.append(self.button(ft.Icons.GROUPS, "members", self.show_members))
         self.header.content = ft.Row(parts, spacing=12)
         if now:
             self.window.update(self.header)
@@ -1743,7 +1741,7 @@ class ChatView:
         self.rows.clear()
         self.bars.clear()
         self.list = StillList(expand=True, reverse=True, spacing=3, on_scroll=self.window.heard(self.scrolled),
-                              scroll_interval=60, padding=ft.Padding.symmetric(horizontal=16, vertical=10),
+                              scroll_interval=60, padding=ft.Padding(16, 10, 16, 10),
                               key=secrets.token_hex(4))
         self.holder.content = ft.SelectionArea(self.list)
         count = len(self.current.messages)
@@ -1770,12 +1768,14 @@ class ChatView:
         """A bubble, with what stands above it: a new day, or that from here on all is new."""
         talk = self.current
         message, before = talk.messages[number], talk.messages[number - 1] if number else None
-        new_day = not before or before.when.date() != message.when.date()
-        above = [pill(self.window.show_day(message.when))] if new_day else []
+        above = []
+        if not before or before.when.date() != message.when.date():
+            above.append(pill(self.window.show_day(message.when)))
         if talk.first_new and message.id >= talk.first_new and (not before or before.id < talk.first_new):
-            above.append(ft.Row([ft.Divider(color=ft.Colors.PRIMARY, expand=True), small(
-                self.say("new_messages"), color=ft.Colors.PRIMARY), ft.Divider(color=ft.Colors.PRIMARY, expand=True)]))
-        follows = bool(before and not above and before.sender == message.sender
+            line = {"color": ft.Colors.PRIMARY, "expand": True}
+            words = small(self.say("new_messages"), color=ft.Colors.PRIMARY)
+            above.append(ft.Row([ft.Divider(**line), words, ft.Divider(**line)]))
+        follows = bool(not above and before.sender == message.sender
                        and (message.when - before.when).total_seconds() < 300)
         bubble = ft.Semantics(content=self.draw_bubble(message, follows), identifier=f"msg-{message.id}",
                               container=True)
@@ -1783,46 +1783,36 @@ class ChatView:
 
     def draw_bubble(self, message: Message, follows: bool) -> Any:
         """A message; one's own stands on the right. One that follows another of its sender has no name."""
-        mine = message.sender == self.chats.own
-        parts = []
+        mine, failed = message.sender == self.chats.own, message.state == "failed"
+        color = ft.Colors.ERROR if failed else ft.Colors.ON_SURFACE_VARIANT
+        parts = [self.draw_file(message) if message.file else linked(message.text)]
         if self.current.is_group and not mine and not follows:
-            parts.append(ft.Text(self.name_with_realm(message.sender), size=12, weight=ft.FontWeight.W_600,
-                                 color=getattr(ft.Colors, hue(message.sender) + "_400")))
-        parts.append(self.draw_file(message) if message.file else linked(message.text))
-        foot = [small(f"{message.when:%H:%M}", size=10.5)]
+            parts.insert(0, ft.Text(self.title_of(message.sender), size=12, weight=ft.FontWeight.W_600,
+                                    color=getattr(ft.Colors, hue(message.sender) + "_400")))
+        foot = [small(message.reason, size=11, color=color)] if message.reason else []
+        foot.append(small(f"{message.when:%H:%M}", size=10.5))
         if mine:
             icon = {"sending": ft.Icons.SCHEDULE, "stored": ft.Icons.DONE, "queued": ft.Icons.HOURGLASS_TOP,
                     "failed": ft.Icons.ERROR_OUTLINE}[message.state]
-            foot.append(ft.Icon(icon, size=13, color=ft.Colors.ERROR if message.state == "failed" else
-                                ft.Colors.ON_SURFACE_VARIANT, semantics_label=self.say(f"is_{message.state}")))
-        if message.reason:
-            foot.insert(0, small(message.reason, size=11, color=ft.Colors.ERROR if message.state == "failed" else
-                                 ft.Colors.ON_SURFACE_VARIANT))
+            foot.append(ft.Icon(icon, size=13, color=color, semantics_label=self.say(f"is_{message.state}")))
         parts.append(ft.Row(foot, spacing=4, tight=True))
-        if message.state == "failed":
+        if failed:
             parts.append(ft.TextButton(self.say("again"), icon=ft.Icons.REFRESH,
                                        on_click=self.on(self.send_again, message)))
-        side = ft.CrossAxisAlignment.END if mine else ft.CrossAxisAlignment.START
-        round_, edge = 16, 4 if follows else 16
-        bubble = ft.Container(
-            ft.Column(parts, spacing=2, tight=True, horizontal_alignment=side),
-            bgcolor=ft.Colors.PRIMARY_CONTAINER if mine else ft.Colors.SURFACE_CONTAINER_HIGH,
-            padding=ft.Padding.only(left=12, right=12, top=7, bottom=5), expand=True, expand_loose=True,
-            margin=ft.Margin.only(top=0 if follows else 6),
-            border_radius=ft.BorderRadius.only(top_left=round_ if mine else edge, top_right=edge if mine else round_,
-                                               bottom_left=round_, bottom_right=round_))
-        pane = self.width - (0 if self.width < self.NARROW else self.SIDE)
+        content = ft.Column(parts, spacing=2, tight=True,
+                            horizontal_alignment=ft.CrossAxisAlignment.END if mine else ft.CrossAxisAlignment.START)
         if message.text:
-            bubble.content = ft.ContextMenu(content=bubble.content, secondary_items=[ft.PopupMenuItem(
-                icon=ft.Icons.COPY, content=self.say("copy"), on_click=self.on(self.window.copy, message.text))])
-        gap = ft.Container(width=max(48, pane - 620))
+            content = ft.ContextMenu(content=content, secondary_items=[
+                self.item(ft.Icons.COPY, "copy", self.window.copy, message.text)])
+        edge = 4 if follows else 16
+        bubble = ft.Container(
+            content, bgcolor=ft.Colors.PRIMARY_CONTAINER if mine else ft.Colors.SURFACE_CONTAINER_HIGH,
+            padding=ft.Padding(12, 7, 12, 5), margin=ft.Margin.only(top=0 if follows else 6),
+            border_radius=ft.BorderRadius(16 if mine else edge, edge if mine else 16, 16, 16),
+            expand=True, expand_loose=True)
+        gap = ft.Container(width=max(48, self.width - (0 if self.is_narrow else self.SIDE) - 620))
         return ft.Row([gap, bubble] if mine else [bubble, gap], spacing=0,
                       alignment=ft.MainAxisAlignment.END if mine else ft.MainAxisAlignment.START)
-
-    def name_with_realm(self, address: str) -> str:
-        """A person's name, with the realm where it is another's."""
-        realm = address.partition("@")[2]
-        return self.chats.name_of(address) + ("" if realm == self.realm else f" · {realm}")
 
     def draw_file(self, message: Message) -> Any:
         """A picture, or a card with the file's name and size; a bar while it is on its way."""
@@ -1837,15 +1827,13 @@ class ChatView:
                                 on_click=self.on(self.enlarge, message))
         moving = message.task is not None and not is_picture or message.state == "sending"
         if moving:
-            button = ft.IconButton(ft.Icons.CLOSE, tooltip=self.say("cancel"), icon_size=20,
-                                   on_click=self.on(self.cancel, message))
+            button = self.button(ft.Icons.CLOSE, "cancel", self.cancel, message, icon_size=20)
         else:
-            button = ft.IconButton(ft.Icons.DOWNLOAD, tooltip=self.say("save"), icon_size=20,
-                                   disabled=not message.id, on_click=self.on(self.save, message))
+            button = self.button(ft.Icons.DOWNLOAD, "save", self.save, message, icon_size=20, disabled=not message.id)
+        icon = ft.Icons.IMAGE if is_picture else ft.Icons.INSERT_DRIVE_FILE
         card = ft.Row([
-            ft.Container(ft.Icon(ft.Icons.IMAGE if is_picture else ft.Icons.INSERT_DRIVE_FILE,
-                                 color=ft.Colors.ON_PRIMARY, size=20),
-                         bgcolor=ft.Colors.PRIMARY, border_radius=10, padding=9),
+            ft.Container(ft.Icon(icon, color=ft.Colors.ON_PRIMARY, size=20), bgcolor=ft.Colors.PRIMARY,
+                         border_radius=10, padding=9),
             ft.Column([ft.Text(name, max_lines=2, overflow=ft.TextOverflow.ELLIPSIS, size=13.5),
                        small(show_size(size), size=11)], spacing=0, expand=True, tight=True), button], spacing=10)
         bar = self.bars[message] = ft.ProgressBar(value=message.done, bar_height=5, border_radius=3, visible=moving)
@@ -2070,59 +2058,47 @@ class ChatView:
 
     def ask_person(self) -> None:
         """Someone to write to, of any realm."""
-        def choose(address: str) -> None:
-            self.page.pop_dialog()
-            self.open(address)
-
-        people = sorted((row for row in self.chats.people if row != self.chats.own),
-                        key=lambda address: (not self.chats.is_online(address), self.chats.name_of(address)))
-        self.choose("new_message", "person_hint", [
-            (address, self.chats.name_of(address), f"{address} · {self.chats.people[address]['negara']}")
-            for address in people], choose)
+        chats = self.chats
+        people = sorted((address for address in chats.people if address != chats.own),
+                        key=lambda address: (not chats.is_online(address), chats.name_of(address)))
+        self.ask("new_message", "person_hint", "", [
+            (address, chats.name_of(address), f"{address} · {chats.people[address]['negara']}") for address in people])
         self.window.spawn(self.read_people())
-
-    def ask_group(self) -> None:
-        """A name for a new group."""
-        self.ask_name("new_group", "group_name", "addgroup")
 
     async def ask_join(self) -> None:
         """A group to join, of any realm."""
-        async def join(address: str) -> None:
-            await self.conn.request("joingroup", address)
-            self.page.pop_dialog()
-            await self.read_groups()
-            key = "#" + (address if "@" in address else f"{address}@{self.realm}")
-            self.chats.talk(key).complete = False
-            self.open(key)
-
         await self.read_groups()
-        self.choose("join_group", "group_hint", [
-            ("#" + address, short(address, self.realm), address) for address in self.chats.open_groups],
-            lambda key: join(key.lstrip("#")))
+        self.ask("join_group", "group_hint", "joingroup", [
+            (f"#{address}", short(address, self.realm), address) for address in self.chats.open_groups])
 
-    def choose(self, title: str, hint: str, rows: list[tuple[str, str, str]], then: Callable[[str], Any]) -> None:
-        """A dialog to pick a row of, or to type an address into."""
+    def ask(self, title: str, hint: str, word: str, rows: list[tuple[str, str, str]] | None = None) -> None:
+        """A dialog to type a name into, or to pick a row of: what is chosen is opened, a group after its command."""
         def matching() -> list[tuple[str, str, str]]:
-            words = (entry.value or "").lower()
-            return [row for row in rows if words in f"{row[1]} {row[2]}".lower()]
+            words = entry.value.lower()
+            return [row for row in rows or () if words in f"{row[1]} {row[2]}".lower()]
 
         async def submit() -> None:
-            address = (entry.value or "").strip().lower()
-            if not address:
-                return
-            try:
-                result = then(matching()[0][0] if matching() else
-                              address if "@" in address else f"{address}@{self.realm}")
-                if result is not None:
-                    await result
-            except Refused as refusal:
-                entry.error = self.window.reason(refusal)
-                self.window.update(entry)
+            if name := entry.value.strip().lower():
+                key = ("#" if word else "") + (name if "@" in name else f"{name}@{self.realm}")
+                await take(matching()[0][0] if matching() else key)
+
+        async def take(key: str) -> None:
+            if word:
+                try:
+                    await self.conn.request(word, short(key.lstrip("#"), self.realm))
+                except Refused as refusal:
+                    entry.error = self.window.reason(refusal)
+                    return self.window.update(entry)
+            self.page.pop_dialog()
+            if word:
+                await self.read_groups()
+                self.chats.talk(key).complete = word == "addgroup"
+            self.open(key)
 
         def draw() -> None:
             listing.controls = [
                 ft.ListTile(leading=avatar(name, key, self.chats.is_online(key)), title=two_lines(name, below),
-                            on_click=self.on(then, key))
+                            on_click=self.on(take, key))
                 for key, name, below in matching()[:100]]
             self.window.update(listing)
 
@@ -2131,24 +2107,8 @@ class ChatView:
         listing = ft.ListView(expand=True, spacing=0)
         draw()
         self.window.show_dialog(self.say(title), ft.Column(
-            [entry, listing], width=380, height=380, horizontal_alignment=ft.CrossAxisAlignment.STRETCH), [
-            ft.FilledButton(self.say("ok"), on_click=self.on(submit))])
-
-    def ask_name(self, title: str, label: str, word: str) -> None:
-        """A dialog that asks for a name and sends a command with it."""
-        async def submit() -> None:
-            name = (entry.value or "").strip().lower()
-            try:
-                await self.conn.request(word, name)
-            except Refused as refusal:
-                entry.error = self.window.reason(refusal)
-                return self.window.update(entry)
-            self.page.pop_dialog()
-            await self.read_groups()
-            self.open("#" + (name if "@" in name else f"{name}@{self.realm}"))
-
-        entry = ft.TextField(label=self.say(label), autofocus=True, dense=True, on_submit=self.on(submit))
-        self.window.show_dialog(self.say(title), ft.Container(entry, width=340), [
+            [entry, listing], width=380, height=80 if rows is None else 380,
+            horizontal_alignment=ft.CrossAxisAlignment.STRETCH), [
             ft.FilledButton(self.say("ok"), on_click=self.on(submit))])
 
     def show_members(self) -> None:
@@ -2159,11 +2119,10 @@ class ChatView:
             await self.read_groups()
 
         talk = self.current
-        rows = [ft.ListTile(leading=avatar(self.chats.name_of(member), member, self.chats.is_online(member)),
-                            title=two_lines(self.chats.name_of(member), member))
-                for member in talk.members]
+        rows = [ft.ListTile(leading=avatar(name, member, self.chats.is_online(member)), title=two_lines(name, member))
+                for member in talk.members for name in [self.chats.name_of(member)]]
         buttons = [ft.TextButton(self.say("leave_group"), icon=ft.Icons.LOGOUT, on_click=self.on(leave))]
-        self.window.show_dialog(f"{self.title_of(talk)} · {len(rows)} {self.say('members')}", ft.ListView(
+        self.window.show_dialog(f"{self.title_of(talk.key)} · {len(rows)} {self.say('members')}", ft.ListView(
             rows, width=360, height=min(360, 60 * len(rows))), buttons if talk.members else [])
 
 
@@ -2251,7 +2210,7 @@ class Wire:
                                     on_click=on(self.clear))], spacing=2)
         self.unseen = 0
         self.list.controls = [self.row(entry) for entry in reversed(self.matching()[-self.SHOWN:])]
-        return ft.Column([ft.Container(bar, padding=ft.Padding.only(left=10)), self.holder], spacing=0, expand=True)
+        return ft.Column([ft.Container(bar, padding=ft.Padding(10, 0, 0, 0)), self.holder], spacing=0, expand=True)
 
     def matching(self) -> list[tuple[str, Frame, bytes]]:
         """The frames that hold what is looked for."""
@@ -2261,7 +2220,7 @@ class Wire:
     def row(self, entry: tuple[str, Frame, bytes]) -> Any:
         """A frame on one line; a click shows its fields."""
         who, frame, head = entry
-        box = StillBox(ink=True, padding=ft.Padding.symmetric(horizontal=6, vertical=2), border_radius=6)
+        box = StillBox(ink=True, padding=ft.Padding(6, 2, 6, 2), border_radius=6)
         more = f" … {frame.size} B" if frame.size > FRAME_HEAD else ""
         text = visible(head)
         if not frame.outgoing and not more:
@@ -2280,7 +2239,7 @@ class Wire:
         def unfold() -> None:
             if box.content is line:
                 fields = ft.Text("\n".join(f"{key:>12}: {value}" for key, value in decode(head)), **mono)
-                box.content = ft.Column([line, ft.Container(fields, padding=ft.Padding.only(left=20, bottom=6))],
+                box.content = ft.Column([line, ft.Container(fields, padding=ft.Padding(20, 0, 0, 6))],
                                         spacing=2)
             else:
                 box.content = line
@@ -2392,8 +2351,8 @@ class Tools:
             on_submit=self.window.on(self.submit), on_change=self.window.on(self.suggest),
             on_focus=self.window.on(self.focus, True), on_blur=self.window.on(self.focus, False))
         self.suggest(False)
-        return ft.Column([self.list_holder, ft.Container(self.choices, padding=ft.Padding.symmetric(horizontal=10)),
-                          ft.Container(self.input, padding=ft.Padding.only(left=10, right=10, top=6, bottom=8))],
+        return ft.Column([self.list_holder, ft.Container(self.choices, padding=ft.Padding(10, 0, 10, 0)),
+                          ft.Container(self.input, padding=ft.Padding(10, 6, 10, 8))],
                          spacing=0, expand=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH)
 
     def line(self, kind: str, text: str) -> Any:
@@ -2440,7 +2399,7 @@ class Tools:
         usage = [small(command.prompt_usage, font_family="Mono")] if command in PUBLIC_COMMANDS and " " in text else []
         self.choices.controls = [*usage, *[
             ft.TextButton(ft.Text(label, size=12), on_click=self.window.on(self.complete, value), height=26,
-                          style=ft.ButtonStyle(padding=ft.Padding.symmetric(horizontal=8)))
+                          style=ft.ButtonStyle(padding=ft.Padding(8, 0, 8, 0)))
             for value, label in self.completions()[:12]]]
         if now:
             self.window.update(self.choices)
@@ -2768,7 +2727,7 @@ class Window:
                 await ft.BrowserContextMenu().disable()
         await asyncio.gather(*[view.start() for view in self.views])
         for view in self.views if self.demo else ():
-            if view.chats.own and view.width >= view.NARROW and (talks := view.chats.listed()):
+            if view.chats.own and not view.is_narrow and (talks := view.chats.listed()):
                 view.open(talks[0].key)
 
     async def system_language(self) -> int:
@@ -2888,7 +2847,7 @@ class Window:
         if not view:
             return
         if event.key.upper() == "K" and (event.ctrl or event.meta):
-            if view.width < view.NARROW and view.current:
+            if view.is_narrow and view.current:
                 view.close_talk()
             await view.filter.focus()
         elif event.key == "Escape" and time.monotonic() > self.busy_until:
@@ -2898,7 +2857,7 @@ class Window:
                 view.filter.value = ""
                 view.draw_list()
                 self.update(view.filter)
-            elif view.width < view.NARROW and view.current:
+            elif view.is_narrow and view.current:
                 view.close_talk()
         elif event.key in ("Arrow Up", "Arrow Down") and event.alt:
             view.step(-1 if event.key == "Arrow Up" else 1)
