@@ -39,7 +39,7 @@ import threading
 import time
 import webbrowser
 import zlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -202,29 +202,21 @@ TEXTS = {                      # key: (Indonesian, English)
     "link_up": ("terhubung", "connected"),
     "link_down": ("terputus", "cut off"),
     "no_realms": ("Login dahulu", "Log in first"),
-    # refusals, where the server's own Indonesian words are not wanted
-    "error_bad_credentials": ("", "No such user, or a wrong password"),
-    "error_user_exists": ("", "This user exists already"),
-    "error_user_not_found": ("", "No such user"),
-    "error_group_not_found": ("", "No such group"),
-    "error_group_exists": ("", "This group exists already"),
-    "error_already_member": ("", "Already a member"),
-    "error_not_member": ("", "Not a member of this group"),
-    "error_realm_not_found": ("", "No such realm"),
-    "error_file_not_found": ("", "No such file"),
-    "error_bad_name": ("", "1 to 32 of a-z 0-9 . _ -"),
-    "error_bad_arguments": ("", "The arguments don't fit"),
-    "error_unknown_command": ("", "No such command"),
-    "error_session_not_found": ("", "Please log in first"),
-    "error_rate_limited": ("", "Too many attempts"),
-    "error_too_large": ("", "The file is too large"),
-    "error_too_long": ("", "Too long"),
-    "error_busy": ("", "The server is full"),
     # start
     "open_url": ("Buka {url}", "Open {url}"),
     "demo_failed": ("Server demo tidak dapat dimulai", "The demo's servers did not start"),
     "demo_hello": ("Halo dari {realm}! \U0001f44b", "Hello from {realm}!"),
     "demo_answer": ("Halo juga, pesanmu sampai di {realm} \U0001f389", "Hello, you reached {realm}!"),
+}
+REASONS = {                    # in English, by the code of the refusal; the server's own words are Indonesian
+    "bad_credentials": "No such user, or a wrong password", "user_exists": "This user exists already",
+    "user_not_found": "No such user", "group_not_found": "No such group",
+    "group_exists": "This group exists already", "already_member": "Already a member",
+    "not_member": "Not a member of this group", "realm_not_found": "No such realm",
+    "file_not_found": "No such file", "bad_name": "1 to 32 of a-z 0-9 . _ -",
+    "bad_arguments": "The arguments don't fit", "unknown_command": "No such command",
+    "session_not_found": "Please log in first", "rate_limited": "Too many attempts",
+    "too_large": "The file is too large", "too_long": "Too long", "busy": "The server is full",
 }
 INDONESIAN, ENGLISH = 0, 1
 
@@ -797,8 +789,8 @@ class Prompt:
 
     PATIENCE = 3.0             # seconds that the next line waits for an answer; later the answer comes in between
 
-    def __init__(self, host: str, port: int, options: argparse.Namespace) -> None:
-        self.place = f"{host}:{port}"
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.place = "{}:{}".format(*options.place)
         self.downloads = options.downloads
         self.is_script = not (sys.stdin.isatty() and sys.stdout.isatty())
         self.readline: Any = None                  # Python's module, where there is one
@@ -809,12 +801,12 @@ class Prompt:
         self.drawn = 0.0                           # when the progress line was
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        self.conn = self.start(self.connect(host, port, options)).result()
+        self.conn = self.start(self.connect(options)).result()
 
-    async def connect(self, host: str, port: int, options: argparse.Namespace) -> ServerConnection:
+    async def connect(self, options: argparse.Namespace) -> ServerConnection:
         """Makes the connection within its loop."""
         hear = (lambda event: None) if self.is_script else self.hear
-        return ServerConnection(host, port, options.realm, hear, tls=tls_context(options))
+        return ServerConnection(*options.place, options.realm, hear, tls=tls_context(options))
 
     def start(self, work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future:
         """Begins the work in the loop."""
@@ -971,9 +963,9 @@ class Prompt:
         return matching[number] if number < len(matching) else None
 
 
-def run_prompt(host: str, port: int, options: argparse.Namespace) -> int:
+def run_prompt(options: argparse.Namespace) -> int:
     """A script's status, or a terminal's."""
-    prompt = Prompt(host, port, options)
+    prompt = Prompt(options)
     try:
         return prompt.run_script() if prompt.is_script else prompt.run_terminal()
     finally:
@@ -1573,7 +1565,7 @@ class ChatView(Part):
         """Theme, language, logout."""
         window = self.window
         themes = (("system", ft.Icons.BRIGHTNESS_AUTO), ("light", ft.Icons.LIGHT_MODE), ("dark", ft.Icons.DARK_MODE))
-        items = [self.item(icon, theme, window.set_theme, theme, checked=window.theme == theme)
+        items = [self.item(icon, theme, window.set_theme, theme, checked=window.settings["theme"] == theme)
                  for theme, icon in themes]
         items += [ft.PopupMenuItem(), self.item(ft.Icons.TRANSLATE, "other_language", window.switch_language),
                   self.item(ft.Icons.TERMINAL, "tools", self.tools.toggle)]
@@ -1704,8 +1696,8 @@ class ChatView(Part):
             padding=ft.Padding(8, 6, 8, 10), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
         self.pane.content = ft.Column([self.header, ft.Stack([self.holder, self.jump], expand=True), composer],
                                       spacing=0, expand=True)
-        self.draw_header(False)
-        self.draw_messages(False)
+        self.draw_header()
+        self.draw_messages()
         self.lay_out()
         self.mark_read()
         for other in {before, talk} - {None}:
@@ -1715,7 +1707,7 @@ class ChatView(Part):
         if len(talk.messages) < self.PAGE and not talk.complete:
             self.window.spawn(self.load_older())
 
-    def draw_header(self, now: bool = True) -> None:
+    def draw_header(self) -> None:
         """Whose conversation it is."""
         if not self.current or not self.conn.token:
             return
@@ -1733,10 +1725,9 @@ class ChatView(Part):
         if talk.is_group:
             parts.append(self.button(ft.Icons.GROUPS, "members", self.show_members))
         self.header.content = ft.Row(parts, spacing=12)
-        if now:
-            self.window.update(self.header)
+        self.window.update(self.header)
 
-    def draw_messages(self, now: bool = True) -> None:
+    def draw_messages(self) -> None:
         """The newest messages of the conversation, in a list that stands at its end."""
         self.rows.clear()
         self.bars.clear()
@@ -1749,8 +1740,7 @@ class ChatView(Part):
         self.at_bottom, self.held = True, 0
         self.list.controls = [self.row_of(number) for number in reversed(range(self.first, count))]
         self.jump.visible = False
-        if now:
-            self.window.update(self.holder, self.jump.parent)
+        self.window.update(self.holder, self.jump.parent)
 
     def draw_message(self, message: Message) -> None:
         """One message again, after its state has changed."""
@@ -2168,14 +2158,14 @@ def decode(frame: bytes) -> list[tuple[str, str]]:
     return [*fields, ("command", command.word), *zip(names, values, strict=False)]
 
 
-class Wire:
+class Wire(Part):
     """Every frame that crossed one or two connections, the newest last; so many and no more."""
 
     KEPT = 500
     SHOWN = 150
 
     def __init__(self, window: Window) -> None:
-        self.window, self.say = window, window.say
+        super().__init__(window)
         self.frames: collections.deque[tuple[str, Frame, bytes]] = collections.deque(maxlen=self.KEPT)
         self.paused = False
         self.drawing: asyncio.TimerHandle | None = None
@@ -2197,34 +2187,30 @@ class Wire:
 
     def build(self) -> Any:
         """The panel."""
-        say, on = self.say, self.window.on
         self.list = StillList(expand=True, reverse=True, spacing=0, padding=6)
         self.holder = ft.Container(self.list, expand=True)
-        self.filter = ft.TextField(hint_text=say("filter"), dense=True, text_size=13, width=220, height=36,
-                                   on_change=on(self.redraw), content_padding=8)
-        self.pause = ft.IconButton(ft.Icons.PLAY_ARROW if self.paused else ft.Icons.PAUSE, icon_size=18,
-                                   tooltip=say("resume" if self.paused else "pause"), on_click=on(self.toggle))
-        bar = ft.Row([ft.Semantics(content=self.filter, label=say("filter")), self.pause,
-                      ft.IconButton(ft.Icons.COPY, icon_size=18, tooltip=say("copy"), on_click=on(self.copy)),
-                      ft.IconButton(ft.Icons.DELETE_SWEEP, icon_size=18, tooltip=say("clear"),
-                                    on_click=on(self.clear))], spacing=2)
+        self.filter = ft.TextField(hint_text=self.say("filter"), dense=True, text_size=13, width=220, height=36,
+                                   on_change=self.on(self.redraw), content_padding=8)
+        self.pause = self.button(ft.Icons.PAUSE, "pause", self.toggle, icon_size=18)
+        self.draw_pause()
+        bar = ft.Row([ft.Semantics(content=self.filter, label=self.say("filter")), self.pause,
+                      self.button(ft.Icons.COPY, "copy", self.copy, icon_size=18),
+                      self.button(ft.Icons.DELETE_SWEEP, "clear", self.clear, icon_size=18)], spacing=2)
         self.unseen = 0
-        self.list.controls = [self.row(entry) for entry in reversed(self.matching()[-self.SHOWN:])]
+        self.redraw()
         return ft.Column([ft.Container(bar, padding=ft.Padding(10, 0, 0, 0)), self.holder], spacing=0, expand=True)
 
-    def matching(self) -> list[tuple[str, Frame, bytes]]:
-        """The frames that hold what is looked for."""
+    def matching(self, entries: Iterable[tuple[str, Frame, bytes]]) -> list[tuple[str, Frame, bytes]]:
+        """Those that hold what is looked for."""
         words = (self.filter.value or "").encode().lower()
-        return [entry for entry in self.frames if words in entry[2].lower()]
+        return [entry for entry in entries if words in entry[2].lower()]
 
     def row(self, entry: tuple[str, Frame, bytes]) -> Any:
         """A frame on one line; a click shows its fields."""
         who, frame, head = entry
         box = StillBox(ink=True, padding=ft.Padding(6, 2, 6, 2), border_radius=6)
         more = f" … {frame.size} B" if frame.size > FRAME_HEAD else ""
-        text = visible(head)
-        if not frame.outgoing and not more:
-            text += "\\r\\n\\r\\n"
+        text = visible(head if frame.outgoing or more else head + FRAME_END)
         mono = {"font_family": "Mono", "size": 12}
         line = ft.Row([
             ft.Text(f"{datetime.fromtimestamp(frame.when):%H:%M:%S.%f}"[:-3], color=ft.Colors.OUTLINE, **mono),
@@ -2239,45 +2225,44 @@ class Wire:
         def unfold() -> None:
             if box.content is line:
                 fields = ft.Text("\n".join(f"{key:>12}: {value}" for key, value in decode(head)), **mono)
-                box.content = ft.Column([line, ft.Container(fields, padding=ft.Padding(20, 0, 0, 6))],
-                                        spacing=2)
+                box.content = ft.Column([line, ft.Container(fields, padding=ft.Padding(20, 0, 0, 6))], spacing=2)
             else:
                 box.content = line
             self.window.update(box)
 
-        box.on_click = self.window.on(unfold)
+        box.on_click = self.on(unfold)
         return box
 
     def draw(self) -> None:
         """Adds what has come since the last time."""
         self.drawing = None
-        if not self.is_shown:
-            return
-        words = (self.filter.value or "").encode().lower()
-        entries = list(self.frames)[-self.unseen:] if self.unseen else []
-        self.unseen = 0
-        for entry in entries[-self.SHOWN:]:
-            if words in entry[2].lower():
-                self.list.controls.insert(0, self.row(entry))
-        del self.list.controls[self.SHOWN:]
-        self.window.update(self.holder)
+        if self.is_shown:
+            new = list(self.frames)[-self.unseen:] if self.unseen else []
+            self.unseen = 0
+            self.list.controls[:0] = [self.row(entry) for entry in reversed(self.matching(new)[-self.SHOWN:])]
+            del self.list.controls[self.SHOWN:]
+            self.window.update(self.holder)
 
     def redraw(self) -> None:
         """After the filter has changed."""
-        self.list.controls = [self.row(entry) for entry in reversed(self.matching()[-self.SHOWN:])]
+        self.list.controls = [self.row(entry) for entry in reversed(self.matching(self.frames)[-self.SHOWN:])]
         self.window.update(self.holder)
 
     def toggle(self) -> None:
         """Pauses, or goes on."""
         self.paused = not self.paused
+        self.draw_pause()
+        self.window.update(self.pause)
+
+    def draw_pause(self) -> None:
+        """What the button would do."""
         self.pause.icon = ft.Icons.PLAY_ARROW if self.paused else ft.Icons.PAUSE
         self.pause.tooltip = self.say("resume" if self.paused else "pause")
-        self.window.update(self.pause)
 
     async def copy(self) -> None:
         """All frames that match, as text."""
         lines = [f"{datetime.fromtimestamp(frame.when):%H:%M:%S.%f} {who} {'>' if frame.outgoing else '<'} "
-                 + head.decode(errors="replace").rstrip() for who, frame, head in self.matching()]
+                 + head.decode(errors="replace").rstrip() for who, frame, head in self.matching(self.frames)]
         await self.window.copy("\n".join(lines))
 
     def clear(self) -> None:
@@ -2286,14 +2271,14 @@ class Wire:
         self.redraw()
 
 
-class Tools:
+class Tools(Part):
     """Below a chat: the commands of the README to type, the frames they become, the realms."""
 
     HEIGHT = 300
 
     def __init__(self, view: ChatView) -> None:
-        self.view, self.window, self.say = view, view.window, view.window.say
-        self.wire = Wire(view.window)
+        super().__init__(view.window)
+        self.view, self.wire = view, Wire(view.window)
         self.root = ft.Container(visible=False, height=self.HEIGHT, bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST,
                                  border=ft.Border.only(top=ft.BorderSide(1, ft.Colors.OUTLINE_VARIANT)))
         self.lines: collections.deque[tuple[str, str]] = collections.deque(maxlen=300)     # kind, text
@@ -2319,16 +2304,14 @@ class Tools:
         if not self.root.visible:
             self.root.content = None
             return
-        on, say = self.window.on, self.say
-        tabs = [ft.TextButton(say(tab), icon=icon, on_click=on(self.choose, tab), style=ft.ButtonStyle(
+        tabs = [ft.TextButton(self.say(tab), icon=icon, on_click=self.on(self.choose, tab), style=ft.ButtonStyle(
             bgcolor=ft.Colors.SECONDARY_CONTAINER if tab == self.tab else None))
             for tab, icon in (("commands", ft.Icons.TERMINAL), ("wire", ft.Icons.CABLE), ("realms", ft.Icons.HUB))]
+        close = self.button(ft.Icons.CLOSE, "close", self.toggle, icon_size=18)
         panel = {"commands": self.build_commands, "wire": self.wire.build, "realms": self.build_realms}[self.tab]()
-        self.root.height = min(self.HEIGHT, (self.view.page.height or 800) * 0.45)
-        self.root.content = ft.Column([
-            ft.Row([*tabs, ft.Container(expand=True),
-                    ft.IconButton(ft.Icons.CLOSE, icon_size=18, tooltip=say("close"), on_click=on(self.toggle))],
-                   spacing=4), panel], spacing=0, expand=True)
+        self.root.height = min(self.HEIGHT, (self.page.height or 800) * 0.45)
+        self.root.content = ft.Column([ft.Row([*tabs, ft.Container(expand=True), close], spacing=4), panel],
+                                      spacing=0, expand=True)
 
     def choose(self, tab: str) -> None:
         """Another tab."""
@@ -2348,9 +2331,9 @@ class Tools:
         self.choices = ft.Row(spacing=6, scroll=ft.ScrollMode.AUTO)
         self.input = ft.TextField(
             label=self.say("command"), dense=True, text_style=ft.TextStyle(font_family="Mono", size=13), autofocus=True,
-            on_submit=self.window.on(self.submit), on_change=self.window.on(self.suggest),
-            on_focus=self.window.on(self.focus, True), on_blur=self.window.on(self.focus, False))
-        self.suggest(False)
+            on_submit=self.on(self.submit), on_change=self.on(self.suggest),
+            on_focus=self.on(self.focus, True), on_blur=self.on(self.focus, False))
+        self.suggest()
         return ft.Column([self.list_holder, ft.Container(self.choices, padding=ft.Padding(10, 0, 10, 0)),
                           ft.Container(self.input, padding=ft.Padding(10, 6, 10, 8))],
                          spacing=0, expand=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH)
@@ -2392,17 +2375,16 @@ class Tools:
         found = [short(name, self.view.realm) for name in names.get(kind.strip("[]"), [])]
         return [(text[: len(text) - len(last)] + name + " ", name) for name in found if name.startswith(last)]
 
-    def suggest(self, now: bool = True) -> None:
+    def suggest(self) -> None:
         """Shows what the line may become."""
         text = self.input.value or ""
         command = COMMANDS.get(text.partition(" ")[0].lower())
         usage = [small(command.prompt_usage, font_family="Mono")] if command in PUBLIC_COMMANDS and " " in text else []
         self.choices.controls = [*usage, *[
-            ft.TextButton(ft.Text(label, size=12), on_click=self.window.on(self.complete, value), height=26,
+            ft.TextButton(ft.Text(label, size=12), on_click=self.on(self.complete, value), height=26,
                           style=ft.ButtonStyle(padding=ft.Padding(8, 0, 8, 0)))
             for value, label in self.completions()[:12]]]
-        if now:
-            self.window.update(self.choices)
+        self.window.update(self.choices)
 
     async def complete(self, value: str = "") -> None:
         """Puts a completion into the line: the one clicked, or what all have in common."""
@@ -2422,10 +2404,8 @@ class Tools:
     async def submit(self) -> None:
         """Carries out the line."""
         line = (self.input.value or "").strip()
-        self.input.value = ""
-        self.recalled = 0
+        self.recall(-self.recalled)
         self.suggest()
-        self.window.update(self.input)
         if line:
             self.print("typed", mask_typed(line))
             if not SECRET.match(line):
@@ -2440,7 +2420,7 @@ class Tools:
         before = conn.token
         try:
             command, arguments = parse_typed(line, bool(conn.token))
-            if command.takes_file and self.view.page.web:      # a visitor must not name files of this computer
+            if command.takes_file and self.page.web:      # a visitor must not name files of this computer
                 picked = await self.window.picker.pick_files()
                 if not picked:
                     return self.print("failed", self.say("cancelled"))
@@ -2466,16 +2446,15 @@ class Tools:
     def build_realms(self) -> Any:
         """The realms of the table and the link to each."""
         self.table = ft.Row(wrap=True, spacing=12, run_spacing=12)
-        self.draw_realms(False)
+        self.draw_realms()
         return ft.Container(ft.Column([self.table], scroll=ft.ScrollMode.AUTO), padding=14, expand=True)
 
-    def draw_realms(self, now: bool = True) -> None:
+    def draw_realms(self) -> None:
         """After news of a link."""
-        if self.root.visible and self.tab == "realms" or not now:
+        if self.root.visible and self.tab == "realms":
             self.table.controls = [realm_card(name, [(name, row)], self.say)
                                    for name, row in self.view.chats.realms.items()] or [small(self.say("no_realms"))]
-            if now:
-                self.window.update(self.table)
+            self.window.update(self.table)
         if self.window.demo:
             self.window.draw_cards()
 
@@ -2486,15 +2465,14 @@ def realm_card(name: str, links: list[tuple[str, dict]], say: Callable[..., str]
     for other, row in links:
         up = row["link"] in ("up", "local")
         words = [other if other != name else f"{row['address']}:{row['port']}", say(f"link_{row['link']}")]
-        if row["link"] != "local":
-            if row["rtt_ms"] is not None and up:
-                words.append(f"{row['rtt_ms']:.1f} ms")
-            if row["queued"]:
-                words.append(say("queued_count", count=row["queued"]))
-        lines.append(ft.Row([ft.Icon(ft.Icons.LINK if up else ft.Icons.LINK_OFF, size=16,
-                                     color=ft.Colors.GREEN_500 if up else ft.Colors.ERROR),
-                             small(" · ".join(words), max_lines=1, overflow=ft.TextOverflow.ELLIPSIS,
-                                   expand=bool(end))], spacing=6, tight=not end))
+        if up and row.get("rtt_ms") is not None:
+            words.append(f"{row['rtt_ms']:.1f} ms")
+        if row.get("queued"):
+            words.append(say("queued_count", count=row["queued"]))
+        icon, color = (ft.Icons.LINK, ft.Colors.GREEN_500) if up else (ft.Icons.LINK_OFF, ft.Colors.ERROR)
+        lines.append(ft.Row([ft.Icon(icon, size=16, color=color), small(
+            " · ".join(words), max_lines=1, overflow=ft.TextOverflow.ELLIPSIS, expand=bool(end))],
+            spacing=6, tight=not end))
     return ft.Container(ft.Row([
         ft.Icon(ft.Icons.DNS, color=ft.Colors.PRIMARY),
         ft.Column([ft.Text(name, weight=ft.FontWeight.W_600), *lines], spacing=2, tight=True, expand=bool(end)),
@@ -2512,8 +2490,7 @@ class Window:
 
     def __init__(self, page: Any, options: argparse.Namespace, demo: Demo | None) -> None:
         self.page, self.options, self.demo = page, options, demo
-        self.language = INDONESIAN
-        self.theme = "system"
+        self.settings = {"language": INDONESIAN, "theme": "system"}
         self.visible = True
         self.busy_until = 0.0                      # until then Esc is a dialog's
         self.views: list[ChatView] = []
@@ -2534,38 +2511,34 @@ class Window:
 
     def say(self, key: str, **fields: object) -> str:
         """A text in the page's language."""
-        return say(key, self.language, **fields)
+        return say(key, self.settings["language"], **fields)
+
+    async def guard(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Carries something out; an error becomes a note, where Flet would cover the page."""
+        try:
+            result = work(*arguments)
+            if asyncio.iscoroutine(result):
+                await result
+        except (Refused, OSError) as refusal:
+            self.toast(self.reason(refusal))
+        except Exception:
+            log.exception("handler")
+            self.toast(self.say("went_wrong"))
 
     def on(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """A handler for a control's event; an error becomes a note, where Flet would cover the page."""
+        """A handler for a control's event."""
         return self.heard(lambda event: work(*arguments))
 
     def heard(self, work: Callable[[Any], Any]) -> Any:
         """Likewise, for one that wants the event."""
         async def handle(event: Any) -> None:
-            try:
-                result = work(event)
-                if asyncio.iscoroutine(result):
-                    await result
-            except (Refused, OSError) as refusal:
-                self.toast(self.reason(refusal))
-            except Exception:
-                log.exception("handler")
-                self.toast(self.say("went_wrong"))
+            await self.guard(work, event)
 
         return handle
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task:
         """Starts work beside the page; what fails is shown."""
-        async def run() -> None:
-            try:
-                await work
-            except (Refused, OSError) as refusal:
-                self.toast(self.reason(refusal))
-            except Exception:
-                log.exception("task")
-
-        task = asyncio.ensure_future(run())
+        task = asyncio.ensure_future(self.guard(lambda: work))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
@@ -2574,7 +2547,8 @@ class Window:
         """Sends what has changed below these controls; one that is not on the page has time."""
         for control in controls:
             if control is not None and self.holds(control):
-                control.update()
+                with contextlib.suppress(AttributeError):      # Flet's connection in the moment of its end
+                    control.update()
 
     def holds(self, control: Any) -> bool:
         """Whether a control is on the page."""
@@ -2593,7 +2567,7 @@ class Window:
         if isinstance(error, ConnectionError):
             return self.say("unreachable", place=str(error))
         code = getattr(error, "code", "")
-        return self.say(f"error_{code}") if self.language == ENGLISH and f"error_{code}" in TEXTS else str(error)
+        return REASONS[code] if self.settings["language"] == ENGLISH and code in REASONS else str(error)
 
     def show_dialog(self, title: str, content: Any, buttons: list[Any]) -> None:
         """A dialog; Esc closes it, and nothing else then."""
@@ -2628,7 +2602,7 @@ class Window:
         title = f"({count}) {self.say('title')}" if count else self.say("title")
         if self.page.title != title:
             self.page.title = title
-            self.page.update()
+            self.update(self.page)
 
     # -- storage of the browser
 
@@ -2658,7 +2632,7 @@ class Window:
 
     async def upload(self, picked: Any, progress: Progress) -> Path:
         """A file that was picked in a browser, brought here."""
-        name = f"{secrets.token_hex(16)}"
+        name = secrets.token_hex(16)
         path = UPLOADS / name
         async with self.upload_lock:
             if picked.size:
@@ -2717,12 +2691,11 @@ class Window:
         page.on_keyboard_event = self.heard(self.key_pressed)
         page.on_resize = self.heard(lambda event: self.resize())
         page.on_app_lifecycle_state_change = self.heard(self.shown_or_hidden)
-        settings = await self.recall("settings") or {}
-        self.language = settings.get("language", await self.system_language())
-        self.theme = settings.get("theme", "system")
+        self.settings = {"language": await self.system_language(), "theme": "system",
+                         **(await self.recall("settings") or {})}
         self.build()
-        self.spawn(self.watch())
         if page.web:
+            self.spawn(self.watch())
             with contextlib.suppress(Exception):   # a right click is for a message's own menu
                 await ft.BrowserContextMenu().disable()
         await asyncio.gather(*[view.start() for view in self.views])
@@ -2741,20 +2714,18 @@ class Window:
     def build(self) -> None:
         """The chat, or the demo's two beside one another, with the wire below."""
         page = self.page
-        page.theme_mode = getattr(ft.ThemeMode, self.theme.upper())
+        page.theme_mode = getattr(ft.ThemeMode, self.settings["theme"].upper())
         if self.demo:
             self.wire = Wire(self)
-            for (realm, port), user in zip(self.demo.ports.items(), self.demo.USERS, strict=False):
-                self.views.append(ChatView(self, realm, "127.0.0.1", port, (user, "surabaya")))
+            self.views = [ChatView(self, realm, "127.0.0.1", port, (user, "surabaya"))
+                          for (realm, port), user in zip(self.demo.ports.items(), self.demo.USERS, strict=False)]
             chats = ft.Row([self.views[0].root, ft.VerticalDivider(width=1), self.views[1].root], spacing=0,
                            expand=True)
             self.below = ft.Container(height=236, bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST)
             page.controls = [ft.Column([chats, ft.Divider(height=1), self.below], spacing=0, expand=True)]
             self.draw_below()
         else:
-            row = realm_table(self.options.local)[self.options.realm]
-            host, port = parse_host_port(self.options.server) if self.options.server else (row.address, row.port)
-            self.views.append(ChatView(self, row.name, host, port))
+            self.views = [ChatView(self, self.options.realm, *self.options.place)]
             page.controls = [self.views[0].root]
         self.count_unread()
         self.resize()
@@ -2763,11 +2734,11 @@ class Window:
     def draw_below(self) -> None:
         """The demo's panel: the realms at the left, every frame of both chats at the right."""
         self.cards = ft.Column(spacing=8, tight=True, scroll=ft.ScrollMode.AUTO)
-        self.draw_cards(False)
+        self.draw_cards()
         self.below.content = ft.Row([ft.Container(self.cards, padding=10, width=320), ft.VerticalDivider(width=1),
                                      self.wire.build()], spacing=0, expand=True)
 
-    def draw_cards(self, now: bool = True) -> None:
+    def draw_cards(self) -> None:
         """The demo's realms, each with its own view of the link to the other, and a switch."""
         def switch(name: str) -> Any:
             runs = name in self.demo.servers
@@ -2778,8 +2749,7 @@ class Window:
         for view in self.views:
             rows = [(name, row) for name, row in view.chats.realms.items() if name != view.realm]
             self.cards.controls.append(realm_card(view.realm, rows, self.say, switch(view.realm)))
-        if now:
-            self.update(self.cards)
+        self.update(self.cards)
 
     async def turn(self, name: str) -> None:
         """Ends a realm's server, or starts it again: what is said meanwhile waits."""
@@ -2789,20 +2759,19 @@ class Window:
 
     async def switch_language(self) -> None:
         """The other of the two."""
-        self.language = ENGLISH if self.language == INDONESIAN else INDONESIAN
-        await self.keep_settings()
+        await self.keep(language=ENGLISH if self.settings["language"] == INDONESIAN else INDONESIAN)
         self.rebuild()
 
     async def set_theme(self, theme: str) -> None:
         """System, light or dark."""
-        self.theme = theme
         self.page.theme_mode = getattr(ft.ThemeMode, theme.upper())
         self.page.update()
-        await self.keep_settings()
+        await self.keep(theme=theme)
 
-    async def keep_settings(self) -> None:
-        """For the next visit."""
-        await self.store("settings", {"language": self.language, "theme": self.theme})
+    async def keep(self, **settings: object) -> None:
+        """Settings, for the next visit too."""
+        self.settings |= settings
+        await self.store("settings", self.settings)
 
     def rebuild(self) -> None:
         """All texts anew."""
@@ -2867,15 +2836,14 @@ class Window:
     async def watch(self) -> None:
         """A page whose browser went without a word does not stay for ever."""
         misses = 0
-        while misses < 2 and self.page.web:
+        while misses < 2:
             await asyncio.sleep(20)
             try:
                 await asyncio.wait_for(self.prefs.contains_key("chat.settings"), 10)
                 misses = 0
             except Exception:
                 misses += 1
-        if self.page.web:
-            asyncio.ensure_future(self.close())
+        asyncio.ensure_future(self.close())
 
     async def close(self) -> None:
         """Ends the connections, forgets the files."""
@@ -3063,12 +3031,12 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
     row = realm_table(options.local)[options.realm]
     try:
-        host, port = parse_host_port(options.server) if options.server else (row.address, row.port)
+        options.place = parse_host_port(options.server) if options.server else (row.address, row.port)
     except ValueError as error:
         sys.exit(str(error))
     options.downloads = options.downloads or ROOT / row.folder / "received"
     try:
-        return run_prompt(host, port, options) if options.prompt else run_page(options)
+        return run_prompt(options) if options.prompt else run_page(options)
     except KeyboardInterrupt:
         return 130
 
