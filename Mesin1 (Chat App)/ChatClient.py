@@ -43,7 +43,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -97,16 +97,14 @@ TEXTS = {                      # key: (Indonesian, English)
     "queued": ("menunggu realm tujuan", "waiting for the other realm"),
     "queued_count": ("{count} menunggu", "{count} waiting"),
     "nothing_new": ("Tidak ada pesan baru", "No new messages"),
-    "nothing": ("Kosong", "Nothing here"),
-    "more": ("masih ada lagi", "there is more"),
+    "nothing": ("Kosong", "Nothing here"), "more": ("masih ada lagi", "there is more"),
     "saved": ("Disimpan: {path} ({size})", "Saved: {path} ({size})"),
     "no_file": ("Tidak dapat membaca file {path}", "Cannot read the file {path}"),
     "damaged": ("Isi file rusak dalam perjalanan", "The file was damaged on its way"),
     "failed": ("GAGAL: {reason}", "FAILED: {reason}"),
     "cancelled": ("Dibatalkan", "Cancelled"),
     "waiting": ("Belum terjawab, ditunggu: {line}", "Not answered yet, waiting: {line}"),
-    "online": ("{user} online", "{user} is online"),
-    "offline": ("{user} offline", "{user} is offline"),
+    "online": ("{user} online", "{user} is online"), "offline": ("{user} offline", "{user} is offline"),
     "created": ("{user} membuat group {group}", "{user} made the group {group}"),
     "joined": ("{user} masuk ke group {group}", "{user} joined the group {group}"),
     "left": ("{user} keluar dari group {group}", "{user} left the group {group}"),
@@ -116,21 +114,16 @@ TEXTS = {                      # key: (Indonesian, English)
     "members": ("anggota", "members"),
     # the page: login
     "title": ("Chat", "Chat"),
-    "login": ("Login", "Log in"),
-    "register": ("Daftar", "Register"),
+    "login": ("Login", "Log in"), "register": ("Daftar", "Register"),
     "no_account": ("Belum punya akun? Daftar", "No account yet? Register"),
     "have_account": ("Sudah punya akun? Login", "Have an account? Log in"),
-    "choose_realm": ("Realm", "Realm"),
+    "choose_realm": ("Realm", "Realm"), "server": ("Server", "Server"),
     "this_computer": ("Server di komputer ini", "The server is on this computer"),
-    "server": ("Server", "Server"),
-    "user": ("User", "User"),
-    "password": ("Password", "Password"),
-    "nama": ("Nama lengkap", "Full name"),
-    "negara": ("Negara", "Country"),
-    "needed": ("Harus diisi", "Please fill in"),
+    "user": ("User", "User"), "password": ("Password", "Password"),
+    "nama": ("Nama lengkap", "Full name"), "negara": ("Negara", "Country"),
+    "needed": ("Harus diisi", "Please fill in"), "no_spaces": ("Tanpa spasi", "No spaces"),
     "bad_name": ("1 sampai 32 dari a-z 0-9 . _ -", "1 to 32 of a-z 0-9 . _ -"),
     "bad_server": ("Bentuknya: host:port", "Write host:port"),
-    "no_spaces": ("Tanpa spasi", "No spaces"),
     # conversations
     "find": ("Cari percakapan (Ctrl+K)", "Find a conversation (Ctrl+K)"),
     "none_found": ("Tidak ada yang cocok", "Nothing matches"),
@@ -138,69 +131,51 @@ TEXTS = {                      # key: (Indonesian, English)
                  "No conversations yet.\nBegin with the button above."),
     "no_messages": ("Belum ada pesan", "No messages yet"),
     "choose_talk": ("Pilih percakapan untuk mulai chat", "Choose a conversation"),
-    "new": ("Baru", "New"),
-    "new_message": ("Pesan baru", "New message"),
-    "new_group": ("Group baru", "New group"),
-    "join_group": ("Masuk ke group", "Join a group"),
+    "new": ("Baru", "New"), "new_message": ("Pesan baru", "New message"),
+    "new_group": ("Group baru", "New group"), "join_group": ("Masuk ke group", "Join a group"),
     "leave_group": ("Keluar dari group", "Leave the group"),
     "group_name": ("Nama group", "Name of the group"),
     "person_hint": ("Nama, atau user@realm", "Name, or user@realm"),
     "group_hint": ("Group, atau group@realm", "Group, or group@realm"),
     "not_a_member": ("Bukan anggota group ini", "Not a member of this group"),
-    "is_online": ("online", "online"),
-    "is_offline": ("offline", "offline"),
-    "you": ("Anda", "You"),
-    "back": ("Kembali", "Back"),
+    "is_online": ("online", "online"), "is_offline": ("offline", "offline"),
+    "you": ("Anda", "You"), "back": ("Kembali", "Back"),
     # messages
-    "message": ("Pesan", "Message"),
-    "write": ("Tulis pesan", "Write a message"),
-    "send": ("Kirim", "Send"),
-    "attach": ("Lampirkan file", "Attach a file"),
-    "save": ("Simpan", "Save"),
-    "cancel": ("Batal", "Cancel"),
+    "message": ("Pesan", "Message"), "attach": ("Lampirkan file", "Attach a file"),
+    "write": ("Tulis pesan", "Write a message"), "send": ("Kirim", "Send"),
+    "save": ("Simpan", "Save"), "cancel": ("Batal", "Cancel"),
     "again": ("Kirim lagi", "Send again"),
-    "new_messages": ("Pesan baru", "New messages"),
-    "newest": ("Terbaru", "Newest"),
+    "new_messages": ("Pesan baru", "New messages"), "newest": ("Terbaru", "Newest"),
     "count_new": ("{count} pesan baru", "{count} new"),
-    "is_sending": ("sedang dikirim", "sending"),
-    "is_stored": ("tersimpan di server", "stored"),
-    "is_queued": ("menunggu", "queued"),
-    "is_failed": ("gagal", "failed"),
-    "today": ("Hari ini", "Today"),
-    "yesterday": ("Kemarin", "Yesterday"),
+    "is_sending": ("sedang dikirim", "sending"), "is_stored": ("tersimpan di server", "stored"),
+    "is_queued": ("menunggu", "queued"), "is_failed": ("gagal", "failed"),
+    "today": ("Hari ini", "Today"), "yesterday": ("Kemarin", "Yesterday"),
     "weekdays": ("Senin Selasa Rabu Kamis Jumat Sabtu Minggu",
                  "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
     "months": ("Januari Februari Maret April Mei Juni Juli Agustus September Oktober November Desember",
                "January February March April May June July August September October November December"),
     "too_long": ("Terlalu panjang: paling banyak {size}", "Too long: at most {size}"),
     "file_too_large": ("{name} terlalu besar: paling banyak {size}", "{name} is too large: at most {size}"),
-    "trying": ("Menghubungkan …", "Connecting …"),
-    "went_wrong": ("Terjadi kesalahan", "Something went wrong"),
+    "trying": ("Menghubungkan …", "Connecting …"), "went_wrong": ("Terjadi kesalahan", "Something went wrong"),
     "copied": ("Disalin", "Copied"),
     # settings and tools
     "settings": ("Pengaturan", "Settings"),
     "system": ("Tema sistem", "System theme"),
-    "light": ("Terang", "Light"),
-    "dark": ("Gelap", "Dark"),
+    "light": ("Terang", "Light"), "dark": ("Gelap", "Dark"),
     "other_language": ("English", "Bahasa Indonesia"),
     "logout": ("Logout", "Log out"),
     "tools": ("Command, wire, realm", "Commands, wire, realms"),
     "commands": ("Command", "Commands"),
     "command": ("Ketik command, misalnya: send messi hello", "Type a command, such as: send messi hello"),
-    "wire": ("Wire", "Wire"),
-    "realms": ("Realm", "Realms"),
-    "filter": ("Saring", "Filter"),
-    "pause": ("Jeda", "Pause"),
+    "wire": ("Wire", "Wire"), "realms": ("Realm", "Realms"),
+    "filter": ("Saring", "Filter"), "pause": ("Jeda", "Pause"),
     "resume": ("Lanjutkan", "Resume"),
-    "copy": ("Salin", "Copy"),
-    "clear": ("Bersihkan", "Clear"),
-    "close": ("Tutup", "Close"),
-    "ok": ("OK", "OK"),
+    "copy": ("Salin", "Copy"), "clear": ("Bersihkan", "Clear"),
+    "close": ("Tutup", "Close"), "ok": ("OK", "OK"),
     "turn_off": ("Matikan server {realm}", "Turn the server of {realm} off"),
     "turn_on": ("Nyalakan server {realm}", "Turn the server of {realm} on"),
     "link_local": ("realm ini", "this realm"),
-    "link_up": ("terhubung", "connected"),
-    "link_down": ("terputus", "cut off"),
+    "link_up": ("terhubung", "connected"), "link_down": ("terputus", "cut off"),
     "no_realms": ("Login dahulu", "Log in first"),
     # start
     "open_url": ("Buka {url}", "Open {url}"),
@@ -385,6 +360,11 @@ class Pending:
     sent: float = 0.0
 
 
+def backoff(failures: int) -> float:
+    """Seconds until the next attempt; never the same for a whole class."""
+    return min(RETRY_FIRST * 2 ** failures, RETRY_MOST) * random.uniform(0.7, 1.0)
+
+
 class ServerConnection:
     """A client's connection to its server, kept up across breaks. All of it runs in one asyncio loop.
 
@@ -556,7 +536,7 @@ class ServerConnection:
                     pending.answer.set_exception(lost)
             await asyncio.sleep(0)                 # they leave self._pending
             if self.token or self._pending:
-                delay = min(RETRY_FIRST * 2 ** failures, RETRY_MOST) * random.uniform(0.7, 1.0)
+                delay = backoff(failures)
                 failures += 1
                 self._notify(state="lost", retry=delay)
                 await asyncio.sleep(delay)
@@ -616,7 +596,7 @@ class ServerConnection:
             try:
                 return await attempt()
             except ConnectionLost:
-                await asyncio.sleep(min(RETRY_FIRST * 2 ** failures, RETRY_MOST) * random.uniform(0.7, 1.0))
+                await asyncio.sleep(backoff(failures))
 
     async def _exchange(self, write: Callable[[asyncio.StreamWriter], Awaitable[None]],
                         sink: ArrivingFile | None = None) -> dict:
@@ -664,13 +644,6 @@ class ServerConnection:
 
 
 SECRET = re.compile(r"\s*(auth|register|passwd)\b", re.IGNORECASE)     # lines with a password are not recalled
-
-
-def mask_typed(line: str) -> str:
-    """A typed line without the passwords in it."""
-    words = line.split()
-    first = {"auth": 2, "register": 2, "passwd": 1}.get(words[0].lower(), len(words))
-    return " ".join([*words[:first], *["•••"] * len(words[first:3]), *words[3:]]) if SECRET.match(line) else line
 
 
 def parse_typed(line: str, logged_in: bool) -> tuple[Command, list[str]]:
@@ -806,7 +779,7 @@ class Prompt:
     async def connect(self, options: argparse.Namespace) -> ServerConnection:
         """Makes the connection within its loop."""
         hear = (lambda event: None) if self.is_script else self.hear
-        return ServerConnection(*options.place, options.realm, hear, tls=tls_context(options))
+        return ServerConnection(*options.place, options.realm, hear, tls=options.context)
 
     def start(self, work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future:
         """Begins the work in the loop."""
@@ -987,7 +960,8 @@ class Message:
     state: str = "stored"      # or sending, queued, failed
     reason: str = ""
     done: float = 0.0          # how much of its file has gone out or come in
-    path: Path | None = None   # where the file lies that goes out
+    picked: Any = None         # what the file picker gave for one that goes out
+    path: Path | None = None   # where that file lies
     source: str = ""           # of a picture: where the page gets it
     task: asyncio.Task | None = None
 
@@ -1007,6 +981,8 @@ class Message:
 class Conversation:
     """The messages with one person or in one group, as far as they are here, in the order of their ids."""
 
+    KEPT: ClassVar = 100       # messages while nobody looks at it; the others are read again when needed
+
     key: str                   # the address, a group's with a # in front
     messages: list[Message] = field(default_factory=list)
     complete: bool = True      # whether its first message is here
@@ -1020,10 +996,7 @@ class Conversation:
         """The person's or the group's."""
         return self.key.lstrip("#")
 
-    @property
-    def target(self) -> str:
-        """What `history` calls it."""
-        return self.key.replace("#", "group:")
+
 
     @property
     def is_group(self) -> bool:
@@ -1047,6 +1020,12 @@ class Conversation:
         self.sort()
         return known
 
+    def trim(self) -> None:
+        """Lets go of old messages, if there are many."""
+        if len(self.messages) > 2 * self.KEPT:
+            del self.messages[: -self.KEPT]
+            self.complete = False
+
     def sort(self) -> None:
         """By id, those on their way last."""
         self.messages.sort(key=lambda message: message.id or sys.maxsize)
@@ -1054,8 +1033,6 @@ class Conversation:
 
 class Chats:
     """All that a chat shows of one user; no control in it."""
-
-    KEPT = 100                 # messages of a conversation that nobody looks at; the others are read again when needed
 
     def __init__(self, own: str = "") -> None:
         self.own = own
@@ -1082,9 +1059,8 @@ class Chats:
         elif message.id > self.marks.get(key, 0):
             talk.unread += 1
             talk.first_new = talk.first_new or message.id
-        if talk is not current and len(talk.messages) > 2 * self.KEPT:
-            del talk.messages[: -self.KEPT]
-            talk.complete = False
+        if talk is not current:
+            talk.trim()
         return talk, message
 
     def take_groups(self, rows: list[dict]) -> None:
@@ -1096,9 +1072,7 @@ class Chats:
             if row["member"]:
                 self.talk(f"#{row['group']}").members = row["members"]
 
-    def take_people(self, rows: list[dict]) -> None:
-        """The reply to `info`."""
-        self.people.update((f"{row['user']}@{row['realm']}", row) for row in rows)
+
 
     def name_of(self, key: str) -> str:
         """A person's full name, else what stands before the realm."""
@@ -1341,7 +1315,7 @@ class ChatView(Part):
         if self.conn:
             self.window.spawn(self.conn.close())
         self.conn = ServerConnection(host or self.host, port or self.port, self.realm, self.hear, self.tools.see_frame,
-                                     tls_context(self.window.options))
+                                     self.window.options.context)
         return self.conn
 
     async def start(self) -> None:
@@ -1352,9 +1326,9 @@ class ChatView(Part):
         with contextlib.suppress(Refused, OSError):
             if self.login:
                 await self.fresh_connection().request("auth", *self.login)
-                return await self.entered()
-            if "token" in stored:
+            elif "token" in stored:
                 await self.fresh_connection(stored["host"], stored["port"]).resume(stored["user"], stored["token"])
+            if self.conn:
                 return await self.entered()
         if "host" in stored and not self.window.options.server:
             self.host, self.port = stored["host"], stored["port"]
@@ -1383,15 +1357,15 @@ class ChatView(Part):
 
     async def remember_session(self) -> None:
         """The page's storage keeps user and token, so that a reload goes on; never the password."""
-        conn = self.conn
-        session = {"host": conn.host, "port": conn.port, "user": conn.user, "token": conn.token}
+        session = {key: getattr(self.conn, key) for key in ("host", "port", "user", "token")}
         await self.window.store(self.session_key, {key: value for key, value in session.items() if value})
 
     async def read_people(self) -> None:
         """The people of all realms that can be asked."""
         async def ask(realm: str) -> None:
             with contextlib.suppress(Refused):
-                self.chats.take_people((await self.conn.request("info", realm))["users"])
+                rows = (await self.conn.request("info", realm))["users"]
+                self.chats.people |= {f"{row['user']}@{row['realm']}": row for row in rows}
 
         await asyncio.gather(*map(ask, self.chats.realms))
         self.dirty |= set(self.chats.talks.values())
@@ -1529,9 +1503,9 @@ class ChatView(Part):
     def show_chat(self) -> None:
         """The list of conversations, and beside it the one that is open."""
         say = self.say
-        self.filter = ft.TextField(hint_text=say("find"), dense=True, prefix_icon=ft.Icons.SEARCH, filled=True,
-                                   border=round_border(), on_change=self.on(self.draw_list),
-                                   on_submit=self.on(self.open_first))
+        self.filter = ft.TextField(
+            hint_text=say("find"), dense=True, prefix_icon=ft.Icons.SEARCH, filled=True, border=round_border(),
+            on_change=self.on(self.draw_list), on_submit=self.on(self.step, 0))
         self.list_view = StillList(expand=True, padding=ft.Padding(8, 4, 8, 4), spacing=2)
         self.tiles_holder = ft.Container(self.list_view, expand=True)
         menu = ft.PopupMenuButton(icon=ft.Icons.EDIT_SQUARE, tooltip=say("new"), items=[
@@ -1611,8 +1585,7 @@ class ChatView(Part):
         """One conversation in the list."""
         last, name = talk.last, self.title_of(talk.key)
         tile = self.tiles.get(talk.key) or StillBox(
-            border_radius=14, padding=ft.Padding(10, 8, 10, 8), ink=True,
-            on_click=self.on(self.open, talk.key))
+            border_radius=14, padding=ft.Padding(10, 8, 10, 8), ink=True, on_click=self.on(self.open, talk.key))
         end = [small(self.window.show_day(last.when, short_form=True), size=11)] if last else []
         if talk.unread:
             end.append(ft.Container(ft.Text(str(talk.unread), size=11, color=ft.Colors.ON_PRIMARY), border_radius=10,
@@ -1641,16 +1614,10 @@ class ChatView(Part):
 
     # -- the conversation that is open
 
-    def open_first(self) -> None:
-        """Enter in the filter: the first that matches."""
-        if talks := self.chats.listed(self.filter.value or ""):
-            self.open(talks[0].key)
-
     def step(self, by: int) -> None:
-        """The conversation above or below the one that is open."""
-        talks = self.chats.listed(self.filter.value or "")
-        if talks:
-            place = talks.index(self.current) + by if self.current in talks else 0
+        """The conversation above or below the one that is open; the first that matches if there is none, or by 0."""
+        if talks := self.chats.listed(self.filter.value or ""):
+            place = talks.index(self.current) + by if by and self.current in talks else 0
             self.open(talks[place % len(talks)].key)
 
     def show_nothing(self) -> None:
@@ -1664,9 +1631,7 @@ class ChatView(Part):
         if self.current:
             self.current.draft = self.input.value or ""
             self.current.first_new = 0
-            if len(self.current.messages) > 2 * self.chats.KEPT:
-                del self.current.messages[: -self.chats.KEPT]
-                self.current.complete = False
+            self.current.trim()
 
     def close_talk(self) -> None:
         """Back to the list, on a phone."""
@@ -1732,8 +1697,7 @@ class ChatView(Part):
         self.rows.clear()
         self.bars.clear()
         self.list = StillList(expand=True, reverse=True, spacing=3, on_scroll=self.window.heard(self.scrolled),
-                              scroll_interval=60, padding=ft.Padding(16, 10, 16, 10),
-                              key=secrets.token_hex(4))
+                              scroll_interval=60, padding=ft.Padding(16, 10, 16, 10), key=secrets.token_hex(4))
         self.holder.content = ft.SelectionArea(self.list)
         count = len(self.current.messages)
         self.first = max(0, count - self.PAGE)
@@ -1796,10 +1760,9 @@ class ChatView(Part):
                 self.item(ft.Icons.COPY, "copy", self.window.copy, message.text)])
         edge = 4 if follows else 16
         bubble = ft.Container(
-            content, bgcolor=ft.Colors.PRIMARY_CONTAINER if mine else ft.Colors.SURFACE_CONTAINER_HIGH,
-            padding=ft.Padding(12, 7, 12, 5), margin=ft.Margin.only(top=0 if follows else 6),
-            border_radius=ft.BorderRadius(16 if mine else edge, edge if mine else 16, 16, 16),
-            expand=True, expand_loose=True)
+            content, bgcolor=ft.Colors.PRIMARY_CONTAINER if mine else ft.Colors.SURFACE_CONTAINER_HIGH, expand=True,
+            border_radius=ft.BorderRadius(16 if mine else edge, edge if mine else 16, 16, 16), expand_loose=True,
+            padding=ft.Padding(12, 7, 12, 5), margin=ft.Margin.only(top=0 if follows else 6))
         gap = ft.Container(width=max(48, self.width - (0 if self.is_narrow else self.SIDE) - 620))
         return ft.Row([gap, bubble] if mine else [bubble, gap], spacing=0,
                       alignment=ft.MainAxisAlignment.END if mine else ft.MainAxisAlignment.START)
@@ -1856,7 +1819,8 @@ class ChatView(Part):
         try:
             if self.first < self.PAGE and not talk.complete:
                 oldest = next((str(message.id) for message in talk.messages if message.id), "9" * 15)
-                reply = await self.conn.request("history", talk.target, oldest, str(2 * self.PAGE))
+                target = talk.key.replace("#", "group:")
+                reply = await self.conn.request("history", target, oldest, str(2 * self.PAGE))
                 before = len(talk.messages)
                 for fields in reply["messages"]:
                     talk.add(Message.received(fields))
@@ -1922,6 +1886,9 @@ class ChatView(Part):
         self.draw_soon()
         group = "group" if talk.is_group else ""
         try:
+            if message.picked and not message.path:    # in a browser, the file first comes to this program
+                message.path = await self.window.upload(message.picked, self.show_progress(message, 0)) \
+                    if self.page.web else Path(message.picked.path)
             if message.file:
                 reply = await self.conn.send_file(
                     f"send{group}file", talk.address, path=message.path, name=message.file["name"],
@@ -1964,28 +1931,9 @@ class ChatView(Part):
             if picked.size > most:
                 self.window.toast(self.say("file_too_large", name=picked.name, size=show_size(most)))
                 continue
-            message = Message(self.chats.own, datetime.now().astimezone(), state="sending",
+            message = Message(self.chats.own, datetime.now().astimezone(), state="sending", picked=picked,
                               file={"name": picked.name, "size": picked.size})
-            message.task = self.window.spawn(self.send_picked(talk, message, picked))
-
-    async def send_picked(self, talk: Conversation, message: Message, picked: Any) -> None:
-        """In a browser, the file first comes to this program."""
-        try:
-            if self.page.web:
-                talk.add(message)
-                self.fresh.append(message)
-                self.draw_soon()
-                message.path = await self.window.upload(picked, self.show_progress(message, 0))
-            else:
-                message.path = Path(picked.path)
-        except asyncio.CancelledError:
-            talk.messages.remove(message)
-            self.dirty.add(talk)
-            self.draw_soon()
-            return self.draw_messages() if talk is self.current else None
-        if message in talk.messages:
-            talk.messages.remove(message)
-        await self.send_message(talk, message)
+            message.task = self.window.spawn(self.send_message(talk, message))
 
     def show_progress(self, message: Message, start: float) -> Progress:
         """A callback that moves the message's bar: in a browser, the second half of it."""
@@ -2086,20 +2034,22 @@ class ChatView(Part):
             self.open(key)
 
         def draw() -> None:
-            listing.controls = [
-                ft.ListTile(leading=avatar(name, key, self.chats.is_online(key)), title=two_lines(name, below),
-                            on_click=self.on(take, key))
-                for key, name, below in matching()[:100]]
+            listing.controls = [self.list_tile(key, name, below, on_click=self.on(take, key))
+                                for key, name, below in matching()[:100]]
             self.window.update(listing)
 
         entry = ft.TextField(label=self.say(hint), autofocus=True, dense=True, on_change=self.on(draw),
                              on_submit=self.on(submit))
         listing = ft.ListView(expand=True, spacing=0)
         draw()
-        self.window.show_dialog(self.say(title), ft.Column(
-            [entry, listing], width=380, height=80 if rows is None else 380,
-            horizontal_alignment=ft.CrossAxisAlignment.STRETCH), [
+        content = ft.Column([entry, listing], width=380, height=80 if rows is None else 380,
+                            horizontal_alignment=ft.CrossAxisAlignment.STRETCH)
+        self.window.show_dialog(self.say(title), content, [
             ft.FilledButton(self.say("ok"), on_click=self.on(submit))])
+
+    def list_tile(self, key: str, name: str, below: str, **more: Any) -> Any:
+        """A person or a group in a dialog."""
+        return ft.ListTile(leading=avatar(name, key, self.chats.is_online(key)), title=two_lines(name, below), **more)
 
     def show_members(self) -> None:
         """Who is in the group, and the way out of it."""
@@ -2109,8 +2059,7 @@ class ChatView(Part):
             await self.read_groups()
 
         talk = self.current
-        rows = [ft.ListTile(leading=avatar(name, member, self.chats.is_online(member)), title=two_lines(name, member))
-                for member in talk.members for name in [self.chats.name_of(member)]]
+        rows = [self.list_tile(member, self.chats.name_of(member), member) for member in talk.members]
         buttons = [ft.TextButton(self.say("leave_group"), icon=ft.Icons.LOGOUT, on_click=self.on(leave))]
         self.window.show_dialog(f"{self.title_of(talk.key)} · {len(rows)} {self.say('members')}", ft.ListView(
             rows, width=360, height=min(360, 60 * len(rows))), buttons if talk.members else [])
@@ -2212,14 +2161,14 @@ class Wire(Part):
         more = f" … {frame.size} B" if frame.size > FRAME_HEAD else ""
         text = visible(head if frame.outgoing or more else head + FRAME_END)
         mono = {"font_family": "Mono", "size": 12}
+        arrow, color = ("→", ft.Colors.PRIMARY) if frame.outgoing else ("←", ft.Colors.TERTIARY)
+        end = f"{frame.elapsed * 1000:.1f} ms" if frame.elapsed is not None else f"{frame.size} B"
         line = ft.Row([
             ft.Text(f"{datetime.fromtimestamp(frame.when):%H:%M:%S.%f}"[:-3], color=ft.Colors.OUTLINE, **mono),
             *([ft.Text(f"{who:6}", color=ft.Colors.TERTIARY, **mono)] if who else []),
-            ft.Text("→" if frame.outgoing else "←", weight=ft.FontWeight.BOLD, **mono,
-                    color=ft.Colors.PRIMARY if frame.outgoing else ft.Colors.TERTIARY),
+            ft.Text(arrow, weight=ft.FontWeight.BOLD, color=color, **mono),
             ft.Text(text[:400] + more, expand=True, max_lines=1, overflow=ft.TextOverflow.ELLIPSIS, **mono),
-            ft.Text(f"{frame.elapsed * 1000:.1f} ms" if frame.elapsed is not None else f"{frame.size} B",
-                    color=ft.Colors.OUTLINE, **mono)], spacing=10)
+            ft.Text(end, color=ft.Colors.OUTLINE, **mono)], spacing=10)
         box.content = line
 
         def unfold() -> None:
@@ -2250,6 +2199,7 @@ class Wire(Part):
 
     def toggle(self) -> None:
         """Pauses, or goes on."""
+        self.draw()                                # what came before; from here on no row moves
         self.paused = not self.paused
         self.draw_pause()
         self.window.update(self.pause)
@@ -2407,8 +2357,10 @@ class Tools(Part):
         self.recall(-self.recalled)
         self.suggest()
         if line:
-            self.print("typed", mask_typed(line))
-            if not SECRET.match(line):
+            if SECRET.match(line):
+                self.print("typed", mask(" ".join(line.split()).encode()).decode())
+            else:
+                self.print("typed", line)
                 self.typed.append(line)
             self.window.spawn(self.carry_out(line))
         await self.input.focus()
@@ -2504,8 +2456,7 @@ class Window:
         self.picker = ft.FilePicker(on_upload=self.heard(self.uploading))
         self.upload_lock = asyncio.Lock()
         self.upload_state: tuple[Any, asyncio.Future, Progress] | None = None
-        self.stored: dict[str, Any] = {}
-        self.storing: asyncio.TimerHandle | None = None
+        self.storing: set[str] = set()
 
     # -- what the views use
 
@@ -2618,15 +2569,15 @@ class Window:
             await asyncio.wait_for(self.prefs.set(f"chat.{key}", json.dumps(value)), 5)
 
     def store_soon(self, key: str, value: Any) -> None:
-        """Likewise, once for many changes."""
-        def now() -> None:
-            self.storing = None
-            for name, content in self.stored.items():
-                self.spawn(self.store(name, content))
+        """Likewise, once for many changes of a dict."""
+        async def store() -> None:
+            await asyncio.sleep(1)
+            self.storing.discard(key)
+            await self.store(key, value)
 
-        self.stored[key] = value
-        if not self.storing:
-            self.storing = asyncio.get_running_loop().call_later(1, now)
+        if key not in self.storing:
+            self.storing.add(key)
+            self.spawn(store())
 
     # -- files
 
@@ -2687,9 +2638,9 @@ class Window:
         style = ft.TextStyle(color=ft.Colors.ON_SURFACE, font_family="Roboto", font_family_fallback=["Emoji", "Mono"])
         page.theme = page.dark_theme = ft.Theme(color_scheme_seed=ft.Colors.INDIGO, text_theme=ft.TextTheme(
             body_small=style, body_medium=style, body_large=style, title_medium=style))
-        page.on_close = self.heard(lambda event: self.close())
+        page.on_close = self.on(self.close)
         page.on_keyboard_event = self.heard(self.key_pressed)
-        page.on_resize = self.heard(lambda event: self.resize())
+        page.on_resize = self.on(self.resize)
         page.on_app_lifecycle_state_change = self.heard(self.shown_or_hidden)
         self.settings = {"language": await self.system_language(), "theme": "system",
                          **(await self.recall("settings") or {})}
@@ -2745,10 +2696,9 @@ class Window:
             return ft.Switch(value=runs, tooltip=self.say("turn_off" if runs else "turn_on", realm=name),
                              on_change=self.on(self.turn, name))
 
-        self.cards.controls = []
-        for view in self.views:
-            rows = [(name, row) for name, row in view.chats.realms.items() if name != view.realm]
-            self.cards.controls.append(realm_card(view.realm, rows, self.say, switch(view.realm)))
+        self.cards.controls = [
+            realm_card(view.realm, [(name, row) for name, row in view.chats.realms.items() if name != view.realm],
+                       self.say, switch(view.realm)) for view in self.views]
         self.update(self.cards)
 
     async def turn(self, name: str) -> None:
@@ -2879,7 +2829,7 @@ def run_page(options: argparse.Namespace) -> int:
             await Window(page, options, demo).open()
 
         under_flet = "FLET_DISPLAY_URL_PREFIX" in os.environ
-        if under_flet and "FLET_FORCE_WEB_SERVER" not in os.environ and (sys.platform != "linux" or has_display()):
+        if under_flet and "FLET_FORCE_WEB_SERVER" not in os.environ and has_display():
             ft.run(open_page, assets_dir=assets)
         else:
             app = ft.run(open_page, export_asgi_app=True, no_cdn=True, upload_dir=str(UPLOADS), assets_dir=assets)
@@ -2889,7 +2839,7 @@ def run_page(options: argparse.Namespace) -> int:
 
 def has_display() -> bool:
     """Whether a window could be opened."""
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def serve(app: Any, options: argparse.Namespace) -> None:
@@ -2912,18 +2862,13 @@ def serve(app: Any, options: argparse.Namespace) -> None:
     url = f"http://{host}:{port}"
     prefix = os.environ.get("FLET_DISPLAY_URL_PREFIX")
     print(f"{prefix} {url}" if prefix else say("open_url", url=url), flush=True)
-    if not prefix and has_browser():
+    if not prefix and sys.stdout.isatty() and has_display():
         threading.Timer(1, webbrowser.open, [url]).start()
     logging.getLogger("uvicorn.error").addFilter(
         lambda record: not record.exc_info or record.exc_info[0].__name__ != "WebSocketDisconnect")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))      # so that all that was started is ended
     uvicorn.run(app, host=host, port=port, ws="websockets-sansio", ws_max_size=64 * MIB, log_level="warning",
                 timeout_graceful_shutdown=1)
-
-
-def has_browser() -> bool:
-    """Whether there is a screen for a browser."""
-    return sys.stdout.isatty() and (sys.platform != "linux" or has_display())
 
 
 def free_port(wish: int = 0) -> int:
@@ -3020,11 +2965,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def tls_context(options: argparse.Namespace) -> ssl.SSLContext | None:
-    """How the server's certificate is checked, where it has one."""
-    return ssl.create_default_context(cafile=options.tls_ca) if options.tls or options.tls_ca else None
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the client as the command line says."""
     options = parse_arguments(arguments)
@@ -3034,6 +2974,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.place = parse_host_port(options.server) if options.server else (row.address, row.port)
     except ValueError as error:
         sys.exit(str(error))
+    options.context = ssl.create_default_context(cafile=options.tls_ca) if options.tls or options.tls_ca else None
     options.downloads = options.downloads or ROOT / row.folder / "received"
     try:
         return run_prompt(options) if options.prompt else run_page(options)
