@@ -1096,7 +1096,7 @@ StillList: Any = None                              # a list whose items the page
 StillBox: Any = None                               # likewise a box
 
 HUES = ("BLUE", "TEAL", "DEEP_ORANGE", "PURPLE", "INDIGO", "PINK", "GREEN", "BROWN", "CYAN", "DEEP_PURPLE", "RED")
-LINK = re.compile(r"https?://[^\s<>\"']+[^\s<>\"'.,;:!?)\]]")
+LINK = re.compile(r"(https?://[^\s<>\"']+[^\s<>\"'.,;:!?)\]])")
 IMAGES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".webp": "image/webp"}
 
 
@@ -1109,36 +1109,33 @@ def load_flet() -> None:
     StillBox = ft.control(isolated=True)(type("StillBox", (ft.Container,), {"__module__": __name__}))
 
 
-def hue(name: str) -> str:
+def color_of(name: str) -> str:
     """A name's colour, always the same."""
-    return HUES[zlib.crc32(name.encode()) % len(HUES)]
+    return getattr(ft.Colors, HUES[zlib.crc32(name.encode()) % len(HUES)] + "_400")
 
 
-def avatar(name: str, key: str, online: bool | None = None, radius: int = 20) -> Any:
-    """A disc with initials in the colour of the name; for a person, a dot that says whether they are there."""
-    letters = "".join(word[0] for word in name.replace(".", " ").replace("_", " ").split()[:2]).upper()
+def avatar(name: str, key: str, online: bool = False) -> Any:
+    """A disc with initials in the colour of the name; for a person who is there, with a dot."""
+    letters = "".join(word[0] for word in re.findall(r"[^\s._]+", name)[:2]).upper()
     disc = ft.CircleAvatar(
-        content=ft.Icon(ft.Icons.GROUPS, color=ft.Colors.WHITE, size=radius) if key.startswith("#")
-        else ft.Text(letters or "?", size=radius * 0.75, weight=ft.FontWeight.W_600, color=ft.Colors.WHITE),
-        bgcolor=getattr(ft.Colors, hue(key) + "_400"), radius=radius)
+        content=ft.Icon(ft.Icons.GROUPS, color=ft.Colors.WHITE, size=20) if key.startswith("#")
+        else ft.Text(letters or "?", size=15, weight=ft.FontWeight.W_600, color=ft.Colors.WHITE),
+        bgcolor=color_of(key), radius=20)
     if not online:
         return disc
     dot = ft.Container(width=12, height=12, border_radius=6, bgcolor=ft.Colors.GREEN_500, right=0, bottom=0,
                        border=ft.Border.all(2, ft.Colors.SURFACE))
-    return ft.Stack([disc, dot], width=2 * radius, height=2 * radius)
+    return ft.Stack([disc, dot], width=40, height=40)
 
 
-def linked(text: str, size: float = 14.5, color: str | None = None) -> Any:
+def linked(text: str) -> Any:
     """A text whose web addresses can be clicked."""
-    spans, start = [], 0
-    for found in LINK.finditer(text):
-        spans.append(ft.TextSpan(text[start:found.start()]))
-        style = ft.TextStyle(color=ft.Colors.PRIMARY, decoration=ft.TextDecoration.UNDERLINE)
-        spans.append(ft.TextSpan(found[0], style=style, url=found[0]))
-        start = found.end()
-    if not spans:
-        return ft.Text(text, size=size, color=color)
-    return ft.Text(spans=[*spans, ft.TextSpan(text[start:])], size=size, color=color)
+    parts = LINK.split(text)                       # a text, an address, a text …
+    if len(parts) == 1:
+        return ft.Text(text, size=14.5)
+    style = ft.TextStyle(color=ft.Colors.PRIMARY, decoration=ft.TextDecoration.UNDERLINE)
+    return ft.Text(size=14.5, spans=[ft.TextSpan(part, style=style, url=part) if number % 2 else ft.TextSpan(part)
+                                     for number, part in enumerate(parts)])
 
 
 def small(text: str, **keywords: Any) -> Any:
@@ -1446,22 +1443,21 @@ class ChatView(Part):
 
     async def read_realms(self) -> None:
         """The links' state; what was queued for a realm has gone once its queue is empty."""
-        while True:
+        waiting = True
+        while waiting:
             self.chats.realms = (await self.conn.request("realms"))["realms"]
             self.tools.draw_realms()
             waiting = False
             for talk in self.chats.talks.values():
-                realm = talk.address.partition("@")[2]
-                for message in talk.messages:
-                    if message.state == "queued":
-                        row = self.chats.realms.get(realm, {})
-                        if row.get("link") == "up" and not row.get("queued"):
-                            message.state, message.reason = "stored", ""
-                            self.draw_message(message)
-                        waiting |= row.get("link") == "up" and bool(row.get("queued"))
-            if not waiting:
-                return
-            await asyncio.sleep(1)
+                row = self.chats.realms.get(talk.address.partition("@")[2], {})
+                for message in talk.messages if row.get("link") == "up" else ():
+                    if message.state == "queued" and row.get("queued"):
+                        waiting = True
+                    elif message.state == "queued":
+                        message.state, message.reason = "stored", ""
+                        self.draw_message(message)
+            if waiting:
+                await asyncio.sleep(1)
 
     def draw_soon(self) -> None:
         """Gathers what came at once into one drawing."""
@@ -1742,7 +1738,7 @@ class ChatView(Part):
         parts = [self.draw_file(message) if message.file else linked(message.text)]
         if self.current.is_group and not mine and not follows:
             parts.insert(0, ft.Text(self.title_of(message.sender), size=12, weight=ft.FontWeight.W_600,
-                                    color=getattr(ft.Colors, hue(message.sender) + "_400")))
+                                    color=color_of(message.sender)))
         foot = [small(message.reason, size=11, color=color)] if message.reason else []
         foot.append(small(f"{message.when:%H:%M}", size=10.5))
         if mine:
@@ -1937,16 +1933,17 @@ class ChatView(Part):
 
     def show_progress(self, message: Message, start: float) -> Progress:
         """A callback that moves the message's bar: in a browser, the second half of it."""
+        drawn = 0.0
+
         def show(done: int, size: int) -> None:
-            now = time.monotonic()
+            nonlocal drawn
             part = 0.5 if self.page.web and message.state == "sending" else 1
             message.done = start + part * (done / size if size else 1)
-            if message in self.bars and now - show.drawn > 0.15:
-                show.drawn = now
+            if message in self.bars and time.monotonic() - drawn > 0.15:
+                drawn = time.monotonic()
                 self.bars[message].value = message.done        # that alone: a button drawn anew would miss its click
                 self.window.update(self.bars[message])
 
-        show.drawn = 0.0       # type: ignore[attr-defined]
         return show
 
     def cancel(self, message: Message) -> None:
@@ -1982,8 +1979,6 @@ class ChatView(Part):
             try:
                 path = await self.conn.fetch_file(str(message.file["id"]), folder, self.show_progress(message, 0))
                 await self.window.hand_over(path, message.file["name"])
-            except (Refused, OSError) as refusal:
-                self.window.toast(self.window.reason(refusal))
             finally:
                 message.task = None
                 self.draw_message(message)
