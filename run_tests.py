@@ -4537,8 +4537,10 @@ class BrowserTalk(BrowserTest):
         page.choose("from bob")
         page.fill(page.tab.locator("textarea"), "unfinished")
         page.choose("from carol")
+        page.sees(carol.address)                                # until then the field is still bob's
         page.write("to carol")
         page.choose("from bob")
+        page.sees(bob.address)
         page.tab.locator("textarea").click()
         page.tab.wait_for_timeout(120)
         page.tab.keyboard.press("Enter")
@@ -4604,6 +4606,8 @@ class BrowserTools(BrowserTest):
         page.write("seen on the wire")
         page.sees(f"send ••• {bob.address} seen on the wire")
         page.sees("\\\\r\\\\n")
+        page.press("Pause")                                     # each new frame moves the rows
+        page.sees("Resume")
         page.tab.locator("flt-semantics-host [role=button]", has_text="send •••").last.dispatch_event("click")
         page.sees("TEXT: seen on the wire")                    # a click shows the fields
         shown = page.tab.locator("flt-semantics-host").inner_text()

@@ -39,11 +39,11 @@ import threading
 import time
 import webbrowser
 import zlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -97,16 +97,14 @@ TEXTS = {                      # key: (Indonesian, English)
     "queued": ("menunggu realm tujuan", "waiting for the other realm"),
     "queued_count": ("{count} menunggu", "{count} waiting"),
     "nothing_new": ("Tidak ada pesan baru", "No new messages"),
-    "nothing": ("Kosong", "Nothing here"),
-    "more": ("masih ada lagi", "there is more"),
+    "nothing": ("Kosong", "Nothing here"), "more": ("masih ada lagi", "there is more"),
     "saved": ("Disimpan: {path} ({size})", "Saved: {path} ({size})"),
     "no_file": ("Tidak dapat membaca file {path}", "Cannot read the file {path}"),
     "damaged": ("Isi file rusak dalam perjalanan", "The file was damaged on its way"),
     "failed": ("GAGAL: {reason}", "FAILED: {reason}"),
     "cancelled": ("Dibatalkan", "Cancelled"),
     "waiting": ("Belum terjawab, ditunggu: {line}", "Not answered yet, waiting: {line}"),
-    "online": ("{user} online", "{user} is online"),
-    "offline": ("{user} offline", "{user} is offline"),
+    "online": ("{user} online", "{user} is online"), "offline": ("{user} offline", "{user} is offline"),
     "created": ("{user} membuat group {group}", "{user} made the group {group}"),
     "joined": ("{user} masuk ke group {group}", "{user} joined the group {group}"),
     "left": ("{user} keluar dari group {group}", "{user} left the group {group}"),
@@ -116,21 +114,16 @@ TEXTS = {                      # key: (Indonesian, English)
     "members": ("anggota", "members"),
     # the page: login
     "title": ("Chat", "Chat"),
-    "login": ("Login", "Log in"),
-    "register": ("Daftar", "Register"),
+    "login": ("Login", "Log in"), "register": ("Daftar", "Register"),
     "no_account": ("Belum punya akun? Daftar", "No account yet? Register"),
     "have_account": ("Sudah punya akun? Login", "Have an account? Log in"),
-    "choose_realm": ("Realm", "Realm"),
+    "choose_realm": ("Realm", "Realm"), "server": ("Server", "Server"),
     "this_computer": ("Server di komputer ini", "The server is on this computer"),
-    "server": ("Server", "Server"),
-    "user": ("User", "User"),
-    "password": ("Password", "Password"),
-    "nama": ("Nama lengkap", "Full name"),
-    "negara": ("Negara", "Country"),
-    "needed": ("Harus diisi", "Please fill in"),
+    "user": ("User", "User"), "password": ("Password", "Password"),
+    "nama": ("Nama lengkap", "Full name"), "negara": ("Negara", "Country"),
+    "needed": ("Harus diisi", "Please fill in"), "no_spaces": ("Tanpa spasi", "No spaces"),
     "bad_name": ("1 sampai 32 dari a-z 0-9 . _ -", "1 to 32 of a-z 0-9 . _ -"),
     "bad_server": ("Bentuknya: host:port", "Write host:port"),
-    "no_spaces": ("Tanpa spasi", "No spaces"),
     # conversations
     "find": ("Cari percakapan (Ctrl+K)", "Find a conversation (Ctrl+K)"),
     "none_found": ("Tidak ada yang cocok", "Nothing matches"),
@@ -138,93 +131,67 @@ TEXTS = {                      # key: (Indonesian, English)
                  "No conversations yet.\nBegin with the button above."),
     "no_messages": ("Belum ada pesan", "No messages yet"),
     "choose_talk": ("Pilih percakapan untuk mulai chat", "Choose a conversation"),
-    "new": ("Baru", "New"),
-    "new_message": ("Pesan baru", "New message"),
-    "new_group": ("Group baru", "New group"),
-    "join_group": ("Masuk ke group", "Join a group"),
+    "new": ("Baru", "New"), "new_message": ("Pesan baru", "New message"),
+    "new_group": ("Group baru", "New group"), "join_group": ("Masuk ke group", "Join a group"),
     "leave_group": ("Keluar dari group", "Leave the group"),
     "group_name": ("Nama group", "Name of the group"),
     "person_hint": ("Nama, atau user@realm", "Name, or user@realm"),
     "group_hint": ("Group, atau group@realm", "Group, or group@realm"),
     "not_a_member": ("Bukan anggota group ini", "Not a member of this group"),
-    "is_online": ("online", "online"),
-    "is_offline": ("offline", "offline"),
-    "you": ("Anda", "You"),
-    "back": ("Kembali", "Back"),
+    "is_online": ("online", "online"), "is_offline": ("offline", "offline"),
+    "you": ("Anda", "You"), "back": ("Kembali", "Back"),
     # messages
-    "message": ("Pesan", "Message"),
-    "write": ("Tulis pesan", "Write a message"),
-    "send": ("Kirim", "Send"),
-    "attach": ("Lampirkan file", "Attach a file"),
-    "save": ("Simpan", "Save"),
-    "cancel": ("Batal", "Cancel"),
+    "message": ("Pesan", "Message"), "attach": ("Lampirkan file", "Attach a file"),
+    "write": ("Tulis pesan", "Write a message"), "send": ("Kirim", "Send"),
+    "save": ("Simpan", "Save"), "cancel": ("Batal", "Cancel"),
     "again": ("Kirim lagi", "Send again"),
-    "new_messages": ("Pesan baru", "New messages"),
-    "newest": ("Terbaru", "Newest"),
+    "new_messages": ("Pesan baru", "New messages"), "newest": ("Terbaru", "Newest"),
     "count_new": ("{count} pesan baru", "{count} new"),
-    "is_sending": ("sedang dikirim", "sending"),
-    "is_stored": ("tersimpan di server", "stored"),
-    "is_queued": ("menunggu", "queued"),
-    "is_failed": ("gagal", "failed"),
-    "today": ("Hari ini", "Today"),
-    "yesterday": ("Kemarin", "Yesterday"),
+    "is_sending": ("sedang dikirim", "sending"), "is_stored": ("tersimpan di server", "stored"),
+    "is_queued": ("menunggu", "queued"), "is_failed": ("gagal", "failed"),
+    "today": ("Hari ini", "Today"), "yesterday": ("Kemarin", "Yesterday"),
     "weekdays": ("Senin Selasa Rabu Kamis Jumat Sabtu Minggu",
                  "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
     "months": ("Januari Februari Maret April Mei Juni Juli Agustus September Oktober November Desember",
                "January February March April May June July August September October November December"),
     "too_long": ("Terlalu panjang: paling banyak {size}", "Too long: at most {size}"),
     "file_too_large": ("{name} terlalu besar: paling banyak {size}", "{name} is too large: at most {size}"),
-    "trying": ("Menghubungkan …", "Connecting …"),
-    "went_wrong": ("Terjadi kesalahan", "Something went wrong"),
+    "trying": ("Menghubungkan …", "Connecting …"), "went_wrong": ("Terjadi kesalahan", "Something went wrong"),
     "copied": ("Disalin", "Copied"),
     # settings and tools
     "settings": ("Pengaturan", "Settings"),
     "system": ("Tema sistem", "System theme"),
-    "light": ("Terang", "Light"),
-    "dark": ("Gelap", "Dark"),
+    "light": ("Terang", "Light"), "dark": ("Gelap", "Dark"),
     "other_language": ("English", "Bahasa Indonesia"),
     "logout": ("Logout", "Log out"),
     "tools": ("Command, wire, realm", "Commands, wire, realms"),
     "commands": ("Command", "Commands"),
     "command": ("Ketik command, misalnya: send messi hello", "Type a command, such as: send messi hello"),
-    "wire": ("Wire", "Wire"),
-    "realms": ("Realm", "Realms"),
-    "filter": ("Saring", "Filter"),
-    "pause": ("Jeda", "Pause"),
+    "wire": ("Wire", "Wire"), "realms": ("Realm", "Realms"),
+    "filter": ("Saring", "Filter"), "pause": ("Jeda", "Pause"),
     "resume": ("Lanjutkan", "Resume"),
-    "copy": ("Salin", "Copy"),
-    "clear": ("Bersihkan", "Clear"),
-    "close": ("Tutup", "Close"),
-    "ok": ("OK", "OK"),
+    "copy": ("Salin", "Copy"), "clear": ("Bersihkan", "Clear"),
+    "close": ("Tutup", "Close"), "ok": ("OK", "OK"),
     "turn_off": ("Matikan server {realm}", "Turn the server of {realm} off"),
     "turn_on": ("Nyalakan server {realm}", "Turn the server of {realm} on"),
     "link_local": ("realm ini", "this realm"),
-    "link_up": ("terhubung", "connected"),
-    "link_down": ("terputus", "cut off"),
+    "link_up": ("terhubung", "connected"), "link_down": ("terputus", "cut off"),
     "no_realms": ("Login dahulu", "Log in first"),
-    # refusals, where the server's own Indonesian words are not wanted
-    "error_bad_credentials": ("", "No such user, or a wrong password"),
-    "error_user_exists": ("", "This user exists already"),
-    "error_user_not_found": ("", "No such user"),
-    "error_group_not_found": ("", "No such group"),
-    "error_group_exists": ("", "This group exists already"),
-    "error_already_member": ("", "Already a member"),
-    "error_not_member": ("", "Not a member of this group"),
-    "error_realm_not_found": ("", "No such realm"),
-    "error_file_not_found": ("", "No such file"),
-    "error_bad_name": ("", "1 to 32 of a-z 0-9 . _ -"),
-    "error_bad_arguments": ("", "The arguments don't fit"),
-    "error_unknown_command": ("", "No such command"),
-    "error_session_not_found": ("", "Please log in first"),
-    "error_rate_limited": ("", "Too many attempts"),
-    "error_too_large": ("", "The file is too large"),
-    "error_too_long": ("", "Too long"),
-    "error_busy": ("", "The server is full"),
     # start
     "open_url": ("Buka {url}", "Open {url}"),
     "demo_failed": ("Server demo tidak dapat dimulai", "The demo's servers did not start"),
     "demo_hello": ("Halo dari {realm}! \U0001f44b", "Hello from {realm}!"),
     "demo_answer": ("Halo juga, pesanmu sampai di {realm} \U0001f389", "Hello, you reached {realm}!"),
+}
+REASONS = {                    # in English, by the code of the refusal; the server's own words are Indonesian
+    "bad_credentials": "No such user, or a wrong password", "user_exists": "This user exists already",
+    "user_not_found": "No such user", "group_not_found": "No such group",
+    "group_exists": "This group exists already", "already_member": "Already a member",
+    "not_member": "Not a member of this group", "realm_not_found": "No such realm",
+    "file_not_found": "No such file", "bad_name": "1 to 32 of a-z 0-9 . _ -",
+    "bad_arguments": "The arguments don't fit", "unknown_command": "No such command",
+    "session_not_found": "Please log in first", "rate_limited": "Too many attempts",
+    "too_large": "The file is too large", "too_long": "Too long", "busy": "The server is full",
 }
 INDONESIAN, ENGLISH = 0, 1
 
@@ -391,6 +358,11 @@ class Pending:
     answer: asyncio.Future
     patient: bool              # sent again after a break, instead of failing
     sent: float = 0.0
+
+
+def backoff(failures: int) -> float:
+    """Seconds until the next attempt; never the same for a whole class."""
+    return min(RETRY_FIRST * 2 ** failures, RETRY_MOST) * random.uniform(0.7, 1.0)
 
 
 class ServerConnection:
@@ -564,7 +536,7 @@ class ServerConnection:
                     pending.answer.set_exception(lost)
             await asyncio.sleep(0)                 # they leave self._pending
             if self.token or self._pending:
-                delay = min(RETRY_FIRST * 2 ** failures, RETRY_MOST) * random.uniform(0.7, 1.0)
+                delay = backoff(failures)
                 failures += 1
                 self._notify(state="lost", retry=delay)
                 await asyncio.sleep(delay)
@@ -624,7 +596,7 @@ class ServerConnection:
             try:
                 return await attempt()
             except ConnectionLost:
-                await asyncio.sleep(min(RETRY_FIRST * 2 ** failures, RETRY_MOST) * random.uniform(0.7, 1.0))
+                await asyncio.sleep(backoff(failures))
 
     async def _exchange(self, write: Callable[[asyncio.StreamWriter], Awaitable[None]],
                         sink: ArrivingFile | None = None) -> dict:
@@ -672,13 +644,6 @@ class ServerConnection:
 
 
 SECRET = re.compile(r"\s*(auth|register|passwd)\b", re.IGNORECASE)     # lines with a password are not recalled
-
-
-def mask_typed(line: str) -> str:
-    """A typed line without the passwords in it."""
-    words = line.split()
-    first = {"auth": 2, "register": 2, "passwd": 1}.get(words[0].lower(), len(words))
-    return " ".join([*words[:first], *["•••"] * len(words[first:3]), *words[3:]]) if SECRET.match(line) else line
 
 
 def parse_typed(line: str, logged_in: bool) -> tuple[Command, list[str]]:
@@ -797,8 +762,8 @@ class Prompt:
 
     PATIENCE = 3.0             # seconds that the next line waits for an answer; later the answer comes in between
 
-    def __init__(self, host: str, port: int, options: argparse.Namespace) -> None:
-        self.place = f"{host}:{port}"
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.place = "{}:{}".format(*options.place)
         self.downloads = options.downloads
         self.is_script = not (sys.stdin.isatty() and sys.stdout.isatty())
         self.readline: Any = None                  # Python's module, where there is one
@@ -809,12 +774,12 @@ class Prompt:
         self.drawn = 0.0                           # when the progress line was
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        self.conn = self.start(self.connect(host, port, options)).result()
+        self.conn = self.start(self.connect(options)).result()
 
-    async def connect(self, host: str, port: int, options: argparse.Namespace) -> ServerConnection:
+    async def connect(self, options: argparse.Namespace) -> ServerConnection:
         """Makes the connection within its loop."""
         hear = (lambda event: None) if self.is_script else self.hear
-        return ServerConnection(host, port, options.realm, hear, tls=tls_context(options))
+        return ServerConnection(*options.place, options.realm, hear, tls=options.context)
 
     def start(self, work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future:
         """Begins the work in the loop."""
@@ -971,9 +936,9 @@ class Prompt:
         return matching[number] if number < len(matching) else None
 
 
-def run_prompt(host: str, port: int, options: argparse.Namespace) -> int:
+def run_prompt(options: argparse.Namespace) -> int:
     """A script's status, or a terminal's."""
-    prompt = Prompt(host, port, options)
+    prompt = Prompt(options)
     try:
         return prompt.run_script() if prompt.is_script else prompt.run_terminal()
     finally:
@@ -995,7 +960,8 @@ class Message:
     state: str = "stored"      # or sending, queued, failed
     reason: str = ""
     done: float = 0.0          # how much of its file has gone out or come in
-    path: Path | None = None   # where the file lies that goes out
+    picked: Any = None         # what the file picker gave for one that goes out
+    path: Path | None = None   # where that file lies
     source: str = ""           # of a picture: where the page gets it
     task: asyncio.Task | None = None
 
@@ -1015,6 +981,8 @@ class Message:
 class Conversation:
     """The messages with one person or in one group, as far as they are here, in the order of their ids."""
 
+    KEPT: ClassVar = 100       # messages while nobody looks at it; the others are read again when needed
+
     key: str                   # the address, a group's with a # in front
     messages: list[Message] = field(default_factory=list)
     complete: bool = True      # whether its first message is here
@@ -1028,10 +996,7 @@ class Conversation:
         """The person's or the group's."""
         return self.key.lstrip("#")
 
-    @property
-    def target(self) -> str:
-        """What `history` calls it."""
-        return self.key.replace("#", "group:")
+
 
     @property
     def is_group(self) -> bool:
@@ -1055,6 +1020,12 @@ class Conversation:
         self.sort()
         return known
 
+    def trim(self) -> None:
+        """Lets go of old messages, if there are many."""
+        if len(self.messages) > 2 * self.KEPT:
+            del self.messages[: -self.KEPT]
+            self.complete = False
+
     def sort(self) -> None:
         """By id, those on their way last."""
         self.messages.sort(key=lambda message: message.id or sys.maxsize)
@@ -1062,8 +1033,6 @@ class Conversation:
 
 class Chats:
     """All that a chat shows of one user; no control in it."""
-
-    KEPT = 100                 # messages of a conversation that nobody looks at; the others are read again when needed
 
     def __init__(self, own: str = "") -> None:
         self.own = own
@@ -1090,9 +1059,8 @@ class Chats:
         elif message.id > self.marks.get(key, 0):
             talk.unread += 1
             talk.first_new = talk.first_new or message.id
-        if talk is not current and len(talk.messages) > 2 * self.KEPT:
-            del talk.messages[: -self.KEPT]
-            talk.complete = False
+        if talk is not current:
+            talk.trim()
         return talk, message
 
     def take_groups(self, rows: list[dict]) -> None:
@@ -1104,13 +1072,11 @@ class Chats:
             if row["member"]:
                 self.talk(f"#{row['group']}").members = row["members"]
 
-    def take_people(self, rows: list[dict]) -> None:
-        """The reply to `info`."""
-        self.people.update((f"{row['user']}@{row['realm']}", row) for row in rows)
 
-    def name_of(self, address: str) -> str:
-        """A person's full name, else the address."""
-        return self.people[address]["nama"] if address in self.people else address.partition("@")[0]
+
+    def name_of(self, key: str) -> str:
+        """A person's full name, else what stands before the realm."""
+        return self.people[key]["nama"] if key in self.people else key.lstrip("#").partition("@")[0]
 
     def is_online(self, address: str) -> bool:
         """Whether that person is there."""
@@ -1119,7 +1085,7 @@ class Chats:
     def listed(self, words: str = "") -> list[Conversation]:
         """The conversations that match, the newest first."""
         found = [talk for talk in self.talks.values()
-                 if words.lower() in f"{talk.address} {self.name_of(talk.address)}".lower()]
+                 if words.lower() in f"{talk.address} {self.name_of(talk.key)}".lower()]
         return sorted(found, key=lambda talk: talk.last.when.timestamp() if talk.last else 0, reverse=True)
 
 
@@ -1130,7 +1096,7 @@ StillList: Any = None                              # a list whose items the page
 StillBox: Any = None                               # likewise a box
 
 HUES = ("BLUE", "TEAL", "DEEP_ORANGE", "PURPLE", "INDIGO", "PINK", "GREEN", "BROWN", "CYAN", "DEEP_PURPLE", "RED")
-LINK = re.compile(r"https?://[^\s<>\"']+[^\s<>\"'.,;:!?)\]]")
+LINK = re.compile(r"(https?://[^\s<>\"']+[^\s<>\"'.,;:!?)\]])")
 IMAGES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".webp": "image/webp"}
 
 
@@ -1143,36 +1109,33 @@ def load_flet() -> None:
     StillBox = ft.control(isolated=True)(type("StillBox", (ft.Container,), {"__module__": __name__}))
 
 
-def hue(name: str) -> str:
+def color_of(name: str) -> str:
     """A name's colour, always the same."""
-    return HUES[zlib.crc32(name.encode()) % len(HUES)]
+    return getattr(ft.Colors, HUES[zlib.crc32(name.encode()) % len(HUES)] + "_400")
 
 
-def avatar(name: str, key: str, online: bool | None = None, radius: int = 20) -> Any:
-    """A disc with initials in the colour of the name; for a person, a dot that says whether they are there."""
-    letters = "".join(word[0] for word in name.replace(".", " ").replace("_", " ").split()[:2]).upper()
+def avatar(name: str, key: str, online: bool = False) -> Any:
+    """A disc with initials in the colour of the name; for a person who is there, with a dot."""
+    letters = "".join(word[0] for word in re.findall(r"[^\s._]+", name)[:2]).upper()
     disc = ft.CircleAvatar(
-        content=ft.Icon(ft.Icons.GROUPS, color=ft.Colors.WHITE, size=radius) if key.startswith("#")
-        else ft.Text(letters or "?", size=radius * 0.75, weight=ft.FontWeight.W_600, color=ft.Colors.WHITE),
-        bgcolor=getattr(ft.Colors, hue(key) + "_400"), radius=radius)
+        content=ft.Icon(ft.Icons.GROUPS, color=ft.Colors.WHITE, size=20) if key.startswith("#")
+        else ft.Text(letters or "?", size=15, weight=ft.FontWeight.W_600, color=ft.Colors.WHITE),
+        bgcolor=color_of(key), radius=20)
     if not online:
         return disc
     dot = ft.Container(width=12, height=12, border_radius=6, bgcolor=ft.Colors.GREEN_500, right=0, bottom=0,
                        border=ft.Border.all(2, ft.Colors.SURFACE))
-    return ft.Stack([disc, dot], width=2 * radius, height=2 * radius)
+    return ft.Stack([disc, dot], width=40, height=40)
 
 
-def linked(text: str, size: float = 14.5, color: str | None = None) -> Any:
+def linked(text: str) -> Any:
     """A text whose web addresses can be clicked."""
-    spans, start = [], 0
-    for found in LINK.finditer(text):
-        spans.append(ft.TextSpan(text[start:found.start()]))
-        style = ft.TextStyle(color=ft.Colors.PRIMARY, decoration=ft.TextDecoration.UNDERLINE)
-        spans.append(ft.TextSpan(found[0], style=style, url=found[0]))
-        start = found.end()
-    if not spans:
-        return ft.Text(text, size=size, color=color)
-    return ft.Text(spans=[*spans, ft.TextSpan(text[start:])], size=size, color=color)
+    parts = LINK.split(text)                       # a text, an address, a text …
+    if len(parts) == 1:
+        return ft.Text(text, size=14.5)
+    style = ft.TextStyle(color=ft.Colors.PRIMARY, decoration=ft.TextDecoration.UNDERLINE)
+    return ft.Text(size=14.5, spans=[ft.TextSpan(part, style=style, url=part) if number % 2 else ft.TextSpan(part)
+                                     for number, part in enumerate(parts)])
 
 
 def small(text: str, **keywords: Any) -> Any:
@@ -1201,14 +1164,29 @@ def blank(icon: str, text: str) -> Any:
 
 def pill(text: str) -> Any:
     """A day, or another remark between messages."""
-    return ft.Row([ft.Container(small(text), padding=ft.Padding.symmetric(horizontal=12, vertical=4), border_radius=12,
+    return ft.Row([ft.Container(small(text), padding=ft.Padding(12, 4, 12, 4), border_radius=12,
                                 bgcolor=ft.Colors.SURFACE_CONTAINER_HIGH)], alignment=ft.MainAxisAlignment.CENTER)
+
+
+class Part:
+    """What has a place on a window's page, its texts in the window's language, its handlers guarded by it."""
+
+    def __init__(self, window: Window) -> None:
+        self.window, self.page, self.say, self.on = window, window.page, window.say, window.on
+
+    def button(self, icon: str, key: str, work: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+        """A picture to click; the text says what it does."""
+        return ft.IconButton(icon, tooltip=self.say(key), on_click=self.on(work, *arguments), **more)
+
+    def item(self, icon: str, key: str, work: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+        """A row of a menu."""
+        return ft.PopupMenuItem(icon=icon, content=self.say(key), on_click=self.on(work, *arguments), **more)
 
 
 # ---- one chat ------------------------------------------------------------------------------------
 
 
-class ChatView:
+class ChatView(Part):
     """A whole chat: login, conversations, messages, tools. `root` goes on a page, beside others if need be."""
 
     PAGE = 50                  # messages shown at once, and more with each scroll to the top
@@ -1219,9 +1197,8 @@ class ChatView:
     PICTURE = 8_000_000        # bytes of a picture that is shown without being asked for
 
     def __init__(self, window: Window, realm: str, host: str, port: int, login: tuple[str, str] | None = None) -> None:
-        self.window, self.say, self.on, self.page = window, window.say, window.on, window.page
-        self.login = login
-        self.realm, self.host, self.port = realm, host, port
+        super().__init__(window)
+        self.realm, self.host, self.port, self.login = realm, host, port, login
         self.conn: ServerConnection | None = None
         self.chats = Chats()
         self.current: Conversation | None = None
@@ -1236,47 +1213,43 @@ class ChatView:
         self.first = 0                             # index of the oldest message that has a row
         self.at_bottom, self.held, self.loading = True, 0, False
         self.banner_text = ft.Text("", size=13, color=ft.Colors.ON_ERROR_CONTAINER)
-        self.banner = ft.Container(ft.Row([ft.Icon(ft.Icons.CLOUD_OFF, size=18, color=ft.Colors.ON_ERROR_CONTAINER),
-                                           self.banner_text], alignment=ft.MainAxisAlignment.CENTER),
+        cloud = ft.Icon(ft.Icons.CLOUD_OFF, size=18, color=ft.Colors.ON_ERROR_CONTAINER)
+        self.banner = ft.Container(ft.Row([cloud, self.banner_text], alignment=ft.MainAxisAlignment.CENTER),
                                    bgcolor=ft.Colors.ERROR_CONTAINER, padding=8, visible=False)
         self.body = ft.Container(expand=True)
         self.tools = Tools(self)
-        self.root = ft.Container(ft.Column([self.banner, self.body, self.tools.root], spacing=0, expand=True),
-                                 expand=True)
+        self.root = ft.Column([self.banner, self.body, self.tools.root], spacing=0, expand=True)
 
     # -- login
 
     def show_login(self, registering: bool = False, values: dict[str, str] | None = None) -> None:
         """The form for login, or for a new account."""
-        say, values = self.say, values or {}
-        self.current = None
+        say, values, self.current, self.registering = self.say, values or {}, None, registering
 
-        def entry(key: str, hint: str = "", **more: Any) -> Any:
-            return ft.TextField(label=say(key), value=values.get(key, ""), hint_text=hint, dense=True,
-                                on_submit=self.on(self.enter), **more)
+        def entry(key: str, **more: Any) -> Any:
+            return ft.TextField(label=say(key), value=values.get(key, ""), dense=True, on_submit=self.on(self.enter),
+                                **more)
 
-        local = self.host in ("127.0.0.1", "localhost")
-        here = ft.Checkbox(label=say("this_computer"), value=local, on_change=self.on(self.choose_realm))
+        self.here = ft.Checkbox(label=say("this_computer"), value=self.host in ("127.0.0.1", "localhost"),
+                                on_change=self.on(self.choose_realm))
         self.form = {
-            "server": entry("server", "host:port", on_change=self.on(self.choose_realm, True)),
+            "server": entry("server", hint_text="host:port", on_change=self.on(self.choose_realm, True)),
             "user": entry("user", autofocus=not values.get("user")),
-            "password": entry("password", password=True, can_reveal_password=True, autofocus=bool(values.get("user"))),
-            "nama": entry("nama"), "negara": entry("negara"), "here": here}
+            "password": entry("password", password=True, can_reveal_password=True, autofocus=bool(values.get("user")))}
+        if registering:
+            self.form |= {"nama": entry("nama"), "negara": entry("negara")}
         self.form["server"].value = values.get("server") or f"{self.host}:{self.port}"
-        self.registering = registering
         self.choices = ft.Row(wrap=True, spacing=8, run_spacing=8)
         self.draw_choices()
-        shown = ["server", "user", "password"] + ["nama", "negara"] * registering
         self.enter_button = ft.FilledButton(say("register" if registering else "login"), height=44,
                                             on_click=self.on(self.enter))
         other = ft.TextButton(say("have_account" if registering else "no_account"), on_click=self.on(
             lambda: self.show_login(not registering, {key: self.form[key].value for key in ("server", "user")})))
-        card = ft.Container(width=400, padding=28, border_radius=20, bgcolor=ft.Colors.SURFACE, content=ft.Column([
-            ft.Row([ft.Icon(ft.Icons.FORUM, color=ft.Colors.PRIMARY, size=34),
-                    ft.Text(say("title"), size=24, weight=ft.FontWeight.W_600, expand=True), self.settings_menu()]),
-            small(say("choose_realm")), self.choices, here, *[self.form[key] for key in shown],
-            self.enter_button, other], spacing=14, tight=True,
-            horizontal_alignment=ft.CrossAxisAlignment.STRETCH))
+        head = [ft.Icon(ft.Icons.FORUM, color=ft.Colors.PRIMARY, size=34),
+                ft.Text(say("title"), size=24, weight=ft.FontWeight.W_600, expand=True), self.settings_menu()]
+        card = ft.Container(width=400, padding=28, border_radius=20, bgcolor=ft.Colors.SURFACE, content=ft.Column(
+            [ft.Row(head), small(say("choose_realm")), self.choices, self.here, *self.form.values(), self.enter_button,
+             other], spacing=14, tight=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH))
         self.body.content = ft.Container(
             ft.Column([card], scroll=ft.ScrollMode.AUTO, horizontal_alignment=ft.CrossAxisAlignment.CENTER,
                       alignment=ft.MainAxisAlignment.CENTER),
@@ -1289,11 +1262,11 @@ class ChatView:
             ft.Chip(label=ft.Text(f"{row.name}  {row.address}:{row.port}", size=12), show_checkmark=True,
                     selected=self.form["server"].value == f"{row.address}:{row.port}",
                     on_select=self.on(self.choose_realm, row.name))
-            for row in realm_table(bool(self.form["here"].value)).values()]
+            for row in realm_table(self.here.value).values()]
 
     def choose_realm(self, name: str | bool = "") -> None:
         """A click on a realm, or on `this computer`; or `True`: the server field was typed in."""
-        table = realm_table(bool(self.form["here"].value))
+        table = realm_table(self.here.value)
         if name is not True:
             self.realm = name or self.realm
             if self.realm in table:
@@ -1303,37 +1276,35 @@ class ChatView:
 
     async def enter(self) -> None:
         """Logs in, or registers; what is wrong stands beside its field."""
-        values = {key: self.form[key].value.strip() for key in ("server", "user", "password", "nama", "negara")}
-        needed = ["server", "user", "password"] + ["nama", "negara"] * self.registering
-        for key in needed:
-            self.form[key].error = None if values[key] else self.say("needed")
-        with contextlib.suppress(ChatError):
-            fold_name(values["user"])
-            values["fits"] = "yes"
-        if values["user"] and "fits" not in values:
-            self.form["user"].error = self.say("bad_name")
+        values = {key: entry.value.strip() for key, entry in self.form.items()}
+        faults = {}
         try:
             self.host, self.port = parse_host_port(values["server"])
         except ValueError:
-            self.form["server"].error = self.say("bad_server")
-        if " " in values["password"]:
-            self.form["password"].error = self.say("no_spaces")
-        if not any(self.form[key].error for key in needed):
+            faults["server"] = self.say("bad_server")
+        try:
+            fold_name(values["user"])
+        except ChatError:
+            faults["user"] = self.say("bad_name")
+        if re.search(r"\s", values["password"]):
+            faults["password"] = self.say("no_spaces")
+        faults |= {key: self.say("needed") for key, value in values.items() if not value}
+        if not faults:
             self.enter_button.disabled = True
             self.window.update(self.enter_button)
-            words = ["register", values["user"], values["password"], re.sub(r"\s+", "_", values["nama"]),
-                     re.sub(r"\s+", "_", values["negara"])] if self.registering else \
-                ["auth", values["user"], values["password"]]
+            words = [re.sub(r"\s+", "_", value) for key, value in values.items() if key != "server"]
             try:
-                await self.fresh_connection().request(*words)
+                await self.fresh_connection().request("register" if self.registering else "auth", *words)
                 return await self.entered()
             except ConnectionError:
-                self.form["server"].error = self.say("unreachable", place=values["server"])
+                faults["server"] = self.say("unreachable", place=values["server"])
             except Refused as refusal:
-                place = {"bad_credentials": "password", "user_exists": "user", "bad_name": "user"}
+                place = "user" if refusal.code in ("user_exists", "bad_name") else "password"
                 wait = f" ({refusal.reply['retry_after']} s)" if "retry_after" in refusal.reply else ""
-                self.form[place.get(refusal.code, "password")].error = self.window.reason(refusal) + wait
+                faults[place] = self.window.reason(refusal) + wait
             self.enter_button.disabled = False
+        for key, entry in self.form.items():
+            entry.error = faults.get(key)
         self.window.update(self.root)
 
     def fresh_connection(self, host: str = "", port: int = 0) -> ServerConnection:
@@ -1341,7 +1312,7 @@ class ChatView:
         if self.conn:
             self.window.spawn(self.conn.close())
         self.conn = ServerConnection(host or self.host, port or self.port, self.realm, self.hear, self.tools.see_frame,
-                                     tls_context(self.window.options))
+                                     self.window.options.context)
         return self.conn
 
     async def start(self) -> None:
@@ -1352,9 +1323,9 @@ class ChatView:
         with contextlib.suppress(Refused, OSError):
             if self.login:
                 await self.fresh_connection().request("auth", *self.login)
-                return await self.entered()
-            if "token" in stored:
+            elif "token" in stored:
                 await self.fresh_connection(stored["host"], stored["port"]).resume(stored["user"], stored["token"])
+            if self.conn:
                 return await self.entered()
         if "host" in stored and not self.window.options.server:
             self.host, self.port = stored["host"], stored["port"]
@@ -1373,8 +1344,7 @@ class ChatView:
         self.chats = Chats(f"{conn.user}@{conn.realm}")
         self.tiles.clear()
         self.dirty.clear()
-        self.current = None
-        self.chats.realms = realms
+        self.current, self.chats.realms = None, realms
         self.tools.draw_realms()
         self.chats.marks = await self.window.recall(f"marks.{self.chats.own}") or {}
         await self.remember_session()
@@ -1384,15 +1354,15 @@ class ChatView:
 
     async def remember_session(self) -> None:
         """The page's storage keeps user and token, so that a reload goes on; never the password."""
-        conn = self.conn
-        session = {"host": conn.host, "port": conn.port, "user": conn.user, "token": conn.token}
+        session = {key: getattr(self.conn, key) for key in ("host", "port", "user", "token")}
         await self.window.store(self.session_key, {key: value for key, value in session.items() if value})
 
     async def read_people(self) -> None:
         """The people of all realms that can be asked."""
         async def ask(realm: str) -> None:
             with contextlib.suppress(Refused):
-                self.chats.take_people((await self.conn.request("info", realm))["users"])
+                rows = (await self.conn.request("info", realm))["users"]
+                self.chats.people |= {f"{row['user']}@{row['realm']}": row for row in rows}
 
         await asyncio.gather(*map(ask, self.chats.realms))
         self.dirty |= set(self.chats.talks.values())
@@ -1473,22 +1443,21 @@ class ChatView:
 
     async def read_realms(self) -> None:
         """The links' state; what was queued for a realm has gone once its queue is empty."""
-        while True:
+        waiting = True
+        while waiting:
             self.chats.realms = (await self.conn.request("realms"))["realms"]
             self.tools.draw_realms()
             waiting = False
             for talk in self.chats.talks.values():
-                realm = talk.address.partition("@")[2]
-                for message in talk.messages:
-                    if message.state == "queued":
-                        row = self.chats.realms.get(realm, {})
-                        if row.get("link") == "up" and not row.get("queued"):
-                            message.state, message.reason = "stored", ""
-                            self.draw_message(message)
-                        waiting |= row.get("link") == "up" and bool(row.get("queued"))
-            if not waiting:
-                return
-            await asyncio.sleep(1)
+                row = self.chats.realms.get(talk.address.partition("@")[2], {})
+                for message in talk.messages if row.get("link") == "up" else ():
+                    if message.state == "queued" and row.get("queued"):
+                        waiting = True
+                    elif message.state == "queued":
+                        message.state, message.reason = "stored", ""
+                        self.draw_message(message)
+            if waiting:
+                await asyncio.sleep(1)
 
     def draw_soon(self) -> None:
         """Gathers what came at once into one drawing."""
@@ -1530,25 +1499,22 @@ class ChatView:
     def show_chat(self) -> None:
         """The list of conversations, and beside it the one that is open."""
         say = self.say
-        self.filter = ft.TextField(hint_text=say("find"), dense=True, prefix_icon=ft.Icons.SEARCH, filled=True,
-                                   border=round_border(), on_change=self.on(self.draw_list),
-                                   on_submit=self.on(self.open_first))
-        self.list_view = StillList(expand=True, padding=ft.Padding.symmetric(horizontal=8, vertical=4), spacing=2)
+        self.filter = ft.TextField(
+            hint_text=say("find"), dense=True, prefix_icon=ft.Icons.SEARCH, filled=True, border=round_border(),
+            on_change=self.on(self.draw_list), on_submit=self.on(self.step, 0))
+        self.list_view = StillList(expand=True, padding=ft.Padding(8, 4, 8, 4), spacing=2)
         self.tiles_holder = ft.Container(self.list_view, expand=True)
         menu = ft.PopupMenuButton(icon=ft.Icons.EDIT_SQUARE, tooltip=say("new"), items=[
-            ft.PopupMenuItem(icon=ft.Icons.PERSON_ADD, content=say("new_message"), on_click=self.on(self.ask_person)),
-            ft.PopupMenuItem(icon=ft.Icons.GROUP_ADD, content=say("new_group"), on_click=self.on(self.ask_group)),
-            ft.PopupMenuItem(icon=ft.Icons.LOGIN, content=say("join_group"), on_click=self.on(self.ask_join))])
+            self.item(ft.Icons.PERSON_ADD, "new_message", self.ask_person),
+            self.item(ft.Icons.GROUP_ADD, "new_group", self.ask, "new_group", "group_name", "addgroup"),
+            self.item(ft.Icons.LOGIN, "join_group", self.ask_join)])
         self.self_box = ft.Container(expand=True)
         self.show_self()
-        head = ft.Row([
-            self.self_box,
-            ft.IconButton(ft.Icons.TERMINAL, tooltip=say("tools"), on_click=self.on(self.tools.toggle)),
-            menu, self.settings_menu()], spacing=4)
+        head = ft.Row([self.self_box, self.button(ft.Icons.TERMINAL, "tools", self.tools.toggle), menu,
+                       self.settings_menu()], spacing=4)
         self.side = ft.Container(ft.Column([
-            ft.Container(head, padding=ft.Padding.only(left=14, right=6, top=10)),
-            ft.Container(ft.Semantics(content=self.filter, label=say("find")),
-                         padding=ft.Padding.symmetric(horizontal=12)),
+            ft.Container(head, padding=ft.Padding(14, 10, 6, 0)),
+            ft.Container(ft.Semantics(content=self.filter, label=say("find")), padding=ft.Padding(12, 0, 12, 0)),
             self.tiles_holder], spacing=8, expand=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH),
             bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
         self.pane = ft.Container(expand=True, bgcolor=ft.Colors.SURFACE)
@@ -1567,34 +1533,35 @@ class ChatView:
 
     def settings_menu(self) -> Any:
         """Theme, language, logout."""
-        say, window = self.say, self.window
-        items = [ft.PopupMenuItem(icon=icon, content=say(mode), checked=window.theme == mode,
-                                  on_click=self.on(window.set_theme, mode))
-                 for mode, icon in (("system", ft.Icons.BRIGHTNESS_AUTO), ("light", ft.Icons.LIGHT_MODE),
-                                    ("dark", ft.Icons.DARK_MODE))]
-        items += [ft.PopupMenuItem(), ft.PopupMenuItem(icon=ft.Icons.TRANSLATE, content=say("other_language"),
-                                                       on_click=self.on(window.switch_language)),
-                  ft.PopupMenuItem(icon=ft.Icons.TERMINAL, content=say("tools"), on_click=self.on(self.tools.toggle))]
+        window = self.window
+        themes = (("system", ft.Icons.BRIGHTNESS_AUTO), ("light", ft.Icons.LIGHT_MODE), ("dark", ft.Icons.DARK_MODE))
+        items = [self.item(icon, theme, window.set_theme, theme, checked=window.settings["theme"] == theme)
+                 for theme, icon in themes]
+        items += [ft.PopupMenuItem(), self.item(ft.Icons.TRANSLATE, "other_language", window.switch_language),
+                  self.item(ft.Icons.TERMINAL, "tools", self.tools.toggle)]
         if self.conn and self.conn.token:
-            items += [ft.PopupMenuItem(), ft.PopupMenuItem(icon=ft.Icons.LOGOUT, content=say("logout"),
-                                                           on_click=self.on(self.leave))]
-        return ft.PopupMenuButton(icon=ft.Icons.MORE_VERT, tooltip=say("settings"), items=items)
+            items += [ft.PopupMenuItem(), self.item(ft.Icons.LOGOUT, "logout", self.leave)]
+        return ft.PopupMenuButton(icon=ft.Icons.MORE_VERT, tooltip=self.say("settings"), items=items)
 
     def lay_out(self) -> None:
         """Side by side where it is wide; the list or the conversation where it is narrow."""
         if not self.chats.own or not self.conn or not self.conn.token:
             return
-        narrow = self.width < self.NARROW
-        self.side.visible = not (narrow and self.current)
-        self.pane.visible = not narrow or bool(self.current)
-        self.side.width = None if narrow else min(self.SIDE, self.width * 0.4)
-        self.side.expand = narrow
+        self.side.visible = not (self.is_narrow and self.current)
+        self.pane.visible = not self.is_narrow or bool(self.current)
+        self.side.width = None if self.is_narrow else min(self.SIDE, self.width * 0.4)
+        self.side.expand = self.is_narrow
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether there is room for the list or the conversation only, as on a phone."""
+        return self.width < self.NARROW
 
     def resize(self, width: float) -> None:
         """The view's own width."""
-        was_narrow, self.width = self.width < self.NARROW, width
+        was_narrow, self.width = self.is_narrow, width
         self.lay_out()
-        if self.current and was_narrow != (width < self.NARROW):
+        if self.current and was_narrow != self.is_narrow:
             self.open(self.current.key)
 
     def draw_list(self) -> None:
@@ -1612,29 +1579,24 @@ class ChatView:
 
     def draw_tile(self, talk: Conversation) -> None:
         """One conversation in the list."""
-        last, name = talk.last, self.title_of(talk)
+        last, name = talk.last, self.title_of(talk.key)
         tile = self.tiles.get(talk.key) or StillBox(
-            border_radius=14, padding=ft.Padding.symmetric(horizontal=10, vertical=8), ink=True,
-            on_click=self.on(self.open, talk.key))
+            border_radius=14, padding=ft.Padding(10, 8, 10, 8), ink=True, on_click=self.on(self.open, talk.key))
         end = [small(self.window.show_day(last.when, short_form=True), size=11)] if last else []
         if talk.unread:
             end.append(ft.Container(ft.Text(str(talk.unread), size=11, color=ft.Colors.ON_PRIMARY), border_radius=10,
-                                    bgcolor=ft.Colors.PRIMARY, padding=ft.Padding.symmetric(horizontal=7, vertical=2)))
+                                    bgcolor=ft.Colors.PRIMARY, padding=ft.Padding(7, 2, 7, 2)))
         tile.bgcolor = ft.Colors.SECONDARY_CONTAINER if talk is self.current else None
         tile.content = ft.Row([
-            avatar(name, talk.key, self.chats.is_online(talk.key)),
-            two_lines(name, self.preview(talk)),
+            avatar(name, talk.key, self.chats.is_online(talk.key)), two_lines(name, self.preview(talk)),
             ft.Column(end, spacing=4, horizontal_alignment=ft.CrossAxisAlignment.END, tight=True)], spacing=12)
         if talk.key in self.tiles:
             self.window.update(tile)
         self.tiles[talk.key] = tile
 
-    def title_of(self, talk: Conversation) -> str:
+    def title_of(self, key: str) -> str:
         """A person's name, or a group's; with the realm where it is another's."""
-        if not talk.is_group:
-            name, realm = self.chats.name_of(talk.address), talk.address.partition("@")[2]
-        else:
-            name, _, realm = talk.address.partition("@")
+        name, realm = self.chats.name_of(key), key.partition("@")[2]
         return name if realm in ("", self.realm) else f"{name} · {realm}"
 
     def preview(self, talk: Conversation) -> str:
@@ -1648,16 +1610,10 @@ class ChatView:
 
     # -- the conversation that is open
 
-    def open_first(self) -> None:
-        """Enter in the filter: the first that matches."""
-        if talks := self.chats.listed(self.filter.value or ""):
-            self.open(talks[0].key)
-
     def step(self, by: int) -> None:
-        """The conversation above or below the one that is open."""
-        talks = self.chats.listed(self.filter.value or "")
-        if talks:
-            place = talks.index(self.current) + by if self.current in talks else 0
+        """The conversation above or below the one that is open; the first that matches if there is none, or by 0."""
+        if talks := self.chats.listed(self.filter.value or ""):
+            place = talks.index(self.current) + by if by and self.current in talks else 0
             self.open(talks[place % len(talks)].key)
 
     def show_nothing(self) -> None:
@@ -1671,9 +1627,7 @@ class ChatView:
         if self.current:
             self.current.draft = self.input.value or ""
             self.current.first_new = 0
-            if len(self.current.messages) > 2 * self.chats.KEPT:
-                del self.current.messages[: -self.chats.KEPT]
-                self.current.complete = False
+            self.current.trim()
 
     def close_talk(self) -> None:
         """Back to the list, on a phone."""
@@ -1690,24 +1644,21 @@ class ChatView:
         before, talk = self.current, self.chats.talk(key)
         self.current = talk
         self.holder = ft.Container(expand=True)
-        self.header = ft.Container(padding=ft.Padding.symmetric(horizontal=14, vertical=8),
-                                   bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
+        self.header = ft.Container(padding=ft.Padding(14, 8, 14, 8), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
         self.jump = ft.Container(visible=False, bottom=10, right=18, content=ft.FilledTonalButton(
             "", icon=ft.Icons.ARROW_DOWNWARD, on_click=self.on(self.draw_messages)))
         self.input_error = ft.Text("", color=ft.Colors.ERROR, size=12, visible=False)
         self.input_box = ft.Container(expand=True)
         self.fresh_input(talk.draft)
         composer = ft.Container(ft.Column([self.input_error, ft.Row([
-            ft.IconButton(ft.Icons.ATTACH_FILE, tooltip=self.say("attach"), on_click=self.on(self.attach)),
-            self.input_box,
-            ft.IconButton(ft.Icons.SEND_ROUNDED, tooltip=self.say("send"), icon_color=ft.Colors.PRIMARY,
-                          on_click=self.on(self.send, True))],
+            self.button(ft.Icons.ATTACH_FILE, "attach", self.attach), self.input_box,
+            self.button(ft.Icons.SEND_ROUNDED, "send", self.send, True, icon_color=ft.Colors.PRIMARY)],
             vertical_alignment=ft.CrossAxisAlignment.END, spacing=4)], spacing=4, tight=True),
-            padding=ft.Padding.only(left=8, right=8, top=6, bottom=10), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
+            padding=ft.Padding(8, 6, 8, 10), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
         self.pane.content = ft.Column([self.header, ft.Stack([self.holder, self.jump], expand=True), composer],
                                       spacing=0, expand=True)
-        self.draw_header(False)
-        self.draw_messages(False)
+        self.draw_header()
+        self.draw_messages()
         self.lay_out()
         self.mark_read()
         for other in {before, talk} - {None}:
@@ -1717,7 +1668,7 @@ class ChatView:
         if len(talk.messages) < self.PAGE and not talk.complete:
             self.window.spawn(self.load_older())
 
-    def draw_header(self, now: bool = True) -> None:
+    def draw_header(self) -> None:
         """Whose conversation it is."""
         if not self.current or not self.conn.token:
             return
@@ -1728,31 +1679,28 @@ class ChatView:
             state = f"{len(talk.members)} {say('members')}: {names}" if talk.members else say("not_a_member")
         else:
             state = f"{talk.address} · {say('is_online' if online else 'is_offline')}"
-        parts = [avatar(self.title_of(talk), talk.key, online),
-                 two_lines(self.title_of(talk), state, 16)]
-        if self.width < self.NARROW:
-            parts.insert(0, ft.IconButton(ft.Icons.ARROW_BACK, tooltip=say("back"), on_click=self.on(self.close_talk)))
+        title = self.title_of(talk.key)
+        parts = [avatar(title, talk.key, online), two_lines(title, state, 16)]
+        if self.is_narrow:
+            parts.insert(0, self.button(ft.Icons.ARROW_BACK, "back", self.close_talk))
         if talk.is_group:
-            parts.append(ft.IconButton(ft.Icons.GROUPS, tooltip=say("members"), on_click=self.on(self.show_members)))
+            parts.append(self.button(ft.Icons.GROUPS, "members", self.show_members))
         self.header.content = ft.Row(parts, spacing=12)
-        if now:
-            self.window.update(self.header)
+        self.window.update(self.header)
 
-    def draw_messages(self, now: bool = True) -> None:
+    def draw_messages(self) -> None:
         """The newest messages of the conversation, in a list that stands at its end."""
         self.rows.clear()
         self.bars.clear()
         self.list = StillList(expand=True, reverse=True, spacing=3, on_scroll=self.window.heard(self.scrolled),
-                              scroll_interval=60, padding=ft.Padding.symmetric(horizontal=16, vertical=10),
-                              key=secrets.token_hex(4))
+                              scroll_interval=60, padding=ft.Padding(16, 10, 16, 10), key=secrets.token_hex(4))
         self.holder.content = ft.SelectionArea(self.list)
         count = len(self.current.messages)
         self.first = max(0, count - self.PAGE)
         self.at_bottom, self.held = True, 0
         self.list.controls = [self.row_of(number) for number in reversed(range(self.first, count))]
         self.jump.visible = False
-        if now:
-            self.window.update(self.holder, self.jump.parent)
+        self.window.update(self.holder, self.jump.parent)
 
     def draw_message(self, message: Message) -> None:
         """One message again, after its state has changed."""
@@ -1770,12 +1718,14 @@ class ChatView:
         """A bubble, with what stands above it: a new day, or that from here on all is new."""
         talk = self.current
         message, before = talk.messages[number], talk.messages[number - 1] if number else None
-        new_day = not before or before.when.date() != message.when.date()
-        above = [pill(self.window.show_day(message.when))] if new_day else []
+        above = []
+        if not before or before.when.date() != message.when.date():
+            above.append(pill(self.window.show_day(message.when)))
         if talk.first_new and message.id >= talk.first_new and (not before or before.id < talk.first_new):
-            above.append(ft.Row([ft.Divider(color=ft.Colors.PRIMARY, expand=True), small(
-                self.say("new_messages"), color=ft.Colors.PRIMARY), ft.Divider(color=ft.Colors.PRIMARY, expand=True)]))
-        follows = bool(before and not above and before.sender == message.sender
+            line = {"color": ft.Colors.PRIMARY, "expand": True}
+            words = small(self.say("new_messages"), color=ft.Colors.PRIMARY)
+            above.append(ft.Row([ft.Divider(**line), words, ft.Divider(**line)]))
+        follows = bool(not above and before.sender == message.sender
                        and (message.when - before.when).total_seconds() < 300)
         bubble = ft.Semantics(content=self.draw_bubble(message, follows), identifier=f"msg-{message.id}",
                               container=True)
@@ -1783,46 +1733,35 @@ class ChatView:
 
     def draw_bubble(self, message: Message, follows: bool) -> Any:
         """A message; one's own stands on the right. One that follows another of its sender has no name."""
-        mine = message.sender == self.chats.own
-        parts = []
+        mine, failed = message.sender == self.chats.own, message.state == "failed"
+        color = ft.Colors.ERROR if failed else ft.Colors.ON_SURFACE_VARIANT
+        parts = [self.draw_file(message) if message.file else linked(message.text)]
         if self.current.is_group and not mine and not follows:
-            parts.append(ft.Text(self.name_with_realm(message.sender), size=12, weight=ft.FontWeight.W_600,
-                                 color=getattr(ft.Colors, hue(message.sender) + "_400")))
-        parts.append(self.draw_file(message) if message.file else linked(message.text))
-        foot = [small(f"{message.when:%H:%M}", size=10.5)]
+            parts.insert(0, ft.Text(self.title_of(message.sender), size=12, weight=ft.FontWeight.W_600,
+                                    color=color_of(message.sender)))
+        foot = [small(message.reason, size=11, color=color)] if message.reason else []
+        foot.append(small(f"{message.when:%H:%M}", size=10.5))
         if mine:
             icon = {"sending": ft.Icons.SCHEDULE, "stored": ft.Icons.DONE, "queued": ft.Icons.HOURGLASS_TOP,
                     "failed": ft.Icons.ERROR_OUTLINE}[message.state]
-            foot.append(ft.Icon(icon, size=13, color=ft.Colors.ERROR if message.state == "failed" else
-                                ft.Colors.ON_SURFACE_VARIANT, semantics_label=self.say(f"is_{message.state}")))
-        if message.reason:
-            foot.insert(0, small(message.reason, size=11, color=ft.Colors.ERROR if message.state == "failed" else
-                                 ft.Colors.ON_SURFACE_VARIANT))
+            foot.append(ft.Icon(icon, size=13, color=color, semantics_label=self.say(f"is_{message.state}")))
         parts.append(ft.Row(foot, spacing=4, tight=True))
-        if message.state == "failed":
+        if failed:
             parts.append(ft.TextButton(self.say("again"), icon=ft.Icons.REFRESH,
                                        on_click=self.on(self.send_again, message)))
-        side = ft.CrossAxisAlignment.END if mine else ft.CrossAxisAlignment.START
-        round_, edge = 16, 4 if follows else 16
-        bubble = ft.Container(
-            ft.Column(parts, spacing=2, tight=True, horizontal_alignment=side),
-            bgcolor=ft.Colors.PRIMARY_CONTAINER if mine else ft.Colors.SURFACE_CONTAINER_HIGH,
-            padding=ft.Padding.only(left=12, right=12, top=7, bottom=5), expand=True, expand_loose=True,
-            margin=ft.Margin.only(top=0 if follows else 6),
-            border_radius=ft.BorderRadius.only(top_left=round_ if mine else edge, top_right=edge if mine else round_,
-                                               bottom_left=round_, bottom_right=round_))
-        pane = self.width - (0 if self.width < self.NARROW else self.SIDE)
+        content = ft.Column(parts, spacing=2, tight=True,
+                            horizontal_alignment=ft.CrossAxisAlignment.END if mine else ft.CrossAxisAlignment.START)
         if message.text:
-            bubble.content = ft.ContextMenu(content=bubble.content, secondary_items=[ft.PopupMenuItem(
-                icon=ft.Icons.COPY, content=self.say("copy"), on_click=self.on(self.window.copy, message.text))])
-        gap = ft.Container(width=max(48, pane - 620))
+            content = ft.ContextMenu(content=content, secondary_items=[
+                self.item(ft.Icons.COPY, "copy", self.window.copy, message.text)])
+        edge = 4 if follows else 16
+        bubble = ft.Container(
+            content, bgcolor=ft.Colors.PRIMARY_CONTAINER if mine else ft.Colors.SURFACE_CONTAINER_HIGH, expand=True,
+            border_radius=ft.BorderRadius(16 if mine else edge, edge if mine else 16, 16, 16), expand_loose=True,
+            padding=ft.Padding(12, 7, 12, 5), margin=ft.Margin.only(top=0 if follows else 6))
+        gap = ft.Container(width=max(48, self.width - (0 if self.is_narrow else self.SIDE) - 620))
         return ft.Row([gap, bubble] if mine else [bubble, gap], spacing=0,
                       alignment=ft.MainAxisAlignment.END if mine else ft.MainAxisAlignment.START)
-
-    def name_with_realm(self, address: str) -> str:
-        """A person's name, with the realm where it is another's."""
-        realm = address.partition("@")[2]
-        return self.chats.name_of(address) + ("" if realm == self.realm else f" · {realm}")
 
     def draw_file(self, message: Message) -> Any:
         """A picture, or a card with the file's name and size; a bar while it is on its way."""
@@ -1837,15 +1776,13 @@ class ChatView:
                                 on_click=self.on(self.enlarge, message))
         moving = message.task is not None and not is_picture or message.state == "sending"
         if moving:
-            button = ft.IconButton(ft.Icons.CLOSE, tooltip=self.say("cancel"), icon_size=20,
-                                   on_click=self.on(self.cancel, message))
+            button = self.button(ft.Icons.CLOSE, "cancel", self.cancel, message, icon_size=20)
         else:
-            button = ft.IconButton(ft.Icons.DOWNLOAD, tooltip=self.say("save"), icon_size=20,
-                                   disabled=not message.id, on_click=self.on(self.save, message))
+            button = self.button(ft.Icons.DOWNLOAD, "save", self.save, message, icon_size=20, disabled=not message.id)
+        icon = ft.Icons.IMAGE if is_picture else ft.Icons.INSERT_DRIVE_FILE
         card = ft.Row([
-            ft.Container(ft.Icon(ft.Icons.IMAGE if is_picture else ft.Icons.INSERT_DRIVE_FILE,
-                                 color=ft.Colors.ON_PRIMARY, size=20),
-                         bgcolor=ft.Colors.PRIMARY, border_radius=10, padding=9),
+            ft.Container(ft.Icon(icon, color=ft.Colors.ON_PRIMARY, size=20), bgcolor=ft.Colors.PRIMARY,
+                         border_radius=10, padding=9),
             ft.Column([ft.Text(name, max_lines=2, overflow=ft.TextOverflow.ELLIPSIS, size=13.5),
                        small(show_size(size), size=11)], spacing=0, expand=True, tight=True), button], spacing=10)
         bar = self.bars[message] = ft.ProgressBar(value=message.done, bar_height=5, border_radius=3, visible=moving)
@@ -1878,7 +1815,8 @@ class ChatView:
         try:
             if self.first < self.PAGE and not talk.complete:
                 oldest = next((str(message.id) for message in talk.messages if message.id), "9" * 15)
-                reply = await self.conn.request("history", talk.target, oldest, str(2 * self.PAGE))
+                target = talk.key.replace("#", "group:")
+                reply = await self.conn.request("history", target, oldest, str(2 * self.PAGE))
                 before = len(talk.messages)
                 for fields in reply["messages"]:
                     talk.add(Message.received(fields))
@@ -1944,6 +1882,9 @@ class ChatView:
         self.draw_soon()
         group = "group" if talk.is_group else ""
         try:
+            if message.picked and not message.path:    # in a browser, the file first comes to this program
+                message.path = await self.window.upload(message.picked, self.show_progress(message, 0)) \
+                    if self.page.web else Path(message.picked.path)
             if message.file:
                 reply = await self.conn.send_file(
                     f"send{group}file", talk.address, path=message.path, name=message.file["name"],
@@ -1986,41 +1927,23 @@ class ChatView:
             if picked.size > most:
                 self.window.toast(self.say("file_too_large", name=picked.name, size=show_size(most)))
                 continue
-            message = Message(self.chats.own, datetime.now().astimezone(), state="sending",
+            message = Message(self.chats.own, datetime.now().astimezone(), state="sending", picked=picked,
                               file={"name": picked.name, "size": picked.size})
-            message.task = self.window.spawn(self.send_picked(talk, message, picked))
-
-    async def send_picked(self, talk: Conversation, message: Message, picked: Any) -> None:
-        """In a browser, the file first comes to this program."""
-        try:
-            if self.page.web:
-                talk.add(message)
-                self.fresh.append(message)
-                self.draw_soon()
-                message.path = await self.window.upload(picked, self.show_progress(message, 0))
-            else:
-                message.path = Path(picked.path)
-        except asyncio.CancelledError:
-            talk.messages.remove(message)
-            self.dirty.add(talk)
-            self.draw_soon()
-            return self.draw_messages() if talk is self.current else None
-        if message in talk.messages:
-            talk.messages.remove(message)
-        await self.send_message(talk, message)
+            message.task = self.window.spawn(self.send_message(talk, message))
 
     def show_progress(self, message: Message, start: float) -> Progress:
         """A callback that moves the message's bar: in a browser, the second half of it."""
+        drawn = 0.0
+
         def show(done: int, size: int) -> None:
-            now = time.monotonic()
+            nonlocal drawn
             part = 0.5 if self.page.web and message.state == "sending" else 1
             message.done = start + part * (done / size if size else 1)
-            if message in self.bars and now - show.drawn > 0.15:
-                show.drawn = now
+            if message in self.bars and time.monotonic() - drawn > 0.15:
+                drawn = time.monotonic()
                 self.bars[message].value = message.done        # that alone: a button drawn anew would miss its click
                 self.window.update(self.bars[message])
 
-        show.drawn = 0.0       # type: ignore[attr-defined]
         return show
 
     def cancel(self, message: Message) -> None:
@@ -2056,8 +1979,6 @@ class ChatView:
             try:
                 path = await self.conn.fetch_file(str(message.file["id"]), folder, self.show_progress(message, 0))
                 await self.window.hand_over(path, message.file["name"])
-            except (Refused, OSError) as refusal:
-                self.window.toast(self.window.reason(refusal))
             finally:
                 message.task = None
                 self.draw_message(message)
@@ -2070,86 +1991,60 @@ class ChatView:
 
     def ask_person(self) -> None:
         """Someone to write to, of any realm."""
-        def choose(address: str) -> None:
-            self.page.pop_dialog()
-            self.open(address)
-
-        people = sorted((row for row in self.chats.people if row != self.chats.own),
-                        key=lambda address: (not self.chats.is_online(address), self.chats.name_of(address)))
-        self.choose("new_message", "person_hint", [
-            (address, self.chats.name_of(address), f"{address} · {self.chats.people[address]['negara']}")
-            for address in people], choose)
+        chats = self.chats
+        people = sorted((address for address in chats.people if address != chats.own),
+                        key=lambda address: (not chats.is_online(address), chats.name_of(address)))
+        self.ask("new_message", "person_hint", "", [
+            (address, chats.name_of(address), f"{address} · {chats.people[address]['negara']}") for address in people])
         self.window.spawn(self.read_people())
-
-    def ask_group(self) -> None:
-        """A name for a new group."""
-        self.ask_name("new_group", "group_name", "addgroup")
 
     async def ask_join(self) -> None:
         """A group to join, of any realm."""
-        async def join(address: str) -> None:
-            await self.conn.request("joingroup", address)
-            self.page.pop_dialog()
-            await self.read_groups()
-            key = "#" + (address if "@" in address else f"{address}@{self.realm}")
-            self.chats.talk(key).complete = False
-            self.open(key)
-
         await self.read_groups()
-        self.choose("join_group", "group_hint", [
-            ("#" + address, short(address, self.realm), address) for address in self.chats.open_groups],
-            lambda key: join(key.lstrip("#")))
+        self.ask("join_group", "group_hint", "joingroup", [
+            (f"#{address}", short(address, self.realm), address) for address in self.chats.open_groups])
 
-    def choose(self, title: str, hint: str, rows: list[tuple[str, str, str]], then: Callable[[str], Any]) -> None:
-        """A dialog to pick a row of, or to type an address into."""
+    def ask(self, title: str, hint: str, word: str, rows: list[tuple[str, str, str]] | None = None) -> None:
+        """A dialog to type a name into, or to pick a row of: what is chosen is opened, a group after its command."""
         def matching() -> list[tuple[str, str, str]]:
-            words = (entry.value or "").lower()
-            return [row for row in rows if words in f"{row[1]} {row[2]}".lower()]
+            words = entry.value.lower()
+            return [row for row in rows or () if words in f"{row[1]} {row[2]}".lower()]
 
         async def submit() -> None:
-            address = (entry.value or "").strip().lower()
-            if not address:
-                return
-            try:
-                result = then(matching()[0][0] if matching() else
-                              address if "@" in address else f"{address}@{self.realm}")
-                if result is not None:
-                    await result
-            except Refused as refusal:
-                entry.error = self.window.reason(refusal)
-                self.window.update(entry)
+            if name := entry.value.strip().lower():
+                key = ("#" if word else "") + (name if "@" in name else f"{name}@{self.realm}")
+                await take(matching()[0][0] if matching() else key)
+
+        async def take(key: str) -> None:
+            if word:
+                try:
+                    await self.conn.request(word, short(key.lstrip("#"), self.realm))
+                except Refused as refusal:
+                    entry.error = self.window.reason(refusal)
+                    return self.window.update(entry)
+            self.page.pop_dialog()
+            if word:
+                await self.read_groups()
+                self.chats.talk(key).complete = word == "addgroup"
+            self.open(key)
 
         def draw() -> None:
-            listing.controls = [
-                ft.ListTile(leading=avatar(name, key, self.chats.is_online(key)), title=two_lines(name, below),
-                            on_click=self.on(then, key))
-                for key, name, below in matching()[:100]]
+            listing.controls = [self.list_tile(key, name, below, on_click=self.on(take, key))
+                                for key, name, below in matching()[:100]]
             self.window.update(listing)
 
         entry = ft.TextField(label=self.say(hint), autofocus=True, dense=True, on_change=self.on(draw),
                              on_submit=self.on(submit))
         listing = ft.ListView(expand=True, spacing=0)
         draw()
-        self.window.show_dialog(self.say(title), ft.Column(
-            [entry, listing], width=380, height=380, horizontal_alignment=ft.CrossAxisAlignment.STRETCH), [
+        content = ft.Column([entry, listing], width=380, height=80 if rows is None else 380,
+                            horizontal_alignment=ft.CrossAxisAlignment.STRETCH)
+        self.window.show_dialog(self.say(title), content, [
             ft.FilledButton(self.say("ok"), on_click=self.on(submit))])
 
-    def ask_name(self, title: str, label: str, word: str) -> None:
-        """A dialog that asks for a name and sends a command with it."""
-        async def submit() -> None:
-            name = (entry.value or "").strip().lower()
-            try:
-                await self.conn.request(word, name)
-            except Refused as refusal:
-                entry.error = self.window.reason(refusal)
-                return self.window.update(entry)
-            self.page.pop_dialog()
-            await self.read_groups()
-            self.open("#" + (name if "@" in name else f"{name}@{self.realm}"))
-
-        entry = ft.TextField(label=self.say(label), autofocus=True, dense=True, on_submit=self.on(submit))
-        self.window.show_dialog(self.say(title), ft.Container(entry, width=340), [
-            ft.FilledButton(self.say("ok"), on_click=self.on(submit))])
+    def list_tile(self, key: str, name: str, below: str, **more: Any) -> Any:
+        """A person or a group in a dialog."""
+        return ft.ListTile(leading=avatar(name, key, self.chats.is_online(key)), title=two_lines(name, below), **more)
 
     def show_members(self) -> None:
         """Who is in the group, and the way out of it."""
@@ -2159,11 +2054,9 @@ class ChatView:
             await self.read_groups()
 
         talk = self.current
-        rows = [ft.ListTile(leading=avatar(self.chats.name_of(member), member, self.chats.is_online(member)),
-                            title=two_lines(self.chats.name_of(member), member))
-                for member in talk.members]
+        rows = [self.list_tile(member, self.chats.name_of(member), member) for member in talk.members]
         buttons = [ft.TextButton(self.say("leave_group"), icon=ft.Icons.LOGOUT, on_click=self.on(leave))]
-        self.window.show_dialog(f"{self.title_of(talk)} · {len(rows)} {self.say('members')}", ft.ListView(
+        self.window.show_dialog(f"{self.title_of(talk.key)} · {len(rows)} {self.say('members')}", ft.ListView(
             rows, width=360, height=min(360, 60 * len(rows))), buttons if talk.members else [])
 
 
@@ -2209,14 +2102,14 @@ def decode(frame: bytes) -> list[tuple[str, str]]:
     return [*fields, ("command", command.word), *zip(names, values, strict=False)]
 
 
-class Wire:
+class Wire(Part):
     """Every frame that crossed one or two connections, the newest last; so many and no more."""
 
     KEPT = 500
     SHOWN = 150
 
     def __init__(self, window: Window) -> None:
-        self.window, self.say = window, window.say
+        super().__init__(window)
         self.frames: collections.deque[tuple[str, Frame, bytes]] = collections.deque(maxlen=self.KEPT)
         self.paused = False
         self.drawing: asyncio.TimerHandle | None = None
@@ -2238,87 +2131,83 @@ class Wire:
 
     def build(self) -> Any:
         """The panel."""
-        say, on = self.say, self.window.on
         self.list = StillList(expand=True, reverse=True, spacing=0, padding=6)
         self.holder = ft.Container(self.list, expand=True)
-        self.filter = ft.TextField(hint_text=say("filter"), dense=True, text_size=13, width=220, height=36,
-                                   on_change=on(self.redraw), content_padding=8)
-        self.pause = ft.IconButton(ft.Icons.PLAY_ARROW if self.paused else ft.Icons.PAUSE, icon_size=18,
-                                   tooltip=say("resume" if self.paused else "pause"), on_click=on(self.toggle))
-        bar = ft.Row([ft.Semantics(content=self.filter, label=say("filter")), self.pause,
-                      ft.IconButton(ft.Icons.COPY, icon_size=18, tooltip=say("copy"), on_click=on(self.copy)),
-                      ft.IconButton(ft.Icons.DELETE_SWEEP, icon_size=18, tooltip=say("clear"),
-                                    on_click=on(self.clear))], spacing=2)
+        self.filter = ft.TextField(hint_text=self.say("filter"), dense=True, text_size=13, width=220, height=36,
+                                   on_change=self.on(self.redraw), content_padding=8)
+        self.pause = self.button(ft.Icons.PAUSE, "pause", self.toggle, icon_size=18)
+        self.draw_pause()
+        bar = ft.Row([ft.Semantics(content=self.filter, label=self.say("filter")), self.pause,
+                      self.button(ft.Icons.COPY, "copy", self.copy, icon_size=18),
+                      self.button(ft.Icons.DELETE_SWEEP, "clear", self.clear, icon_size=18)], spacing=2)
         self.unseen = 0
-        self.list.controls = [self.row(entry) for entry in reversed(self.matching()[-self.SHOWN:])]
-        return ft.Column([ft.Container(bar, padding=ft.Padding.only(left=10)), self.holder], spacing=0, expand=True)
+        self.redraw()
+        return ft.Column([ft.Container(bar, padding=ft.Padding(10, 0, 0, 0)), self.holder], spacing=0, expand=True)
 
-    def matching(self) -> list[tuple[str, Frame, bytes]]:
-        """The frames that hold what is looked for."""
+    def matching(self, entries: Iterable[tuple[str, Frame, bytes]]) -> list[tuple[str, Frame, bytes]]:
+        """Those that hold what is looked for."""
         words = (self.filter.value or "").encode().lower()
-        return [entry for entry in self.frames if words in entry[2].lower()]
+        return [entry for entry in entries if words in entry[2].lower()]
 
     def row(self, entry: tuple[str, Frame, bytes]) -> Any:
         """A frame on one line; a click shows its fields."""
         who, frame, head = entry
-        box = StillBox(ink=True, padding=ft.Padding.symmetric(horizontal=6, vertical=2), border_radius=6)
+        box = StillBox(ink=True, padding=ft.Padding(6, 2, 6, 2), border_radius=6)
         more = f" … {frame.size} B" if frame.size > FRAME_HEAD else ""
-        text = visible(head)
-        if not frame.outgoing and not more:
-            text += "\\r\\n\\r\\n"
+        text = visible(head if frame.outgoing or more else head + FRAME_END)
         mono = {"font_family": "Mono", "size": 12}
+        arrow, color = ("→", ft.Colors.PRIMARY) if frame.outgoing else ("←", ft.Colors.TERTIARY)
+        end = f"{frame.elapsed * 1000:.1f} ms" if frame.elapsed is not None else f"{frame.size} B"
         line = ft.Row([
             ft.Text(f"{datetime.fromtimestamp(frame.when):%H:%M:%S.%f}"[:-3], color=ft.Colors.OUTLINE, **mono),
             *([ft.Text(f"{who:6}", color=ft.Colors.TERTIARY, **mono)] if who else []),
-            ft.Text("→" if frame.outgoing else "←", weight=ft.FontWeight.BOLD, **mono,
-                    color=ft.Colors.PRIMARY if frame.outgoing else ft.Colors.TERTIARY),
+            ft.Text(arrow, weight=ft.FontWeight.BOLD, color=color, **mono),
             ft.Text(text[:400] + more, expand=True, max_lines=1, overflow=ft.TextOverflow.ELLIPSIS, **mono),
-            ft.Text(f"{frame.elapsed * 1000:.1f} ms" if frame.elapsed is not None else f"{frame.size} B",
-                    color=ft.Colors.OUTLINE, **mono)], spacing=10)
+            ft.Text(end, color=ft.Colors.OUTLINE, **mono)], spacing=10)
         box.content = line
 
         def unfold() -> None:
             if box.content is line:
                 fields = ft.Text("\n".join(f"{key:>12}: {value}" for key, value in decode(head)), **mono)
-                box.content = ft.Column([line, ft.Container(fields, padding=ft.Padding.only(left=20, bottom=6))],
-                                        spacing=2)
+                box.content = ft.Column([line, ft.Container(fields, padding=ft.Padding(20, 0, 0, 6))], spacing=2)
             else:
                 box.content = line
             self.window.update(box)
 
-        box.on_click = self.window.on(unfold)
+        box.on_click = self.on(unfold)
         return box
 
     def draw(self) -> None:
         """Adds what has come since the last time."""
         self.drawing = None
-        if not self.is_shown:
-            return
-        words = (self.filter.value or "").encode().lower()
-        entries = list(self.frames)[-self.unseen:] if self.unseen else []
-        self.unseen = 0
-        for entry in entries[-self.SHOWN:]:
-            if words in entry[2].lower():
-                self.list.controls.insert(0, self.row(entry))
-        del self.list.controls[self.SHOWN:]
-        self.window.update(self.holder)
+        if self.is_shown:
+            new = list(self.frames)[-self.unseen:] if self.unseen else []
+            self.unseen = 0
+            self.list.controls[:0] = [self.row(entry) for entry in reversed(self.matching(new)[-self.SHOWN:])]
+            del self.list.controls[self.SHOWN:]
+            self.window.update(self.holder)
 
     def redraw(self) -> None:
         """After the filter has changed."""
-        self.list.controls = [self.row(entry) for entry in reversed(self.matching()[-self.SHOWN:])]
+        self.list.controls = [self.row(entry) for entry in reversed(self.matching(self.frames)[-self.SHOWN:])]
         self.window.update(self.holder)
 
     def toggle(self) -> None:
         """Pauses, or goes on."""
+        self.draw()                                # what came before; from here on no row moves
         self.paused = not self.paused
+        self.draw_pause()
+        self.window.update(self.pause)
+
+    def draw_pause(self) -> None:
+        """What the button would do."""
         self.pause.icon = ft.Icons.PLAY_ARROW if self.paused else ft.Icons.PAUSE
         self.pause.tooltip = self.say("resume" if self.paused else "pause")
-        self.window.update(self.pause)
 
     async def copy(self) -> None:
         """All frames that match, as text."""
         lines = [f"{datetime.fromtimestamp(frame.when):%H:%M:%S.%f} {who} {'>' if frame.outgoing else '<'} "
-                 + head.decode(errors="replace").rstrip() for who, frame, head in self.matching()]
+                 + head.decode(errors="replace").rstrip() for who, frame, head in self.matching(self.frames)]
         await self.window.copy("\n".join(lines))
 
     def clear(self) -> None:
@@ -2327,14 +2216,14 @@ class Wire:
         self.redraw()
 
 
-class Tools:
+class Tools(Part):
     """Below a chat: the commands of the README to type, the frames they become, the realms."""
 
     HEIGHT = 300
 
     def __init__(self, view: ChatView) -> None:
-        self.view, self.window, self.say = view, view.window, view.window.say
-        self.wire = Wire(view.window)
+        super().__init__(view.window)
+        self.view, self.wire = view, Wire(view.window)
         self.root = ft.Container(visible=False, height=self.HEIGHT, bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST,
                                  border=ft.Border.only(top=ft.BorderSide(1, ft.Colors.OUTLINE_VARIANT)))
         self.lines: collections.deque[tuple[str, str]] = collections.deque(maxlen=300)     # kind, text
@@ -2360,16 +2249,14 @@ class Tools:
         if not self.root.visible:
             self.root.content = None
             return
-        on, say = self.window.on, self.say
-        tabs = [ft.TextButton(say(tab), icon=icon, on_click=on(self.choose, tab), style=ft.ButtonStyle(
+        tabs = [ft.TextButton(self.say(tab), icon=icon, on_click=self.on(self.choose, tab), style=ft.ButtonStyle(
             bgcolor=ft.Colors.SECONDARY_CONTAINER if tab == self.tab else None))
             for tab, icon in (("commands", ft.Icons.TERMINAL), ("wire", ft.Icons.CABLE), ("realms", ft.Icons.HUB))]
+        close = self.button(ft.Icons.CLOSE, "close", self.toggle, icon_size=18)
         panel = {"commands": self.build_commands, "wire": self.wire.build, "realms": self.build_realms}[self.tab]()
-        self.root.height = min(self.HEIGHT, (self.view.page.height or 800) * 0.45)
-        self.root.content = ft.Column([
-            ft.Row([*tabs, ft.Container(expand=True),
-                    ft.IconButton(ft.Icons.CLOSE, icon_size=18, tooltip=say("close"), on_click=on(self.toggle))],
-                   spacing=4), panel], spacing=0, expand=True)
+        self.root.height = min(self.HEIGHT, (self.page.height or 800) * 0.45)
+        self.root.content = ft.Column([ft.Row([*tabs, ft.Container(expand=True), close], spacing=4), panel],
+                                      spacing=0, expand=True)
 
     def choose(self, tab: str) -> None:
         """Another tab."""
@@ -2389,11 +2276,11 @@ class Tools:
         self.choices = ft.Row(spacing=6, scroll=ft.ScrollMode.AUTO)
         self.input = ft.TextField(
             label=self.say("command"), dense=True, text_style=ft.TextStyle(font_family="Mono", size=13), autofocus=True,
-            on_submit=self.window.on(self.submit), on_change=self.window.on(self.suggest),
-            on_focus=self.window.on(self.focus, True), on_blur=self.window.on(self.focus, False))
-        self.suggest(False)
-        return ft.Column([self.list_holder, ft.Container(self.choices, padding=ft.Padding.symmetric(horizontal=10)),
-                          ft.Container(self.input, padding=ft.Padding.only(left=10, right=10, top=6, bottom=8))],
+            on_submit=self.on(self.submit), on_change=self.on(self.suggest),
+            on_focus=self.on(self.focus, True), on_blur=self.on(self.focus, False))
+        self.suggest()
+        return ft.Column([self.list_holder, ft.Container(self.choices, padding=ft.Padding(10, 0, 10, 0)),
+                          ft.Container(self.input, padding=ft.Padding(10, 6, 10, 8))],
                          spacing=0, expand=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH)
 
     def line(self, kind: str, text: str) -> Any:
@@ -2433,17 +2320,16 @@ class Tools:
         found = [short(name, self.view.realm) for name in names.get(kind.strip("[]"), [])]
         return [(text[: len(text) - len(last)] + name + " ", name) for name in found if name.startswith(last)]
 
-    def suggest(self, now: bool = True) -> None:
+    def suggest(self) -> None:
         """Shows what the line may become."""
         text = self.input.value or ""
         command = COMMANDS.get(text.partition(" ")[0].lower())
         usage = [small(command.prompt_usage, font_family="Mono")] if command in PUBLIC_COMMANDS and " " in text else []
         self.choices.controls = [*usage, *[
-            ft.TextButton(ft.Text(label, size=12), on_click=self.window.on(self.complete, value), height=26,
-                          style=ft.ButtonStyle(padding=ft.Padding.symmetric(horizontal=8)))
+            ft.TextButton(ft.Text(label, size=12), on_click=self.on(self.complete, value), height=26,
+                          style=ft.ButtonStyle(padding=ft.Padding(8, 0, 8, 0)))
             for value, label in self.completions()[:12]]]
-        if now:
-            self.window.update(self.choices)
+        self.window.update(self.choices)
 
     async def complete(self, value: str = "") -> None:
         """Puts a completion into the line: the one clicked, or what all have in common."""
@@ -2463,13 +2349,13 @@ class Tools:
     async def submit(self) -> None:
         """Carries out the line."""
         line = (self.input.value or "").strip()
-        self.input.value = ""
-        self.recalled = 0
+        self.recall(-self.recalled)
         self.suggest()
-        self.window.update(self.input)
         if line:
-            self.print("typed", mask_typed(line))
-            if not SECRET.match(line):
+            if SECRET.match(line):
+                self.print("typed", mask(" ".join(line.split()).encode()).decode())
+            else:
+                self.print("typed", line)
                 self.typed.append(line)
             self.window.spawn(self.carry_out(line))
         await self.input.focus()
@@ -2481,7 +2367,7 @@ class Tools:
         before = conn.token
         try:
             command, arguments = parse_typed(line, bool(conn.token))
-            if command.takes_file and self.view.page.web:      # a visitor must not name files of this computer
+            if command.takes_file and self.page.web:      # a visitor must not name files of this computer
                 picked = await self.window.picker.pick_files()
                 if not picked:
                     return self.print("failed", self.say("cancelled"))
@@ -2507,16 +2393,15 @@ class Tools:
     def build_realms(self) -> Any:
         """The realms of the table and the link to each."""
         self.table = ft.Row(wrap=True, spacing=12, run_spacing=12)
-        self.draw_realms(False)
+        self.draw_realms()
         return ft.Container(ft.Column([self.table], scroll=ft.ScrollMode.AUTO), padding=14, expand=True)
 
-    def draw_realms(self, now: bool = True) -> None:
+    def draw_realms(self) -> None:
         """After news of a link."""
-        if self.root.visible and self.tab == "realms" or not now:
+        if self.root.visible and self.tab == "realms":
             self.table.controls = [realm_card(name, [(name, row)], self.say)
                                    for name, row in self.view.chats.realms.items()] or [small(self.say("no_realms"))]
-            if now:
-                self.window.update(self.table)
+            self.window.update(self.table)
         if self.window.demo:
             self.window.draw_cards()
 
@@ -2527,15 +2412,14 @@ def realm_card(name: str, links: list[tuple[str, dict]], say: Callable[..., str]
     for other, row in links:
         up = row["link"] in ("up", "local")
         words = [other if other != name else f"{row['address']}:{row['port']}", say(f"link_{row['link']}")]
-        if row["link"] != "local":
-            if row["rtt_ms"] is not None and up:
-                words.append(f"{row['rtt_ms']:.1f} ms")
-            if row["queued"]:
-                words.append(say("queued_count", count=row["queued"]))
-        lines.append(ft.Row([ft.Icon(ft.Icons.LINK if up else ft.Icons.LINK_OFF, size=16,
-                                     color=ft.Colors.GREEN_500 if up else ft.Colors.ERROR),
-                             small(" · ".join(words), max_lines=1, overflow=ft.TextOverflow.ELLIPSIS,
-                                   expand=bool(end))], spacing=6, tight=not end))
+        if up and row.get("rtt_ms") is not None:
+            words.append(f"{row['rtt_ms']:.1f} ms")
+        if row.get("queued"):
+            words.append(say("queued_count", count=row["queued"]))
+        icon, color = (ft.Icons.LINK, ft.Colors.GREEN_500) if up else (ft.Icons.LINK_OFF, ft.Colors.ERROR)
+        lines.append(ft.Row([ft.Icon(icon, size=16, color=color), small(
+            " · ".join(words), max_lines=1, overflow=ft.TextOverflow.ELLIPSIS, expand=bool(end))],
+            spacing=6, tight=not end))
     return ft.Container(ft.Row([
         ft.Icon(ft.Icons.DNS, color=ft.Colors.PRIMARY),
         ft.Column([ft.Text(name, weight=ft.FontWeight.W_600), *lines], spacing=2, tight=True, expand=bool(end)),
@@ -2553,8 +2437,7 @@ class Window:
 
     def __init__(self, page: Any, options: argparse.Namespace, demo: Demo | None) -> None:
         self.page, self.options, self.demo = page, options, demo
-        self.language = INDONESIAN
-        self.theme = "system"
+        self.settings = {"language": INDONESIAN, "theme": "system"}
         self.visible = True
         self.busy_until = 0.0                      # until then Esc is a dialog's
         self.views: list[ChatView] = []
@@ -2568,45 +2451,40 @@ class Window:
         self.picker = ft.FilePicker(on_upload=self.heard(self.uploading))
         self.upload_lock = asyncio.Lock()
         self.upload_state: tuple[Any, asyncio.Future, Progress] | None = None
-        self.stored: dict[str, Any] = {}
-        self.storing: asyncio.TimerHandle | None = None
+        self.storing: set[str] = set()
 
     # -- what the views use
 
     def say(self, key: str, **fields: object) -> str:
         """A text in the page's language."""
-        return say(key, self.language, **fields)
+        return say(key, self.settings["language"], **fields)
+
+    async def guard(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Carries something out; an error becomes a note, where Flet would cover the page."""
+        try:
+            result = work(*arguments)
+            if asyncio.iscoroutine(result):
+                await result
+        except (Refused, OSError) as refusal:
+            self.toast(self.reason(refusal))
+        except Exception:
+            log.exception("handler")
+            self.toast(self.say("went_wrong"))
 
     def on(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """A handler for a control's event; an error becomes a note, where Flet would cover the page."""
+        """A handler for a control's event."""
         return self.heard(lambda event: work(*arguments))
 
     def heard(self, work: Callable[[Any], Any]) -> Any:
         """Likewise, for one that wants the event."""
         async def handle(event: Any) -> None:
-            try:
-                result = work(event)
-                if asyncio.iscoroutine(result):
-                    await result
-            except (Refused, OSError) as refusal:
-                self.toast(self.reason(refusal))
-            except Exception:
-                log.exception("handler")
-                self.toast(self.say("went_wrong"))
+            await self.guard(work, event)
 
         return handle
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task:
         """Starts work beside the page; what fails is shown."""
-        async def run() -> None:
-            try:
-                await work
-            except (Refused, OSError) as refusal:
-                self.toast(self.reason(refusal))
-            except Exception:
-                log.exception("task")
-
-        task = asyncio.ensure_future(run())
+        task = asyncio.ensure_future(self.guard(lambda: work))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
@@ -2615,7 +2493,8 @@ class Window:
         """Sends what has changed below these controls; one that is not on the page has time."""
         for control in controls:
             if control is not None and self.holds(control):
-                control.update()
+                with contextlib.suppress(AttributeError):      # Flet's connection in the moment of its end
+                    control.update()
 
     def holds(self, control: Any) -> bool:
         """Whether a control is on the page."""
@@ -2634,7 +2513,7 @@ class Window:
         if isinstance(error, ConnectionError):
             return self.say("unreachable", place=str(error))
         code = getattr(error, "code", "")
-        return self.say(f"error_{code}") if self.language == ENGLISH and f"error_{code}" in TEXTS else str(error)
+        return REASONS[code] if self.settings["language"] == ENGLISH and code in REASONS else str(error)
 
     def show_dialog(self, title: str, content: Any, buttons: list[Any]) -> None:
         """A dialog; Esc closes it, and nothing else then."""
@@ -2669,7 +2548,7 @@ class Window:
         title = f"({count}) {self.say('title')}" if count else self.say("title")
         if self.page.title != title:
             self.page.title = title
-            self.page.update()
+            self.update(self.page)
 
     # -- storage of the browser
 
@@ -2685,21 +2564,21 @@ class Window:
             await asyncio.wait_for(self.prefs.set(f"chat.{key}", json.dumps(value)), 5)
 
     def store_soon(self, key: str, value: Any) -> None:
-        """Likewise, once for many changes."""
-        def now() -> None:
-            self.storing = None
-            for name, content in self.stored.items():
-                self.spawn(self.store(name, content))
+        """Likewise, once for many changes of a dict."""
+        async def store() -> None:
+            await asyncio.sleep(1)
+            self.storing.discard(key)
+            await self.store(key, value)
 
-        self.stored[key] = value
-        if not self.storing:
-            self.storing = asyncio.get_running_loop().call_later(1, now)
+        if key not in self.storing:
+            self.storing.add(key)
+            self.spawn(store())
 
     # -- files
 
     async def upload(self, picked: Any, progress: Progress) -> Path:
         """A file that was picked in a browser, brought here."""
-        name = f"{secrets.token_hex(16)}"
+        name = secrets.token_hex(16)
         path = UPLOADS / name
         async with self.upload_lock:
             if picked.size:
@@ -2754,21 +2633,20 @@ class Window:
         style = ft.TextStyle(color=ft.Colors.ON_SURFACE, font_family="Roboto", font_family_fallback=["Emoji", "Mono"])
         page.theme = page.dark_theme = ft.Theme(color_scheme_seed=ft.Colors.INDIGO, text_theme=ft.TextTheme(
             body_small=style, body_medium=style, body_large=style, title_medium=style))
-        page.on_close = self.heard(lambda event: self.close())
+        page.on_close = self.on(self.close)
         page.on_keyboard_event = self.heard(self.key_pressed)
-        page.on_resize = self.heard(lambda event: self.resize())
+        page.on_resize = self.on(self.resize)
         page.on_app_lifecycle_state_change = self.heard(self.shown_or_hidden)
-        settings = await self.recall("settings") or {}
-        self.language = settings.get("language", await self.system_language())
-        self.theme = settings.get("theme", "system")
+        self.settings = {"language": await self.system_language(), "theme": "system",
+                         **(await self.recall("settings") or {})}
         self.build()
-        self.spawn(self.watch())
         if page.web:
+            self.spawn(self.watch())
             with contextlib.suppress(Exception):   # a right click is for a message's own menu
                 await ft.BrowserContextMenu().disable()
         await asyncio.gather(*[view.start() for view in self.views])
         for view in self.views if self.demo else ():
-            if view.chats.own and view.width >= view.NARROW and (talks := view.chats.listed()):
+            if view.chats.own and not view.is_narrow and (talks := view.chats.listed()):
                 view.open(talks[0].key)
 
     async def system_language(self) -> int:
@@ -2782,20 +2660,18 @@ class Window:
     def build(self) -> None:
         """The chat, or the demo's two beside one another, with the wire below."""
         page = self.page
-        page.theme_mode = getattr(ft.ThemeMode, self.theme.upper())
+        page.theme_mode = getattr(ft.ThemeMode, self.settings["theme"].upper())
         if self.demo:
             self.wire = Wire(self)
-            for (realm, port), user in zip(self.demo.ports.items(), self.demo.USERS, strict=False):
-                self.views.append(ChatView(self, realm, "127.0.0.1", port, (user, "surabaya")))
+            self.views = [ChatView(self, realm, "127.0.0.1", port, (user, "surabaya"))
+                          for (realm, port), user in zip(self.demo.ports.items(), self.demo.USERS, strict=False)]
             chats = ft.Row([self.views[0].root, ft.VerticalDivider(width=1), self.views[1].root], spacing=0,
                            expand=True)
             self.below = ft.Container(height=236, bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST)
             page.controls = [ft.Column([chats, ft.Divider(height=1), self.below], spacing=0, expand=True)]
             self.draw_below()
         else:
-            row = realm_table(self.options.local)[self.options.realm]
-            host, port = parse_host_port(self.options.server) if self.options.server else (row.address, row.port)
-            self.views.append(ChatView(self, row.name, host, port))
+            self.views = [ChatView(self, self.options.realm, *self.options.place)]
             page.controls = [self.views[0].root]
         self.count_unread()
         self.resize()
@@ -2804,23 +2680,21 @@ class Window:
     def draw_below(self) -> None:
         """The demo's panel: the realms at the left, every frame of both chats at the right."""
         self.cards = ft.Column(spacing=8, tight=True, scroll=ft.ScrollMode.AUTO)
-        self.draw_cards(False)
+        self.draw_cards()
         self.below.content = ft.Row([ft.Container(self.cards, padding=10, width=320), ft.VerticalDivider(width=1),
                                      self.wire.build()], spacing=0, expand=True)
 
-    def draw_cards(self, now: bool = True) -> None:
+    def draw_cards(self) -> None:
         """The demo's realms, each with its own view of the link to the other, and a switch."""
         def switch(name: str) -> Any:
             runs = name in self.demo.servers
             return ft.Switch(value=runs, tooltip=self.say("turn_off" if runs else "turn_on", realm=name),
                              on_change=self.on(self.turn, name))
 
-        self.cards.controls = []
-        for view in self.views:
-            rows = [(name, row) for name, row in view.chats.realms.items() if name != view.realm]
-            self.cards.controls.append(realm_card(view.realm, rows, self.say, switch(view.realm)))
-        if now:
-            self.update(self.cards)
+        self.cards.controls = [
+            realm_card(view.realm, [(name, row) for name, row in view.chats.realms.items() if name != view.realm],
+                       self.say, switch(view.realm)) for view in self.views]
+        self.update(self.cards)
 
     async def turn(self, name: str) -> None:
         """Ends a realm's server, or starts it again: what is said meanwhile waits."""
@@ -2830,20 +2704,19 @@ class Window:
 
     async def switch_language(self) -> None:
         """The other of the two."""
-        self.language = ENGLISH if self.language == INDONESIAN else INDONESIAN
-        await self.keep_settings()
+        await self.keep(language=ENGLISH if self.settings["language"] == INDONESIAN else INDONESIAN)
         self.rebuild()
 
     async def set_theme(self, theme: str) -> None:
         """System, light or dark."""
-        self.theme = theme
         self.page.theme_mode = getattr(ft.ThemeMode, theme.upper())
         self.page.update()
-        await self.keep_settings()
+        await self.keep(theme=theme)
 
-    async def keep_settings(self) -> None:
-        """For the next visit."""
-        await self.store("settings", {"language": self.language, "theme": self.theme})
+    async def keep(self, **settings: object) -> None:
+        """Settings, for the next visit too."""
+        self.settings |= settings
+        await self.store("settings", self.settings)
 
     def rebuild(self) -> None:
         """All texts anew."""
@@ -2888,7 +2761,7 @@ class Window:
         if not view:
             return
         if event.key.upper() == "K" and (event.ctrl or event.meta):
-            if view.width < view.NARROW and view.current:
+            if view.is_narrow and view.current:
                 view.close_talk()
             await view.filter.focus()
         elif event.key == "Escape" and time.monotonic() > self.busy_until:
@@ -2898,7 +2771,7 @@ class Window:
                 view.filter.value = ""
                 view.draw_list()
                 self.update(view.filter)
-            elif view.width < view.NARROW and view.current:
+            elif view.is_narrow and view.current:
                 view.close_talk()
         elif event.key in ("Arrow Up", "Arrow Down") and event.alt:
             view.step(-1 if event.key == "Arrow Up" else 1)
@@ -2908,15 +2781,14 @@ class Window:
     async def watch(self) -> None:
         """A page whose browser went without a word does not stay for ever."""
         misses = 0
-        while misses < 2 and self.page.web:
+        while misses < 2:
             await asyncio.sleep(20)
             try:
                 await asyncio.wait_for(self.prefs.contains_key("chat.settings"), 10)
                 misses = 0
             except Exception:
                 misses += 1
-        if self.page.web:
-            asyncio.ensure_future(self.close())
+        asyncio.ensure_future(self.close())
 
     async def close(self) -> None:
         """Ends the connections, forgets the files."""
@@ -2952,7 +2824,7 @@ def run_page(options: argparse.Namespace) -> int:
             await Window(page, options, demo).open()
 
         under_flet = "FLET_DISPLAY_URL_PREFIX" in os.environ
-        if under_flet and "FLET_FORCE_WEB_SERVER" not in os.environ and (sys.platform != "linux" or has_display()):
+        if under_flet and "FLET_FORCE_WEB_SERVER" not in os.environ and has_display():
             ft.run(open_page, assets_dir=assets)
         else:
             app = ft.run(open_page, export_asgi_app=True, no_cdn=True, upload_dir=str(UPLOADS), assets_dir=assets)
@@ -2962,7 +2834,7 @@ def run_page(options: argparse.Namespace) -> int:
 
 def has_display() -> bool:
     """Whether a window could be opened."""
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def serve(app: Any, options: argparse.Namespace) -> None:
@@ -2985,18 +2857,13 @@ def serve(app: Any, options: argparse.Namespace) -> None:
     url = f"http://{host}:{port}"
     prefix = os.environ.get("FLET_DISPLAY_URL_PREFIX")
     print(f"{prefix} {url}" if prefix else say("open_url", url=url), flush=True)
-    if not prefix and has_browser():
+    if not prefix and sys.stdout.isatty() and has_display():
         threading.Timer(1, webbrowser.open, [url]).start()
     logging.getLogger("uvicorn.error").addFilter(
         lambda record: not record.exc_info or record.exc_info[0].__name__ != "WebSocketDisconnect")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))      # so that all that was started is ended
     uvicorn.run(app, host=host, port=port, ws="websockets-sansio", ws_max_size=64 * MIB, log_level="warning",
                 timeout_graceful_shutdown=1)
-
-
-def has_browser() -> bool:
-    """Whether there is a screen for a browser."""
-    return sys.stdout.isatty() and (sys.platform != "linux" or has_display())
 
 
 def free_port(wish: int = 0) -> int:
@@ -3093,23 +2960,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def tls_context(options: argparse.Namespace) -> ssl.SSLContext | None:
-    """How the server's certificate is checked, where it has one."""
-    return ssl.create_default_context(cafile=options.tls_ca) if options.tls or options.tls_ca else None
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the client as the command line says."""
     options = parse_arguments(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
     row = realm_table(options.local)[options.realm]
     try:
-        host, port = parse_host_port(options.server) if options.server else (row.address, row.port)
+        options.place = parse_host_port(options.server) if options.server else (row.address, row.port)
     except ValueError as error:
         sys.exit(str(error))
+    options.context = ssl.create_default_context(cafile=options.tls_ca) if options.tls or options.tls_ca else None
     options.downloads = options.downloads or ROOT / row.folder / "received"
     try:
-        return run_prompt(host, port, options) if options.prompt else run_page(options)
+        return run_prompt(options) if options.prompt else run_page(options)
     except KeyboardInterrupt:
         return 130
 
