@@ -3,6 +3,7 @@
 The parts, each using only the parts above it:
   model         Person, Conversation, Session, Message: what the tables hold, as objects in memory
   Store         the database: one method per question, one COMMIT per turn of the loop
+  Workers       the few threads, for what would hold up the loop: password hashes, the syncing of files
   Upload        a file on its way from a request line to the disk
   Connection    one socket's bytes in and replies out, in order
   RealmLink     the way to one other realm: handshake, durable outbox, files in pieces
@@ -10,8 +11,8 @@ The parts, each using only the parts above it:
   Server        the loop: the only part that touches sockets
   main          options and start
 
-Two rules. Everything runs in one thread, except password hashes and the syncing of files (Workers). And a turn of the
-loop is: read, carry out, one COMMIT, write; so nothing that a turn decided leaves the process before it is on disk.
+Two rules. Everything else runs in one thread. And a turn of the loop is: read, carry out, one COMMIT, write; so nothing
+that a turn decided leaves the process before it is on disk.
 
 To follow one request, read Server.receive, Server.serve, Chat.execute, then its do_<word>, then Server.turn.
 """
