@@ -1736,6 +1736,16 @@ class FileTransfer(OneServer):
         alice.ok(f"send {bob} hi")
         self.assertEqual(len(bob.inbox()), 1)
 
+    def test_a_file_that_nobody_got_is_not_kept(self):
+        """Also where it was meant for several; one that somebody got is kept."""
+        alice, bob = self.people("alice", "bob")
+        stored, content = self.server.files(), as_base64(some_bytes(1000, seed=77))
+        self.assertRefused(alice.do(f"sendfile nosuch f.bin {content}"), "user_not_found")
+        self.assertRefused(alice.do(f"sendgroupfilerealm mesin1 no1,no2 f.bin {content}"), "user_not_found")
+        self.assertEqual(self.server.files(), stored)
+        self.assertRefused(alice.do(f"sendgroupfilerealm mesin1 {bob},no2 f.bin {content}"), "user_not_found")
+        self.assertEqual(bob.fetch(bob.inbox()[0]["file"]["id"]), some_bytes(1000, seed=77))
+
     def test_who_may_fetch_a_file(self):
         alice, bob, carol, eve = self.people("alice", "bob", "carol", "eve")
         private = alice.ok(f"sendfile {bob} f.txt {as_base64(b'private')}")["id"]

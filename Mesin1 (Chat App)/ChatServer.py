@@ -1140,7 +1140,8 @@ class RealmLink:
     def _pump_files(self) -> None:
         """Sends the next file, or texts that wait behind one; none before the talk that was said before it."""
         rows = self._next(FILES)
-        file = File(**json.loads(rows[0][1])["file"]) if rows and "file" in json.loads(rows[0][1]) else None
+        first = json.loads(rows[0][1]) if rows else {}
+        file = File(**first["file"]) if "file" in first else None
         if file and file.sha256 not in self.there:
             self._start_transfer(file)
             return
@@ -2084,6 +2085,8 @@ class Chat:
                 result = error.reply()
             if result is not LATER:
                 self.answer(conn, slot, result, user)
+        if "file" in body and len(slot.results) == slot.expected:
+            self.discard_file(body["file"].sha256)             # which keeps it where one of them got it
         return LATER
 
     def do_getrealminbox(self, conn: Connection, person: Person, realm: str) -> object:
