@@ -50,6 +50,7 @@ TURN_SECONDS = 0.02            # and of all connections: past this the turn is c
 RECEIVE_SIZE = 64 * KIB        # bytes asked of a socket at once: one allocation that malloc keeps at hand
 OUTPUT_MARK = 256 * KIB        # bytes unsent: past this no request of the connection is read, no event is queued
 INBOX_PAGE = 5000              # messages in one `inbox` reply; the next `inbox` has the rest
+PLACE_EVERY = 1000             # messages after which `places` has the next ones: a COMMIT's pages shared by so many
 HISTORY_PAGE = 50              # messages in one `history` reply, where the request names no number
 HISTORY_MAX = 500              # the most that a `history` may ask for
 PIPELINED_SENDS = 256          # sends of one connection that may wait for another realm's word at once

@@ -3771,6 +3771,79 @@ class Restart(ChatTest):
         server.stop()
 
 
+class Places(ChatTest):
+    """Where the messages of a conversation are is written for many messages at once; it shows nowhere."""
+
+    def setUp(self):
+        super().setUp()
+        self.server = Server()
+        self.addCleanup(self.server.stop)
+
+    def talk(self) -> tuple[list[Person], dict[int, tuple[str, str]]]:
+        """Four people, and 2,500 messages in three conversations: (people, id -> (conversation, text))."""
+        people = alice, bob, carol, dave = [self.server.register(name) for name in ("alice", "bob", "carol", "dave")]
+        alice.ok("addgroup kelompok")
+        bob.ok("joingroup kelompok")
+        said, chance = {}, random.Random(5)
+        for first in range(0, 2500, 100):
+            if first == 1200:
+                carol.ok("joingroup kelompok")                 # who sees what comes after, and no more
+            words = [(*chance.choice((("ab", f"send {bob}"), ("ac", f"send {carol}"), ("group", "sendgroup kelompok"))),
+                      f"number {number}") for number in range(first, first + 100)]
+            replies = alice.ok_all(f"{command} {text}" for _, command, text in words)
+            said.update({reply["id"]: (name, text) for reply, (name, _, text) in zip(replies, words, strict=True)})
+        return people, said
+
+    def look(self, people: list[Person], said: dict[int, tuple[str, str]], joined: int) -> None:
+        """Each sees what is theirs: in `history` page by page, in a subscription from any id, in `inbox`."""
+        alice, bob, carol, dave = people
+        for person, target, name, since in ((alice, bob, "ab", 0), (carol, alice, "ac", 0),
+                                            (bob, "kelompok", "group", 0), (carol, "kelompok", "group", joined)):
+            wanted = [id for id, (where, _) in said.items() if where == name and id > since]
+            found, more = [], True
+            while more:
+                page = person.ok(f"history {target} {found[0] if found else 10**9} 170")
+                found, more = [message["id"] for message in page["messages"]] + found, page["more"]
+            self.assertEqual(found, wanted)
+        for after in (0, 950, 1500, joined, len(said) - 20):
+            with contextlib.closing(carol.again()) as watching:
+                watching.ok(f"subscribe {after}")
+                for id, (where, text) in said.items():
+                    if id > after and (where == "ac" or where == "group" and id > joined):
+                        self.assertEqual(watching.expect(text)["id"], id)
+                watching.expect_nothing()
+        self.assertEqual(dave.inbox(), [])
+
+    def test_a_conversation_is_whole_wherever_it_is(self):
+        people, said = self.talk()
+        joined = sorted(said)[1199]
+        placed = rows(self.server, "SELECT count(*), max(id) FROM places")[0]
+        self.assertEqual(placed[0], placed[1])
+        self.assertLess(0, len(said) - placed[0])              # some are in the tail, and some are not
+        self.assertLess(len(said) - placed[0], 1000)
+        self.look(people, said, joined)
+        self.server.kill()
+        self.server.start()
+        people = [person.again() for person in people]
+        self.look(people, said, joined)
+        bob = people[1]
+        self.assertEqual([message["id"] for message in bob.inbox()],
+                         [id for id, (where, _) in said.items() if where in ("ab", "group")])
+        people[0].ok(f"send {bob} one more")
+        self.assertEqual([message["msg"] for message in bob.inbox()], ["one more"])
+
+    def test_a_database_of_the_first_version(self):
+        people, said = self.talk()
+        joined = sorted(said)[1199]
+        self.server.stop()
+        with contextlib.closing(sqlite3.connect(self.server.data / "chat.db")) as db:
+            db.executescript("DROP TABLE places; CREATE INDEX messages_of_conversation ON messages(conversation); "
+                             "PRAGMA user_version = 1")
+        self.server.start()
+        self.look([person.again() for person in people], said, joined)
+        self.assertEqual(rows(self.server, "PRAGMA user_version")[0][0], 2)
+
+
 @unittest.skipUnless(ON_LINUX, "changes the limits of a running process and reads /proc")
 class Floods(ChatTest):
     """Connections that are only there to be in the way."""

@@ -175,7 +175,7 @@ def json_list(messages: Iterable[Message]) -> Json:
 
 # ---- Store -------------------------------------------------------------------------------------
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = """
 CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE people(id INTEGER PRIMARY KEY, name TEXT NOT NULL, realm TEXT NOT NULL, nama TEXT NOT NULL,
@@ -185,7 +185,7 @@ CREATE TABLE members(conversation INTEGER, person INTEGER, since INTEGER NOT NUL
     PRIMARY KEY(conversation, person)) WITHOUT ROWID;
 CREATE TABLE messages(id INTEGER PRIMARY KEY, conversation INTEGER NOT NULL, ts INTEGER NOT NULL,
     sender INTEGER NOT NULL, text TEXT);
-CREATE INDEX messages_of_conversation ON messages(conversation);
+CREATE TABLE places(conversation INTEGER, id INTEGER, PRIMARY KEY(conversation, id)) WITHOUT ROWID;
 CREATE TABLE files(id INTEGER PRIMARY KEY, name TEXT NOT NULL, size INTEGER NOT NULL, sha256 TEXT NOT NULL);
 CREATE TABLE cursors(person INTEGER, realm TEXT, id INTEGER NOT NULL, PRIMARY KEY(person, realm)) WITHOUT ROWID;
 CREATE TABLE sessions(digest BLOB PRIMARY KEY, person INTEGER NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
@@ -198,12 +198,27 @@ CREATE TABLE epochs(peer TEXT PRIMARY KEY, epoch TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE refusals(peer TEXT, stream INTEGER, seq INTEGER, code TEXT NOT NULL,
     PRIMARY KEY(peer, stream, seq)) WITHOUT ROWID;
 """
+UPGRADES = {                   # from each earlier version to the next
+    1: "DROP INDEX messages_of_conversation; "
+       "CREATE TABLE places(conversation INTEGER, id INTEGER, PRIMARY KEY(conversation, id)) WITHOUT ROWID",
+}
 INSERT_MESSAGE = "INSERT INTO messages(id, conversation, ts, sender, text) VALUES(?,?,?,?,?)"
 INSERT_TAG = "INSERT OR REPLACE INTO tags(person, tag, reply) VALUES(?,?,?)"
 INSERT_ITEM = "INSERT INTO outbox(peer, stream, seq, sender, item, tag, settled) VALUES(?,?,?,?,?,?,?)"
 SELECT_MESSAGE = "SELECT id, conversation, ts, sender, text FROM messages "
-SELECT_AFTER = SELECT_MESSAGE + "WHERE conversation=? AND id>? ORDER BY id"
-SELECT_BEFORE = SELECT_MESSAGE + "WHERE conversation=? AND id>? AND id<? ORDER BY id DESC LIMIT ?"
+# Where the messages of a conversation are: in `places`. It is filled for PLACE_EVERY messages at once, conversation by
+# conversation: kept up with each message it would cost a page per conversation at every COMMIT. The messages past the
+# last one that was placed are the tail, few enough to look through.
+PLACE = "INSERT INTO places SELECT conversation, id FROM messages WHERE id>? ORDER BY conversation, id"
+LAST_PLACED = """SELECT id FROM messages WHERE EXISTS
+    (SELECT 1 FROM places WHERE places.conversation=messages.conversation AND places.id=messages.id)
+    ORDER BY id DESC LIMIT 1"""
+PLACED = "SELECT id, conversation, ts, sender, text FROM places JOIN messages USING(conversation, id) "
+PLACED_AFTER = PLACED + "WHERE conversation=? AND id>? ORDER BY id"
+PLACED_BEFORE = PLACED + "WHERE conversation=? AND id>? AND id<? ORDER BY id DESC LIMIT ?"
+TAIL_AFTER = """SELECT id, conversation, ts, sender, text FROM messages CROSS JOIN members USING(conversation)
+    WHERE id>? AND id>since AND person=? ORDER BY id"""
+TAIL_BEFORE = SELECT_MESSAGE + "WHERE conversation=? AND id>? AND id<? ORDER BY id DESC LIMIT ?"
 
 TALK, FILES = 0, 1             # the two streams of a link: texts, and files with what must not overtake them
 
@@ -229,13 +244,15 @@ class Store:
         self.path = folder / "chat.db"
         self._owner = self._claim(folder / "owner.db")
         self.db = sqlite3.connect(self.path, isolation_level=None, timeout=0, check_same_thread=False)
-        is_new = self._check()
+        version = self._check()
         self.db.execute("PRAGMA journal_mode=WAL")
         self.db.execute("PRAGMA synchronous=FULL")
         self.db.execute("PRAGMA cache_size=-65536")            # KiB: the leaves that a busy realm appends to
-        if is_new:
-            self.db.executescript(f"BEGIN; {SCHEMA} INSERT INTO meta VALUES('epoch', '{secrets.token_hex(8)}'); "
-                                  f"PRAGMA user_version={SCHEMA_VERSION}; COMMIT")
+        steps = [UPGRADES[earlier] for earlier in range(version or SCHEMA_VERSION, SCHEMA_VERSION)]
+        if version == 0:
+            steps = [SCHEMA, f"INSERT INTO meta VALUES('epoch', '{secrets.token_hex(8)}')"]
+        if steps:
+            self.db.executescript(f"BEGIN; {';'.join(steps)}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT")
         self._messages: list[tuple] = []
         self._tags: dict[tuple[int, str], str] = {}
         self._items: list[tuple] = []
@@ -243,6 +260,7 @@ class Store:
         self._open = self._savepoint = False
         self.failed = False                        # SQLite has given up the turn: nothing can be written before `abort`
         self.last_id = self._last_seq = 0
+        self._placed = 0                           # the id up to which `places` has the messages
         self.people: dict[str, Person] = {}        # by address
         self.groups: dict[str, Conversation] = {}  # by address
         self.sessions: dict[bytes, Session] = {}   # by digest
@@ -261,8 +279,8 @@ class Store:
             raise StoreRefused(f"another server is using {path.parent}") from None
         return lock
 
-    def _check(self) -> bool:
-        """Whether the database is new. Raises StoreRefused for one that is damaged or of a newer program."""
+    def _check(self) -> int:
+        """The schema's version, 0 of a new database. Raises StoreRefused for a damaged one, or a newer program's."""
         try:
             version = self.db.execute("PRAGMA user_version").fetchone()[0]
             if version > SCHEMA_VERSION:
@@ -275,7 +293,7 @@ class Store:
         found = found.partition("\n")[0]
         if found != "ok":
             raise StoreRefused(f"{self.path} is damaged ({found}); put a backup in its place or move it away")
-        return version == 0
+        return version
 
     def _load(self) -> None:
         """Reads the tables that are mirrored in memory; who is there already stays the same object."""
@@ -291,10 +309,14 @@ class Store:
             people[id] = person
         for id, name, realm, admin in query("SELECT * FROM conversations"):
             conversation = self._conversation_of.get(id) or Conversation(id, name, realm, people.get(admin))
-            newest = query("SELECT MAX(id) FROM messages WHERE conversation=?", (id,)).fetchone()[0] or 0
+            newest = query("SELECT MAX(id) FROM places WHERE conversation=?", (id,)).fetchone()[0] or 0
             conversation.last_id, conversation.members = max(conversation.last_id, newest), {}
             conversation.heads.clear()
             conversations[id] = conversation
+        self._placed = (query(LAST_PLACED).fetchone() or (0,))[0]
+        tail = query("SELECT conversation, MAX(id) FROM messages WHERE id>? GROUP BY conversation", (self._placed,))
+        for conversation_id, id in tail:
+            conversations[conversation_id].last_id = max(conversations[conversation_id].last_id, id)
         for conversation_id, person_id, since in query("SELECT * FROM members"):
             conversations[conversation_id].members[people[person_id]] = since
         for conversation in conversations.values():
@@ -399,6 +421,9 @@ class Store:
         """Puts the turn on disk. Raises sqlite3.Error and ChatError; then call `abort`."""
         self.flush()
         if self._open:
+            if self.last_id - self._placed >= common.PLACE_EVERY:
+                self.db.execute(PLACE, (self._placed,))
+                self._placed = self.last_id
             self.db.execute("COMMIT")
             self._open = False
 
@@ -532,20 +557,23 @@ class Store:
         row = self.db.execute(SELECT_MESSAGE + "WHERE id=?", (id,)).fetchone()
         return row and self._message(row)
 
-    def messages_after(self, person: Person, start: Callable[[Conversation], int]) -> Iterator[Message]:
-        """All that a person may see past `start(conversation)`, in id order, read from the disk as it is asked for."""
-        rows = []
-        for conversation in person.conversations.values():
-            after = max(start(conversation), conversation.members[person])
-            if conversation.last_id > after:
-                rows.append(self.db.execute(SELECT_AFTER, (conversation.id, after)))
-        return map(self._message, heapq.merge(*rows))
+    def messages_after(self, person: Person, after: int) -> Iterator[Message]:
+        """All that a person may see past this id, in id order, read from the disk as it is asked for."""
+        rows, newest = [], 0
+        for conversation, since in [(found, found.members[person]) for found in person.conversations.values()]:
+            if conversation.last_id > max(after, since):
+                rows.append(self.db.execute(PLACED_AFTER, (conversation.id, max(after, since))))
+                newest = max(newest, conversation.last_id)
+        tail = self.db.execute(TAIL_AFTER, (max(after, self._placed), person.id)) if newest > self._placed else ()
+        return map(self._message, itertools.chain(heapq.merge(*rows), tail))
 
     def history(self, conversation: Conversation, person: Person, before: int, limit: int) -> list[Message]:
         """The last `limit` messages with an id below `before`, oldest first."""
         self.flush()
         since = conversation.members[person]
-        rows = self.db.execute(SELECT_BEFORE, (conversation.id, since, before, limit)).fetchall()
+        rows = self.db.execute(TAIL_BEFORE, (conversation.id, max(since, self._placed), before, limit)).fetchall()
+        if len(rows) < limit:
+            rows += self.db.execute(PLACED_BEFORE, (conversation.id, since, before, limit - len(rows))).fetchall()
         return [self._message(row) for row in reversed(rows)]
 
     def inbox(self, person: Person, realms: Iterable[str], only: str | None) -> Iterator[Message]:
@@ -553,8 +581,7 @@ class Store:
         self.flush()
         cursors = {realm: person.cursors.get(realm, 0) for realm in realms}
         wanted = [cursors.get(only, 0)] if only else cursors.values()
-        start = min(wanted)
-        for message in self.messages_after(person, lambda conversation: start):
+        for message in self.messages_after(person, min(wanted)):
             realm = message.sender.realm
             own = message.sender is person and len(message.conversation.members) > 1
             if not own and message.id > cursors.get(realm, 0) and only in (None, realm):
@@ -1644,7 +1671,7 @@ class Chat:
     def feed(self, conn: Connection) -> None:
         """Gives a subscriber who fell behind the next messages from the table."""
         frames, weight = [], 0
-        for message in self.store.messages_after(conn.session.person, lambda conversation: conn.cursor):
+        for message in self.store.messages_after(conn.session.person, conn.cursor):
             if weight > common.OUTPUT_MARK:
                 break
             frames.append(message.event())
