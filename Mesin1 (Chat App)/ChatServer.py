@@ -2564,7 +2564,25 @@ class Server:
     def turn(self) -> None:
         """One turn of the loop: read, carry out, commit, write."""
         chat = self.chat
-        for key, mask in self.selector.select(self.patience()):
+        self.look(self.patience())
+        now = self.clock()
+        chat.workers.finish()
+        chat.guarded(chat.tick, now)
+        self.check_times(now)
+        self.serve_all(now)
+        self.look(0.0)                             # what has come meanwhile shares the COMMIT
+        self.serve_all(now)
+        for conn in list(self.doomed):
+            self.close(conn, self.doomed.pop(conn))
+        self.commit()
+        touched, chat.touched, self.unfinished = self.unfinished | chat.touched, set(), set()
+        for conn in touched:
+            if not conn.dropped:
+                self.write(conn)
+
+    def look(self, patience: float) -> None:
+        """Waits for what the sockets have, so many seconds at most, and takes it in."""
+        for key, mask in self.selector.select(patience):
             if isinstance(key.data, Connection):
                 if key.data.shaking:
                     self.shake_hands(key.data)
@@ -2575,18 +2593,6 @@ class Server:
                     self.unfinished.add(key.data)
             else:
                 key.data()
-        now = self.clock()
-        chat.workers.finish()
-        chat.guarded(chat.tick, now)
-        self.check_times(now)
-        self.serve_all(now)
-        for conn in list(self.doomed):
-            self.close(conn, self.doomed.pop(conn))
-        self.commit()
-        touched, chat.touched, self.unfinished = self.unfinished | chat.touched, set(), set()
-        for conn in touched:
-            if not conn.dropped:
-                self.write(conn)
 
     def patience(self) -> float:
         """Seconds that the selector may wait."""
