@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 # ---- limits ------------------------------------------------------------------------------------
 
@@ -341,7 +341,8 @@ def readme_table() -> str:
 TAG = re.compile(rb"@([A-Za-z0-9._-]{1,64})(?: +|$)")
 
 
-class Request(NamedTuple):
+@dataclass(slots=True)
+class Request:
     """One request: its tag (or None), its row of the command table, and its arguments, the token included."""
 
     tag: str | None
@@ -370,8 +371,9 @@ def parse_request(tag: str | None, line: bytes) -> Request:
     command = COMMANDS.get(word) or COMMANDS.get(word.lower())
     if command is None:
         raise ChatError("unknown_command")
-    arguments = split_arguments(rest, len(command.names), command.takes_rest)
-    if not command.required <= len(arguments) <= len(command.names):
+    names = command.names
+    arguments = split_arguments(rest, len(names), command.takes_rest)
+    if not command.required <= len(arguments) <= len(names):
         raise ChatError("bad_arguments", command.usage)
     return Request(tag, command, arguments)
 
@@ -409,27 +411,33 @@ def encode_json(value: object) -> str:
     if kind is int:
         return str(value)
     if kind is dict:
-        return f"{{{','.join([f'{encode_text(name)}:{encode_json(member)}' for name, member in value.items()])}}}"
+        return f"{{{encode_members(value)}}}"
     if kind is list:
         return f"[{','.join([encode_json(member) for member in value])}]"
     return value if kind is Json else json.dumps(value)
 
 
-def format_frame(fields: dict[str, object]) -> bytes:
+def encode_members(fields: dict[str, object]) -> str:
+    """A dict -> its JSON without the braces."""
+    return ",".join([f"{encode_text(name)}:{encode_text(member) if type(member) is str else encode_json(member)}"
+                     for name, member in fields.items()])
+
+
+def format_frame(members: str) -> bytes:
     """A reply (or an event) as it goes on the wire: one JSON object in pure ASCII, then CR LF CR LF."""
-    return encode_json(fields).encode() + FRAME_END
+    return f"{{{members}}}\r\n\r\n".encode()
 
 
 def format_reply(fields: dict[str, object], tag: str | None = None) -> bytes:
     """A reply, status OK unless `fields` say otherwise, with the tag of the request that it answers."""
-    if tag is None:
-        return format_frame({"status": "OK", **fields})
-    return format_frame({"status": "OK", "tag": tag, **fields})
+    status = "" if "status" in fields else '"status":"OK",'
+    tag = f'"tag":"{tag}",' if tag is not None else ""
+    return format_frame(f"{status}{tag}{encode_members(fields)}".rstrip(","))
 
 
 def format_event(kind: str, **fields: object) -> bytes:
     """An event that a subscriber gets between its replies."""
-    return format_frame({"event": kind, **fields})
+    return format_frame(f'"event":"{kind}",{encode_members(fields)}')
 
 
 @lru_cache(maxsize=1024)
@@ -460,11 +468,11 @@ class LineBuffer:
     def feed(self, data: bytes) -> None:
         """Takes in what a socket gave."""
         if b"\n" in data and not self.overlong:
-            first, *lines, data = data.split(b"\n")
+            lines = data.split(b"\n")
             if self._rest:
-                first = bytes(self._rest) + first
+                lines[0] = bytes(self._rest) + lines[0]
                 self._rest.clear()
-            self._lines.append(first)
+            data = lines.pop()
             self._lines.extend(lines)
         if data:
             self._rest += data

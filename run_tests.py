@@ -4107,7 +4107,7 @@ class Properties(ChatTest):
         chance = random.Random(22)
         for _ in range(self.ROUNDS):
             fields = {self.text(chance): self.text(chance) for _ in range(3)} | {"status": "OK"}
-            frame = common.format_frame({name.replace('"', "").replace("\\", "").encode("ascii", "ignore").decode(
+            frame = common.format_reply({name.replace('"', "").replace("\\", "").encode("ascii", "ignore").decode(
                 ).translate({number: None for number in range(32)}): value for name, value in fields.items()})
             self.assertEqual(frame.index(FRAME_END), len(frame) - 4)
             self.assertTrue(frame.isascii())

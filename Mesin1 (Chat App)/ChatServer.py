@@ -145,7 +145,8 @@ class File(NamedTuple):
     sha256: str
 
 
-class Message(NamedTuple):
+@dataclass(slots=True)
+class Message:
     """One row of the messages table; a text, or a file."""
 
     id: int
@@ -536,7 +537,8 @@ class Store:
     def add_message(self, conversation: Conversation, sender: Person, ts: int, text: str | None,
                     file: File | None = None) -> Message:
         """Stores a message under the next id."""
-        self._begin()
+        if not self._open:
+            self._begin()
         id = self.last_id = conversation.last_id = self.last_id + 1
         self._messages.append((id, conversation.id, ts, sender.id, text))
         if file is not None:
@@ -899,12 +901,9 @@ class Connection:
             slot = Slot(tag)
             slot.frame = frame
             self.slots.append(slot)
-        else:
-            self._stage(tag, frame)
-
-    def _stage(self, tag: str | None, frame: bytes | Iterator[bytes]) -> None:
+            return
         self.staged.append((tag, frame))
-        if isinstance(frame, bytes):
+        if type(frame) is bytes:
             self.unsent += len(frame)
 
     def later(self, realm: str | None = None, sender: Person | None = None) -> Slot:
@@ -923,9 +922,11 @@ class Connection:
     def fill(self, slot: Slot, frame: bytes) -> None:
         """A reply has come; stages it, and what it held up, unless an earlier one is still missing."""
         slot.frame = frame
-        while self.slots and self.slots[0].frame is not None:
-            done = self.slots.popleft()
-            self._stage(done.tag, done.frame)
+        waiting, self.slots = self.slots, ()
+        while waiting and waiting[0].frame is not None:
+            done = waiting.popleft()
+            self.reply(done.frame, done.tag)
+        self.slots = waiting
 
     def push(self, chunk: bytes, last_id: int) -> None:
         """Queues events, unless the subscriber is fed from the table."""
@@ -969,8 +970,8 @@ class Connection:
     @property
     def may_read(self) -> bool:
         """Whether more requests are welcome. Two realms that both wait for the other to read would wait for ever."""
-        return not self.finished and (self.is_outgoing or (self.may_serve and not self.held
-                                                           and not self.buffer.has_line()))
+        return not self.finished and (self.is_outgoing or not (self.held or self.buffer.has_line())
+                                      and self.may_serve)
 
 
 # ---- RealmLink ---------------------------------------------------------------------------------
@@ -987,7 +988,8 @@ class Claim(NamedTuple):
     our_nonce: str
 
 
-class Pending(NamedTuple):
+@dataclass(slots=True)
+class Pending:
     """A sender who waits for another realm's word."""
 
     conn: Connection | None        # None, like the slot, where nobody waits for the answer any more
@@ -1437,7 +1439,7 @@ class Chat:
         if upload and upload.error:
             raise upload.error
         person, arguments = self.admit(conn, request)
-        tagged = command.is_send and request.tag is not None
+        tagged = request.tag is not None and command.is_send
         if tagged:
             earlier = self.earlier_reply(person, request.tag)
             if earlier:
@@ -1498,7 +1500,7 @@ class Chat:
         try:
             tag, line = common.split_tag(start)
             conn.tag = tag
-            request = request._replace(tag=tag)
+            request.tag = tag
             word, _, rest = line.partition(b" ")
             command = COMMANDS.get(word.decode(errors="replace").lower())
             if command is None or not command.takes_file:
@@ -1677,7 +1679,8 @@ class Chat:
             frames.append(message.event())
             weight += len(frames[-1])
             conn.cursor = message.id
-        conn.output.append(b"".join(frames))
+        if frames:
+            conn.output.append(b"".join(frames))
         conn.unsent += weight
         conn.behind = weight > common.OUTPUT_MARK
 
@@ -2768,6 +2771,7 @@ class Server:
 
     def serve(self, conn: Connection, now: float) -> None:
         """Carries out the lines of one connection, at most LINES_PER_TURN."""
+        outgoing = conn.is_outgoing
         for _ in range(common.LINES_PER_TURN):
             if not conn.may_serve:
                 return
@@ -2778,8 +2782,8 @@ class Server:
             line = conn.buffer.next_line()
             if line is None:
                 if not conn.buffer.overlong or not self.serve_overlong(conn):
-                    break
-            elif conn.is_outgoing:
+                    return
+            elif outgoing:
                 self.hear(conn, line)
             else:
                 conn.deadline = now + common.LOGIN_SECONDS
@@ -2837,25 +2841,22 @@ class Server:
         elif conn.has_work:
             self.runnable[conn] = None
         wanted = selectors.EVENT_WRITE if blocked else 0
-        if conn.may_read or (conn.mask & selectors.EVENT_READ and not conn.finished):
+        if (conn.mask & selectors.EVENT_READ and not conn.finished) or conn.may_read:
             wanted |= selectors.EVENT_READ         # what is not wanted is dropped when it comes: see `receive`
         self.watch(conn, wanted)
 
     def send(self, conn: Connection) -> bool:
         """Sends up to OUTPUT_MARK bytes; False where the socket takes no more now."""
         sent = 0
-        while sent < common.OUTPUT_MARK:
-            if conn.sending is None:
-                conn.sending = self.next_chunk(conn)
-                if conn.sending is None:
-                    break
+        while sent < common.OUTPUT_MARK and (chunk := conn.sending or self.next_chunk(conn)):
+            conn.sending = chunk
             try:
-                count = conn.sock.send(conn.sending)
+                count = conn.sock.send(chunk)
             except WOULD_BLOCK:
                 return False
             sent += count
-            if count < len(conn.sending):
-                conn.sending = conn.sending[count:]
+            if count < len(chunk):
+                conn.sending = memoryview(chunk)[count:]
                 return False
             conn.sending = None
         if conn.taking and not conn.has_output:
@@ -2863,23 +2864,27 @@ class Server:
             self.chat.drained.add(conn)
         return True
 
-    def next_chunk(self, conn: Connection) -> memoryview | None:
+    def next_chunk(self, conn: Connection) -> bytes | None:
         """The next bytes for a socket, in one piece. They count as sent from here on."""
-        if not conn.output and conn.behind and conn.subscribed:
+        output = conn.output
+        if not output and conn.behind and conn.subscribed:
             self.chat.feed(conn)
+        if len(output) == 1 and type(output[0]) is bytes:
+            conn.unsent = 0
+            return output.popleft()
         chunks = []
-        while conn.output and isinstance(conn.output[0], bytes):
-            chunks.append(conn.output.popleft())
-        if not chunks and conn.output:
-            chunk = next(conn.output[0], None)
-            if chunk is None:
-                conn.output.popleft()
-                return self.next_chunk(conn)
-            return memoryview(chunk)
-        if not chunks:
+        while output and type(output[0]) is bytes:
+            chunks.append(output.popleft())
+        if chunks:
+            conn.unsent = 0
+            return b"".join(chunks)
+        if not output:
             return None
-        conn.unsent = 0
-        return memoryview(b"".join(chunks) if len(chunks) > 1 else chunks[0])
+        chunk = next(output[0], None)
+        if chunk is None:
+            output.popleft()
+            return self.next_chunk(conn)
+        return chunk
 
     # -- ends
 
