@@ -184,6 +184,7 @@ def parse_host_port(place: str) -> tuple[str, int]:
 NAME = re.compile(f"[A-Za-z0-9._-]{{1,{MAX_NAME}}}")
 
 
+@lru_cache(maxsize=4096)
 def fold_name(text: str) -> str:
     """A user's, group's or realm's name, letters folded to lower case. Raises ChatError `bad_name`."""
     if not NAME.fullmatch(text):

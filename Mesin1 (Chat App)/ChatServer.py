@@ -620,7 +620,8 @@ class Store:
 
     def queue(self, peer: str, stream: int, sender: Person, item: str, tag: str | None, settled: bool) -> int:
         """Puts an item into the outbox; `settled` where the sender's realm has nothing left to do when it is taken."""
-        self._begin()
+        if not self._open:
+            self._begin()
         self._last_seq += 1
         self._items.append((peer, stream, self._last_seq, sender.id, item, tag, settled))
         return self._last_seq
@@ -1132,17 +1133,17 @@ class RealmLink:
         """Reads who speaks to whom in the stream of files."""
         self.lane_of = {seq: self.lane(json.loads(item))
                         for seq, item in self.store.outbox(self.realm.name, FILES, 0, -1)}
-        self.lanes = Counter(self.lane_of.values())
+        self.lanes = set(self.lane_of.values())
 
     def queue(self, person: Person, item: dict, tag: str | None, settled: bool) -> tuple[int, int]:
         """Puts an item into the outbox: (stream, seq). A text goes with the files where it would overtake one."""
         lane = self.lane(item)
-        stream = FILES if "file" in item or self.lanes[lane] else TALK
+        stream = FILES if "file" in item or lane in self.lanes else TALK
         seq = self.store.queue(self.realm.name, stream, person, encode_json(item), tag, settled)
         self.fresh[stream] = True
         if stream == FILES:
             self.lane_of[seq] = lane
-            self.lanes[lane] += 1
+            self.lanes.add(lane)
         return stream, seq
 
     def acknowledged(self, stream: int, seq: int) -> None:
@@ -1153,7 +1154,8 @@ class RealmLink:
         self.sent[stream] = seq
         if stream == FILES:
             for done in [queued for queued in self.lane_of if queued <= seq]:
-                self.lanes[self.lane_of.pop(done)] -= 1
+                del self.lane_of[done]
+            self.lanes = set(self.lane_of.values())
 
     def pump(self) -> None:
         """Sends what may be sent now. Only to be called when the turn is on disk."""
@@ -1276,11 +1278,11 @@ SYSTEM = "system"              # the name under which a realm itself writes; nob
 
 @dataclass(slots=True)
 class Run:
-    """Events of one turn for the same people, joined into one chunk that all their connections share."""
+    """Messages of one turn for the same people, or another event: one chunk that all their connections share."""
 
     members: Iterable[Person] | None           # None: everybody who has subscribed
-    frames: list[bytes]
-    last_id: int = 0                           # of the last message; 0 where it is none
+    messages: list[Message]
+    frame: bytes = b""                         # of an event that is no message
 
 
 class Limits(NamedTuple):
@@ -1493,6 +1495,8 @@ class Chat:
             if peer in self.links and seq not in self.links[peer].waiting[stream]:
                 person, item, tag = self.store.item(peer, stream, seq)
                 self.links[peer].waiting[stream][seq] = Pending(None, None, person, item, tag)
+        for link in self.links.values():           # in their order, as `taken` expects them
+            link.waiting = [dict(sorted(waiting.items())) for waiting in link.waiting]
 
     def begin_upload(self, conn: Connection, start: bytes) -> Upload:
         """A line past the limit: the Upload of the file at its end, else one that swallows it. Never raises."""
@@ -1639,16 +1643,15 @@ class Chat:
 
     def announce(self, kind: str, members: Iterable[Person] | None, **fields: object) -> None:
         """Publishes an event that is no message."""
-        self.runs.append(Run(members, [format_event(kind, **fields)]))
+        self.runs.append(Run(members, [], format_event(kind, **fields)))
 
     def publish(self, message: Message) -> None:
         """Publishes a message to its conversation's members of this moment."""
         members = message.conversation.members
-        if self.runs and self.runs[-1].members is members and self.runs[-1].last_id:
-            self.runs[-1].frames.append(message.event())
-            self.runs[-1].last_id = message.id
+        if self.runs and self.runs[-1].members is members and self.runs[-1].messages:
+            self.runs[-1].messages.append(message)
         else:
-            self.runs.append(Run(members, [message.event()], message.id))
+            self.runs.append(Run(members, [message]))
 
     def release(self) -> None:
         """The turn is on disk: what it decided may leave. The other realms' news go before any reply."""
@@ -1659,14 +1662,15 @@ class Chat:
         for conn in self.touched:
             conn.release()
         for run in self.runs:
-            chunk = b"".join(run.frames)
-            if run.members is None:
-                connections: Iterable[Connection] = self.subscribers
-            else:
+            connections: Iterable[Connection] = self.subscribers
+            if run.members is not None:
                 connections = [conn for person in run.members for conn in person.connections if conn.subscribed]
-            for conn in connections:
-                conn.push(chunk, run.last_id)
-            self.touched.update(connections)
+            if connections:
+                chunk = run.frame or b"".join([message.event() for message in run.messages])
+                last_id = run.messages[-1].id if run.messages else 0
+                for conn in connections:
+                    conn.push(chunk, last_id)
+                self.touched.update(connections)
         self.runs.clear()
         self.news.clear()
 
@@ -2240,7 +2244,7 @@ class Chat:
                 self.bounce(link.realm.name, person, item, error)
             if pending and "file" in pending.item:
                 self.discard_file(pending.item["file"]["sha256"])
-        for seq in [seq for seq in link.waiting[stream] if seq <= have]:
+        for seq in list(itertools.takewhile(lambda seq: seq <= have, link.waiting[stream])):
             self.settle_pending(link, stream, seq, queued=False)
 
     def bounce(self, realm: str, person: Person, item: dict, error: ChatError) -> None:
