@@ -2537,7 +2537,7 @@ class Server:
         self.peer_tls = peer_tls
         self.selector = selectors.DefaultSelector()
         family = socket.AF_INET6 if ":" in bind else socket.AF_INET
-        self.listener = socket.create_server((bind, port), family=family, backlog=1024)
+        self.listener = socket.create_server((bind, port), family=family, backlog=socket.SOMAXCONN)
         self.listener.setblocking(False)
         self.port: int = self.listener.getsockname()[1]
         self.waker = waker
