@@ -960,8 +960,8 @@ class Connection:
     @property
     def has_work(self) -> bool:
         """Whether there is a request that may be carried out now."""
-        return self.may_serve and (self.held is not None or self.buffer.has_line() or
-                                   (self.buffer.overlong and len(self.buffer) > 0))
+        return (self.held is not None or self.buffer.has_line() or
+                (self.buffer.overlong and len(self.buffer) > 0)) and self.may_serve
 
     @property
     def is_idle(self) -> bool:
@@ -1660,7 +1660,8 @@ class Chat:
             conn.unsent += sum(map(len, self.news))
             self.touched.add(conn)
         for conn in self.touched:
-            conn.release()
+            if conn.staged:
+                conn.release()
         for run in self.runs:
             connections: Iterable[Connection] = self.subscribers
             if run.members is not None:
@@ -2852,7 +2853,10 @@ class Server:
     def send(self, conn: Connection) -> bool:
         """Sends up to OUTPUT_MARK bytes; False where the socket takes no more now."""
         sent = 0
-        while sent < common.OUTPUT_MARK and (chunk := conn.sending or self.next_chunk(conn)):
+        while (conn.output or conn.sending or conn.behind) and sent < common.OUTPUT_MARK:
+            chunk = conn.sending or self.next_chunk(conn)
+            if not chunk:
+                break
             conn.sending = chunk
             try:
                 count = conn.sock.send(chunk)
