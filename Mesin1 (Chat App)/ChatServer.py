@@ -2574,12 +2574,12 @@ class Server:
         chat = self.chat
         self.look(self.patience())
         now = self.clock()
-        chat.workers.finish()
         chat.guarded(chat.tick, now)
         self.check_times(now)
         self.serve_all(now)
         self.look(0.0)                             # what has come meanwhile shares the COMMIT
         self.serve_all(now)
+        chat.workers.finish()                      # not before the last look, which may have taken in their call
         for conn in list(self.doomed):
             self.close(conn, self.doomed.pop(conn))
         self.commit()
