@@ -3844,6 +3844,82 @@ class Places(ChatTest):
         self.assertEqual(rows(self.server, "PRAGMA user_version")[0][0], 2)
 
 
+class Borders(ChatTest):
+    """Moments between two steps, and requests that look for them."""
+
+    def start(self, *options: str) -> tuple[Server, Person, Person]:
+        server = Server(*options)
+        messi, lineker = server.login("messi"), server.login("lineker")
+        self.keep(server, messi, lineker)
+        return server, messi, lineker
+
+    def realms(self, *options: str) -> tuple[Server, Server, Person, Person]:
+        here, there = two_realms(*options)
+        messi, lineker = here.login("messi"), here.login("lineker")
+        self.keep(here, there, messi, lineker)
+        messi.await_link("mesin2")
+        return here, there, messi, lineker
+
+    # waiting
+
+    def test_a_realm_that_takes_the_connection_and_says_nothing(self):
+        """The loop waits until it gives up, instead of looking again and again."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            inside = Inside("mesin1", listener.getsockname()[1])
+            self.addCleanup(inside.close)
+            link = inside.chat.links["mesin2"]
+            eventually(lambda: link.state == "connecting", "an attempt")
+            inside.pass_time(common.LINK_PING_SECONDS + 1)
+            self.assertEqual(link.state, "connecting")
+            self.assertGreater(link.next_check(inside.chat.now), inside.chat.now + 1)
+
+    def test_a_file_is_on_disk_just_before_the_second_look(self):
+        """That look takes the byte with which the thread wakes the loop; the reply does not wait for the next one."""
+        inside = Inside("mesin1", 1)
+        self.addCleanup(inside.close)
+        self.keep(messi := inside.login("messi"))
+        inside.chat.links["mesin2"].next_attempt = inside.server.clock() + 1000
+        serve_all, uploads = inside.server.serve_all, []
+
+        def serve_and_wait(now: float) -> None:
+            serve_all(now)
+            if inside.chat.uploads and not uploads:
+                uploads.extend(inside.chat.uploads)
+                eventually(lambda: inside.workers._done, "a file on disk")
+        inside.server.serve_all = serve_and_wait
+        inside.server.guests.clear()                           # as 30 s later: nothing else ends the wait
+        messi.socket.settimeout(5)
+        messi.ok(f"sendfile henderson f {as_base64(b'content')}")
+
+    @unittest.skipUnless(ON_LINUX, "stops a process, reads /proc")
+    def test_a_lock_while_a_sender_waits_for_another_realm(self):
+        """That `queued` can't be noted yet is no reason to compute without a pause."""
+        here, there, messi, _ = self.realms()
+        there.process.send_signal(signal.SIGSTOP)
+        self.addCleanup(there.process.send_signal, signal.SIGCONT)
+        messi.write(messi.line("send henderson@mesin2 hi\r\n").encode())
+        eventually(lambda: rows(here, "SELECT 1 FROM outbox"), "a message in the outbox")
+        with contextlib.closing(sqlite3.connect(here.data / "chat.db", isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            eventually(lambda: "no transaction" in here.log, "the end of the sender's patience")
+            before = processor_seconds(here)
+            time.sleep(1)
+            self.assertLess(processor_seconds(here) - before, 0.3)
+            db.execute("ROLLBACK")
+        self.assertIs(messi.reply()["queued"], True)
+
+    @unittest.skipUnless(ON_LINUX, "changes the limits of a running process")
+    def test_an_end_while_no_descriptor_is_left(self):
+        import resource
+        server, *_ = self.start()
+        hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)[1]
+        used = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (used + 5, hard))
+        self.keep(*(Wire(server) for _ in range(20)))
+        eventually(lambda: "can't accept connections" in server.log, "a word in the log")
+        server.stop()
+
+
 @unittest.skipUnless(ON_LINUX, "changes the limits of a running process and reads /proc")
 class Floods(ChatTest):
     """Connections that are only there to be in the way."""

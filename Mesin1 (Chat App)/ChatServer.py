@@ -1059,7 +1059,8 @@ class RealmLink:
         """When `check` or an attempt is due."""
         if self.state == DOWN:
             return self.next_attempt
-        return min(max(self.heard, self.asked) + common.LINK_PING_SECONDS, self.heard + common.LINK_DEAD_SECONDS)
+        dead = self.heard + common.LINK_DEAD_SECONDS
+        return min(max(self.heard, self.asked) + common.LINK_PING_SECONDS, dead) if self.state == UP else dead
 
     def connecting(self, conn: Connection, now: float) -> None:
         """A connection is being opened."""
@@ -1393,10 +1394,11 @@ class Chat:
                     del self.guesses[account]
         while self.deadlines and self.deadlines[0][0] <= now:
             _, link, stream, seq = self.deadlines[0]
+            self.deadlines[0] = (now + 1.0, link, stream, seq)     # where nothing can be written, it is tried again
             pending = link.waiting[stream].get(seq)
             if pending and pending.slot:
                 self.stop_waiting(link, stream, seq)
-            self.deadlines.popleft()               # not before: where the disk is full, it is tried again
+            self.deadlines.popleft()
 
     # -- from a line to its reply
 
@@ -2558,7 +2560,9 @@ class Server:
         """Turns until `stopping`, then lets what is under way come to its end."""
         while not self.stopping:
             self.turn()
-        self.selector.unregister(self.listener)
+        if not self.accept_again:
+            self.selector.unregister(self.listener)
+        self.accept_again = 0.0
         self.listener.close()
         deadline = self.clock() + common.DRAIN_SECONDS
         for conn in self.connections:
@@ -2579,6 +2583,7 @@ class Server:
         self.check_times(now)
         self.serve_all(now)
         self.look(0.0)                             # what has come meanwhile shares the COMMIT
+        chat.workers.finish()                      # the byte that says so may have been taken by this look
         self.serve_all(now)
         for conn in list(self.doomed):
             self.close(conn, self.doomed.pop(conn))
