@@ -3919,6 +3919,36 @@ class Borders(ChatTest):
         eventually(lambda: "can't accept connections" in server.log, "a word in the log")
         server.stop()
 
+    # files
+
+    @unittest.skipUnless(ON_LINUX, "stops a process")
+    def test_a_refused_file_that_is_another_ones_too(self):
+        """One waits behind a message to another realm; meanwhile the same content, from somebody else, is refused."""
+        here, there, messi, lineker = self.realms()
+        there.process.send_signal(signal.SIGSTOP)
+        content = as_base64(b"the same content")
+        messi.write("".join(messi.line(words) + "\r\n" for words in (
+            "send henderson@mesin2 hi", f"sendfile lineker f {content}")).encode())
+        eventually(lambda: len(here.files()[0:1] and here.files()[0]) == 64, "a file on disk")
+        self.assertRefused(lineker.do(f"sendfile nosuch f {content}"), "user_not_found")
+        there.process.send_signal(signal.SIGCONT)
+        messi.reply()
+        self.assertEqual(lineker.fetch(messi.reply()["id"]), b"the same content")
+        messi.ok("logout")
+        self.assertEqual(len(here.files()), 1)
+
+    def test_files_that_no_message_has(self):
+        """They don't stay: not of a tag that was used before, nor in the other realm, which refuses the message."""
+        here, there, messi, _ = self.realms()
+        for number in range(0, 9, 3):
+            first, second, third = (as_base64(some_bytes(300_000, number + more)) for more in range(3))
+            messi.ok(f"@same sendfile henderson f {first}")
+            self.assertRefused(messi.do(f"sendfile nosuch@mesin2 f {second}"), "user_not_found")
+            reply = messi.do(f"sendgroupfilerealm mesin2 nosuch,henderson f {third}")
+            self.assertEqual((reply["code"], reply["users"], len(reply["ids"])), ("user_not_found", ["nosuch"], 1))
+            self.assertNotIn("queued", reply)
+        self.assertEqual((len(here.files()), len(there.files())), (4, 3))
+
 
 @unittest.skipUnless(ON_LINUX, "changes the limits of a running process and reads /proc")
 class Floods(ChatTest):

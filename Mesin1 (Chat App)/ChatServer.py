@@ -1041,7 +1041,7 @@ class RealmLink:
         self.fresh = [True, True]                  # there may be items in the outbox
         self.waiting: list[dict[int, Pending]] = [{}, {}]
         self.transfer: Transfer | None = None
-        self.there: set[str] = set()               # files that need not be sent (again)
+        self.there = ""                            # the file that is there already, for the next item
         self.groups: dict[str, dict] = {}          # the other realm's groups, by name
         self.parts: dict[str, BinaryIO] = {}       # files that come from there
         self.sealing: set[str] = set()
@@ -1080,7 +1080,7 @@ class RealmLink:
         self.busy = [False, False]
         self.expected.clear()
         self.end_transfer()
-        self.there.clear()
+        self.there = ""
 
     def check(self, now: float) -> bool:
         """Asks for a sign of life where it has been quiet; False when the other side is dead."""
@@ -1154,6 +1154,7 @@ class RealmLink:
             self.store.acknowledge(self.realm.name, stream, seq)
         self.sent[stream] = seq
         if stream == FILES:
+            self.there = ""                        # where its item was refused, it may be there no longer
             for done in [queued for queued in self.lane_of if queued <= seq]:
                 del self.lane_of[done]
             self.lanes = set(self.lane_of.values())
@@ -1174,7 +1175,7 @@ class RealmLink:
         rows = self._next(FILES)
         first = json.loads(rows[0][1]) if rows else {}
         file = File(**first["file"]) if "file" in first else None
-        if file and file.sha256 not in self.there:
+        if file and file.sha256 != self.there:
             self._start_transfer(file)
             return
         talk = self.store.outbox(self.realm.name, TALK, self.sent[TALK], 1)
@@ -1229,7 +1230,7 @@ class RealmLink:
 
     def file_is_there(self, sha256: str) -> None:
         """The other realm has the whole file on disk (or will refuse it): the item that names it may go."""
-        self.there.add(sha256)
+        self.there = sha256
         if self.transfer and self.transfer.sha256 == sha256:
             self.end_transfer()
 
@@ -1361,7 +1362,8 @@ class Chat:
         self.guesses: dict[str, Guesses] = {}      # by account, existing or not
         self.next_sweep = 0.0                      # when `guesses` is next looked through for what can be forgotten
         self.hashes = 0                            # logins that wait for a hash
-        self.seals = 0                             # uploads that are being put on disk
+        self.uploads: set[Upload] = set()          # whole, and not carried out yet
+        self.unwanted: set[str] = set()            # stored files that perhaps no message has
         self.waiting_tags: dict[tuple[Person, str], list[tuple[RealmLink, int, int]]] = {}
         self.deadlines: deque[tuple[float, RealmLink, int, int]] = deque()
         self.runs: list[Run] = []                  # events of this turn
@@ -1431,9 +1433,9 @@ class Chat:
         """Carries out a parsed request and stages its reply."""
         conn.tag = request.tag
         reply = self.guarded(self._carry_out, conn, request, upload)
+        if upload:
+            self.upload_over(upload, reply is LATER or (isinstance(reply, dict) and "file" in reply))
         if isinstance(reply, dict):
-            if upload and upload.stored and reply.get("status") == "ERROR":
-                self.guarded(self.discard_file, upload.path.name)
             conn.reply(format_reply(reply, request.tag), request.tag)
         elif reply is not LATER:
             conn.reply(reply, request.tag)         # a frame that is ready: a file's pieces, or an earlier reply
@@ -1531,19 +1533,33 @@ class Chat:
         """The connection is gone: so is the file that came over it."""
         if conn.upload and not conn.upload.whole:
             conn.upload.abandon()
-        if conn.held and conn.held[1] and conn.held[1].stored:
-            self.guarded(self.discard_file, conn.held[1].path.name)
+        if conn.held and conn.held[1]:
+            self.upload_over(conn.held[1], wanted=False)
             conn.held = None
 
+    def upload_over(self, upload: Upload, wanted: bool) -> None:
+        """The request of an upload was carried out, or never will be: `wanted` if a message has its file."""
+        self.uploads.discard(upload)
+        if upload.stored and not wanted:
+            self.unwanted.add(upload.path.name)
+        self.guarded(self.discard_files)
+
+    def discard_files(self) -> None:
+        """Removes stored files that no message has. What is still to be carried out might have the same."""
+        while self.unwanted and not self.uploads:
+            sha256 = next(iter(self.unwanted))
+            if not self.store.names_file(sha256):
+                (self.store.files / sha256).unlink(missing_ok=True)
+            self.unwanted.remove(sha256)
+
     def discard_file(self, sha256: str) -> None:
-        """Removes a stored file that no message came to have; while another is being stored it might be that one's."""
-        if not self.seals and not self.store.names_file(sha256):
-            (self.store.files / sha256).unlink(missing_ok=True)
+        """A stored file may have lost the last message that could have had it."""
+        self.unwanted.add(sha256)
+        self.discard_files()
 
     def seal_upload(self, conn: Connection, upload: Upload) -> None:
         """An upload is whole: has it put on disk, then carries out its request."""
         def done(result: Future) -> None:
-            self.seals -= 1
             try:
                 upload.path = self.store.files / result.result()
                 upload.stored = True
@@ -1559,7 +1575,7 @@ class Chat:
         if upload.error:
             conn.upload, conn.held = None, (upload.request, upload)
         else:
-            self.seals += 1
+            self.uploads.add(upload)
             self.workers.run(self.workers.syncs, done, seal_file, upload.path, self.store.files)
 
     def admit(self, conn: Connection, request: Request) -> tuple[Person | None, list[str]]:
@@ -2425,6 +2441,9 @@ class Chat:
             if error.code in ("storage", "file_not_found"):        # not the item's fault: the link tries again later
                 raise
             log.info("refused an item of realm %s: %s", link.realm.name, error.code)
+            file = item.get("file")
+            if isinstance(file, dict) and SHA256.fullmatch(str(file.get("sha256"))):
+                self.discard_file(file["sha256"])
             return error.code
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             log.warning("realm %s sent an item that is none: %s", link.realm.name, type(error).__name__)
