@@ -3949,6 +3949,20 @@ class Borders(ChatTest):
             self.assertNotIn("queued", reply)
         self.assertEqual((len(here.files()), len(there.files())), (4, 3))
 
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_many_files_asked_for_and_none_read(self):
+        """One is open at a time; the others are when their turn comes."""
+        server, messi, lineker = self.start()
+        content = some_bytes(8 * MIB)
+        file_id = messi.ok(f"sendfile lineker f {as_base64(content)}")["id"]
+        before = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+        lineker.socket.sendall(f"{lineker.line(f'getfile {file_id}')}\r\n".encode() * 500)
+        for _ in range(20):
+            messi.ok("send lineker hi")
+        self.assertLess(len(os.listdir(f"/proc/{server.process.pid}/fd")), before + 5)
+        for _ in range(3):
+            self.assertEqual(base64.b64decode(lineker.reply()["file_content"]), content)
+
 
 @unittest.skipUnless(ON_LINUX, "changes the limits of a running process and reads /proc")
 class Floods(ChatTest):

@@ -861,8 +861,8 @@ class Connection:
     """One socket's state: whose it is, the lines that came in, the replies that go out."""
 
     __slots__ = ("sock", "host", "mask", "buffer", "upload", "held", "tag", "slots", "staged", "output", "unsent",
-                 "sending", "session", "token", "token_session", "subscribed", "behind", "cursor", "taking", "link",
-                 "claim", "deadline", "shaking", "finished", "ending", "dropped")
+                 "sending", "streaming", "session", "token", "token_session", "subscribed", "behind", "cursor",
+                 "taking", "link", "claim", "deadline", "shaking", "finished", "ending", "dropped")
 
     def __init__(self, sock: socket.socket, host: str, limit: int = common.MAX_LINE) -> None:
         self.sock = sock
@@ -879,6 +879,7 @@ class Connection:
         self.output: deque[bytes | Iterator[bytes]] = deque()
         self.unsent = 0                            # bytes staged and in output; what an iterator will give not counted
         self.sending: memoryview | None = None     # what a send left over
+        self.streaming = False                     # a reply is read from the disk as the socket drains
         # who
         self.session: Session | None = None
         self.token: str | None = None              # the last good token here, to spare its hash
@@ -906,6 +907,8 @@ class Connection:
         self.staged.append((tag, frame))
         if type(frame) is bytes:
             self.unsent += len(frame)
+        else:
+            self.streaming = True
 
     def later(self, realm: str | None = None, sender: Person | None = None) -> Slot:
         """A place for a reply that is to come."""
@@ -955,7 +958,8 @@ class Connection:
         """Whether its next line may be carried out: not while its replies are not taken, nor before the one held."""
         if self.held:
             return not self.slots
-        return not (self.unsent > common.OUTPUT_MARK or self.ending or (self.upload and self.upload.whole))
+        return not (self.unsent > common.OUTPUT_MARK or self.streaming or self.ending or
+                    (self.upload and self.upload.whole))
 
     @property
     def has_work(self) -> bool:
@@ -2675,6 +2679,7 @@ class Server:
             self.stopping = True
         for conn in chat.touched:
             conn.taking = None
+            conn.streaming = conn.streaming and not conn.staged
             conn.staged = [(tag, format_reply(ChatError("storage").reply(), tag)) for tag, _ in conn.staged]
             conn.release()
         for link in chat.links.values():           # what the links had heard is forgotten: they ask again
@@ -2915,6 +2920,7 @@ class Server:
         chunk = next(output[0], None)
         if chunk is None:
             output.popleft()
+            conn.streaming = False
             return self.next_chunk(conn)
         return chunk
 
