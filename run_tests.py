@@ -3963,6 +3963,33 @@ class Borders(ChatTest):
         for _ in range(3):
             self.assertEqual(base64.b64decode(lineker.reply()["file_content"]), content)
 
+    # what was undone
+
+    def test_a_realm_that_is_in_the_table_no_longer(self):
+        """A group that had members there goes on without them."""
+        server, messi, lineker = self.start("--peer", "mesin3=127.0.0.1:1")
+        messi.ok("addgroup kelompok")
+        lineker.ok("joingroup kelompok")
+        self.keep(link := Wire(server))
+        for line in (f"peer mesin3 epoch {'0' * 32}", "peerproof", "deliver 0 0 " + json.dumps(
+                [Neighbour.item(1, do="joingroup", group="kelompok")])):
+            self.assertEqual(link.ask(line)["status"], "OK")
+        self.assertIn("henderson@mesin3", messi.ok("groups")["groups"][0]["members"])
+        server.stop()
+        server.options = server.options[:-2]
+        server.start()
+        self.keep(messi := messi.again(), lineker := lineker.again())
+        messi.ok("sendgroup kelompok hello")
+        self.assertEqual(lineker.history("kelompok"), ["hello"])
+
+    def test_a_text_that_is_none(self):
+        """Half of a surrogate pair can be written in JSON, and not in a database."""
+        server, messi, _ = self.start()
+        self.keep(link := Neighbour(server))
+        reply = link.deliver(0, 0, [Neighbour.item(1), Neighbour.item(2, text="\ud800"), Neighbour.item(3)])
+        self.assertEqual((reply["have"], reply["refused"]), (3, {"2": "bad_arguments"}))
+        self.assertEqual([message["msg"] for message in messi.inbox()], ["text 1", "text 3"])
+
 
 @unittest.skipUnless(ON_LINUX, "changes the limits of a running process and reads /proc")
 class Floods(ChatTest):

@@ -1904,7 +1904,7 @@ class Chat:
         message = self.store.add_message(conversation, sender, ts or self.now_ms, text, file)
         self.publish(message)
         if conversation.name and conversation.realm == self.realm:
-            for realm in {member.realm for member in conversation.members} - {self.realm, sender.realm}:
+            for realm in ({member.realm for member in conversation.members} & self.links.keys()) - {sender.realm}:
                 item = {"do": "copy", "group": conversation.name, "from": sender.address, "name": sender.nama,
                         "ts": message.ts, **self.item_body(body)}
                 self.links[realm].queue(sender, item, None, True)
@@ -2495,9 +2495,8 @@ class Chat:
     def body_of_item(self, item: dict, sender: Person | None) -> dict:
         """The text, or the file, of another realm's message. Raises ChatError."""
         if "file" not in item:
-            if not isinstance(item["text"], str):
-                raise TypeError
-            self.check_body(item)
+            if len(item["text"].encode()) > common.MAX_TEXT:       # what cannot be encoded is no text
+                raise ChatError("too_long")
             return {"text": item["text"]}
         name, size, sha256 = (item["file"][key] for key in File._fields)
         if type(size) is not int or size < 0 or not SHA256.fullmatch(sha256):
