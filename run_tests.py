@@ -3990,6 +3990,17 @@ class Borders(ChatTest):
         self.assertEqual((reply["have"], reply["refused"]), (3, {"2": "bad_arguments"}))
         self.assertEqual([message["msg"] for message in messi.inbox()], ["text 1", "text 3"])
 
+    def test_a_text_too_long_is_refused_before_anything_is_written(self):
+        """To undo it the server would have to read its tables again."""
+        inside = Inside("mesin1", 1)
+        self.addCleanup(inside.close)
+        self.keep(messi := inside.login("messi"))
+        undone: list[bool] = []
+        inside.store._load = lambda: undone.append(True)
+        self.assertRefused(messi.do(f"send lineker {'x' * 9000}"), "too_long")
+        self.assertRefused(messi.do(f"sendgrouprealm mesin1 henderson,lineker {'x' * 9000}"), "too_long")
+        self.assertEqual(undone, [])
+
 
 @unittest.skipUnless(ON_LINUX, "changes the limits of a running process and reads /proc")
 class Floods(ChatTest):

@@ -1454,11 +1454,14 @@ class Chat:
             earlier = self.earlier_reply(person, request.tag)
             if earlier:
                 return earlier
-        if self.limits.rate and command.is_send:
-            self.check_rate(person)
-        if upload:
-            self.check_stored(person, upload.size)
-            arguments[-1] = File(common.decode_file_name(arguments[-1]), upload.size, upload.path.name)
+        if command.is_send:
+            if self.limits.rate:
+                self.check_rate(person)
+            if upload:
+                self.check_stored(person, upload.size)
+                arguments[-1] = File(common.decode_file_name(arguments[-1]), upload.size, upload.path.name)
+            else:
+                self.check_text(arguments[-1])
         reply = self._handlers[command.word](conn, person, *arguments)
         if tagged and reply is not LATER:
             self.store.remember_tag(person, request.tag, format_reply(reply, request.tag).decode())
@@ -1899,7 +1902,6 @@ class Chat:
 
     def post(self, sender: Person, conversation: Conversation, body: dict, ts: int | None = None) -> dict[str, object]:
         """Stores a message here and publishes it; one for a group of ours goes to its members' realms too."""
-        self.check_body(body)
         text, file = body.get("text"), body.get("file")
         message = self.store.add_message(conversation, sender, ts or self.now_ms, text, file)
         self.publish(message)
@@ -1930,9 +1932,8 @@ class Chat:
             raise ChatError("quota_exceeded", f"{self.limits.stored // common.MIB} MiB")
 
     @staticmethod
-    def check_body(body: dict) -> None:
+    def check_text(text: str) -> None:
         """Raises ChatError where a text is longer than a message may be."""
-        text = body.get("text", "")
         if len(text) > common.MAX_TEXT // 4 and len(text.encode()) > common.MAX_TEXT:
             raise ChatError("too_long")
 
@@ -2129,7 +2130,6 @@ class Chat:
         if is_group and not group:
             return self.send_to_group(conn, person, f"{name}@{realm}", body)
         users = [user for user in dict.fromkeys(targets.split(",")) if user]
-        self.check_body(body)
         _, realm = self.address(f"x@{realm}")
         if not users:
             raise ChatError("bad_arguments", "u1,u2")
@@ -2161,7 +2161,6 @@ class Chat:
     def forward(self, conn: Connection, person: Person, realm: str, item: dict, body: dict | None = None,
                 slot: Slot | None = None) -> object:
         """Puts an item for another realm into the outbox; the sender waits for its word while the link is up."""
-        self.check_body(body or {})
         item |= {"from": person.name, "name": person.nama, "ts": self.now_ms, **self.item_body(body or {})}
         link = self.links[realm]
         if link.state != UP:
