@@ -4001,6 +4001,28 @@ class Borders(ChatTest):
         self.assertRefused(messi.do(f"sendgrouprealm mesin1 henderson,lineker {'x' * 9000}"), "too_long")
         self.assertEqual(undone, [])
 
+    @unittest.skipUnless(ON_LINUX, "changes the limits of a running process")
+    def test_a_full_disk_as_somebody_comes_and_goes(self):
+        """Who could not be registered is not there; whose logout failed is cut off, and misses nothing."""
+        import resource
+        server, messi, lineker = self.start()
+        self.keep(joni := Wire(server), elsewhere := messi.again())
+        lineker.ok("subscribe")
+        elsewhere.ok("subscribe")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        size = (server.data / "chat.db-wal").stat().st_size
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (size, limits[1]))
+        self.assertRefused(joni.ask("register joni x Joni X"), "storage")
+        self.assertRefused(joni.ask("info"), "session_not_found")
+        self.assertRefused(messi.do("logout"), "storage")
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, limits)
+        elsewhere.read_until_end()
+        self.keep(elsewhere := messi.again())
+        elsewhere.ok("subscribe 0")
+        lineker.ok("send messi hello")
+        elsewhere.expect("hello")
+        self.assertNotIn("joni@mesin1", [event["user"] for event in lineker.events["presence"]])
+
 
 @unittest.skipUnless(ON_LINUX, "changes the limits of a running process and reads /proc")
 class Floods(ChatTest):

@@ -1371,6 +1371,7 @@ class Chat:
         self.waiting_tags: dict[tuple[Person, str], list[tuple[RealmLink, int, int]]] = {}
         self.deadlines: deque[tuple[float, RealmLink, int, int]] = deque()
         self.runs: list[Run] = []                  # events of this turn
+        self.ended: list[Connection] = []          # that this turn has logged out
         self.news: list[bytes] = []                # what the other realms are told of our people and groups
         self._handlers = {word: getattr(self, f"do_{word}") for word in COMMANDS}
         self.tick(0.0)
@@ -1488,8 +1489,9 @@ class Chat:
 
     def recover(self) -> None:
         """The store was read again after a failure: what hangs on it here is brought in line."""
-        for conn in [conn for person in self.store.people.values() for conn in person.connections]:
-            if conn.session.ended:
+        logged_in = [conn for person in self.store.people.values() for conn in person.connections]
+        for conn in {*self.touched, *logged_in}:   # a person who was undone has touched ones only
+            if conn.session and conn.session.ended:
                 self.detach(conn)
         on_disk = set(self.store.unsettled())
         for link in self.links.values():
@@ -1699,6 +1701,7 @@ class Chat:
                 self.touched.update(connections)
         self.runs.clear()
         self.news.clear()
+        self.ended.clear()
 
     def feed(self, conn: Connection) -> None:
         """Gives a subscriber who fell behind the next messages from the table."""
@@ -1987,6 +1990,7 @@ class Chat:
         self.store.end_session(session)
         for conn in [conn for conn in session.person.connections if conn.session is session]:
             self.detach(conn)
+            self.ended.append(conn)
 
     def do_info(self, conn: Connection, person: Person | None, realm: str | None = None) -> object:
         if person is None:
@@ -2667,14 +2671,16 @@ class Server:
         """The turn could not be put on disk: it is undone, and all who took part are told."""
         log.error("a turn can't be put on disk: %s", error)
         chat = self.chat
-        chat.runs.clear()
-        chat.news.clear()
         try:
             chat.store.abort()
             chat.recover()
         except sqlite3.Error as problem:
             log.critical("the database can't be read any more: %s", problem)
             self.stopping = True
+        chat.runs.clear()
+        chat.news.clear()
+        while chat.ended:                          # their sessions go on; they missed nothing if they come again
+            self.doomed[chat.ended.pop()] = False
         for conn in chat.touched:
             conn.taking = None
             conn.streaming = conn.streaming and not conn.staged
