@@ -4023,6 +4023,37 @@ class Borders(ChatTest):
         elsewhere.expect("hello")
         self.assertNotIn("joni@mesin1", [event["user"] for event in lineker.events["presence"]])
 
+    # databases that come back
+
+    def test_a_backup_put_in_place(self):
+        """The other realm has seen more than it knows: what is sent from now on must not look like that."""
+        here, there, messi, _ = self.realms()
+        messi.ok_all(f"send henderson@mesin2 before {number}" for number in range(5))
+        copy = here.folder / "copy.db"
+        self.assertEqual(program(here, "--backup", str(copy)).returncode, 0)
+        messi.ok_all(f"send henderson@mesin2 lost {number}" for number in range(20))
+        here.stop()
+        for file in here.data.glob("chat.db*"):
+            file.unlink()
+        shutil.copy(copy, here.data / "chat.db")
+        here.start()
+        self.keep(messi := here.login("messi"), henderson := there.login("henderson"))
+        messi.await_link("mesin2")
+        for number in range(5):
+            self.assertNotIn("queued", messi.ok(f"send henderson@mesin2 after {number}"))
+        self.assertEqual(henderson.history("messi@mesin1")[-5:], [f"after {number}" for number in range(5)])
+
+    def test_a_large_database_of_the_first_version(self):
+        """All has its place before the first request."""
+        server, messi, _ = self.start()
+        messi.ok_all(f"send lineker {number}" for number in range(50))
+        server.stop()
+        with contextlib.closing(sqlite3.connect(server.data / "chat.db")) as db:
+            db.executescript("DROP TABLE places; CREATE INDEX messages_of_conversation ON messages(conversation); "
+                             "PRAGMA user_version = 1")
+        server.start()
+        self.assertEqual(rows(server, "SELECT count(*) FROM places"), [(50,)])
+
 
 @unittest.skipUnless(ON_LINUX, "changes the limits of a running process and reads /proc")
 class Floods(ChatTest):

@@ -201,7 +201,8 @@ CREATE TABLE refusals(peer TEXT, stream INTEGER, seq INTEGER, code TEXT NOT NULL
 """
 UPGRADES = {                   # from each earlier version to the next
     1: "DROP INDEX messages_of_conversation; "
-       "CREATE TABLE places(conversation INTEGER, id INTEGER, PRIMARY KEY(conversation, id)) WITHOUT ROWID",
+       "CREATE TABLE places(conversation INTEGER, id INTEGER, PRIMARY KEY(conversation, id)) WITHOUT ROWID; "
+       "INSERT INTO places SELECT conversation, id FROM messages ORDER BY conversation, id",
 }
 INSERT_MESSAGE = "INSERT INTO messages(id, conversation, ts, sender, text) VALUES(?,?,?,?,?)"
 INSERT_TAG = "INSERT OR REPLACE INTO tags(person, tag, reply) VALUES(?,?,?)"
@@ -3188,6 +3189,8 @@ def backup(data: Path, path: Path) -> int:
     with contextlib.closing(sqlite3.connect(data / "chat.db")) as source:
         with contextlib.closing(sqlite3.connect(path)) as target:
             source.backup(target)
+            target.execute("UPDATE meta SET value=? WHERE name='epoch'", (secrets.token_hex(8),))
+            target.commit()                        # who goes on from it counts its items to other realms anew
     print(f"copied {data / 'chat.db'} to {path}; the files that it names lie in {data / 'files'}")
     return 0
 
