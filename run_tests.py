@@ -4023,6 +4023,18 @@ class Borders(ChatTest):
         elsewhere.expect("hello")
         self.assertNotIn("joni@mesin1", [event["user"] for event in lineker.events["presence"]])
 
+    def test_many_names_in_one_line(self):
+        """What --max-rate counts is messages, and one line makes no thousands of them."""
+        server, messi, lineker = self.start("--max-rate", "10")
+        names = ",".join(f"n{number}" for number in range(common.MAX_TARGETS + 1))
+        for realm in ("mesin1", "mesin2"):
+            self.assertRefused(messi.do(f"sendgrouprealm {realm} {names} hello"), "too_long")
+        self.assertEqual(rows(server, "SELECT 1 FROM people WHERE realm='mesin2'"), [])
+        replies = messi.ask_all([messi.line("sendgrouprealm mesin1 lineker,henderson,messi hello")] * 50)
+        self.assertLess([reply["status"] for reply in replies].count("OK"), 40)
+        self.assertRefused(replies[-1], "rate_limited")
+        lineker.ok("send messi hello")
+
     # databases that come back
 
     def test_a_backup_put_in_place(self):

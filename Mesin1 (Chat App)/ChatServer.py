@@ -2138,6 +2138,10 @@ class Chat:
         _, realm = self.address(f"x@{realm}")
         if not users:
             raise ChatError("bad_arguments", "u1,u2")
+        if len(users) > common.MAX_TARGETS:
+            raise ChatError("too_long")
+        for _ in users[1:] if self.limits.rate else ():        # the first was counted with the request
+            self.check_rate(person)
         slot = conn.later(realm, person)
         slot.expected = len(users)
         for user in users:
