@@ -4035,6 +4035,36 @@ class Borders(ChatTest):
         self.assertRefused(replies[-1], "rate_limited")
         lineker.ok("send messi hello")
 
+    def test_a_message_that_overtakes_the_answer_to_a_join(self):
+        """They come over two connections; who is greeted as soon as the others see them has the greeting."""
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+        server, messi, lineker = self.start("--peer", f"mesin2=127.0.0.1:{listener.getsockname()[1]}")
+        called, _ = listener.accept()
+        self.addCleanup(called.close)
+        lines = called.makefile("rb")
+        self.addCleanup(lines.close)
+
+        def answer(**fields: object) -> None:
+            while not lines.readline().strip():
+                pass
+            called.sendall(json.dumps({"status": "OK", **fields}).encode() + b"\r\n\r\n")
+        answer(nonce="0" * 32, proof="")
+        answer(have=[0, 0], refused=[{}, {}])
+        messi.await_link("mesin2")
+        self.keep(link := Neighbour(server))
+        for seq, person in enumerate((messi, lineker), 1):
+            person.write(person.line("joingroup kelompok@mesin2\r\n").encode())
+            eventually(lambda seq=seq: len(rows(server, "SELECT 1 FROM outbox")) == 1, "a join")
+            copy = Neighbour.item(seq, do="copy", group="kelompok", text=f"hello {person}")
+            self.assertEqual(link.deliver(0, seq - 1, [copy])["refused"], {})
+            answer(have=seq, refused={})
+            self.assertEqual(person.reply()["status"], "OK")
+            self.assertEqual(person.history("group:kelompok@mesin2"), [f"hello {person}"])
+            eventually(lambda: not rows(server, "SELECT 1 FROM outbox"), "the answer to the join")
+        self.assertEqual(messi.history("group:kelompok@mesin2"), ["hello messi", "hello lineker"])
+        messi.expect("hello messi", "hello lineker")
+
     # databases that come back
 
     def test_a_backup_put_in_place(self):

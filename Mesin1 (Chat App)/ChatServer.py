@@ -1048,6 +1048,7 @@ class RealmLink:
         self.transfer: Transfer | None = None
         self.there = ""                            # the file that is there already, for the next item
         self.groups: dict[str, dict] = {}          # the other realm's groups, by name
+        self.joining: set[str] = set()             # those that somebody of ours asks to be let into
         self.parts: dict[str, BinaryIO] = {}       # files that come from there
         self.sealing: set[str] = set()
         self.lane_of: dict[int, tuple] = {}        # seq in the stream of files -> who speaks to whom
@@ -1799,6 +1800,7 @@ class Chat:
     def do_addgroup(self, conn: Connection, person: Person, group: str) -> object:
         name, realm = self.address(group)
         if realm != self.realm:
+            self.links[realm].joining.add(name)
             return self.forward(conn, person, realm, {"do": "addgroup", "group": name})
         self.add_group(name, person)
         return {"message": f"Group {name} dibuat"}
@@ -1815,6 +1817,7 @@ class Chat:
             joined = self.store.groups.get(f"{name}@{realm}")
             if joined and person in joined.members:
                 raise ChatError("already_member")
+            self.links[realm].joining.add(name)
             return self.forward(conn, person, realm, {"do": "joingroup", "group": name})
         self.join_group(self.group(name), person)
         return {"message": f"Bergabung dengan group {name}"}
@@ -2230,6 +2233,7 @@ class Chat:
                 self.store.remove_member(group, person)
             reply = {"message": f"Keluar dari group {name}@{realm}"}
         else:
+            self.links[realm].joining.discard(name)
             if group is None:
                 self.store.add_group(name, realm, person)
             elif person not in group.members:
@@ -2268,6 +2272,7 @@ class Chat:
         link.acknowledged(stream, have)
         for seq, error in refusals:
             pending = link.waiting[stream].pop(seq, None)
+            link.joining.discard(pending.item.get("group", "") if pending else "")
             if pending and pending.slot:
                 self.answer(pending.conn, pending.slot, error.reply(), pending.item.get("to", ""))
             elif items[seq]:
@@ -2470,9 +2475,12 @@ class Chat:
         sender = self.store.people.get(f"{name}@{sender_realm}")
         body = self.body_of_item(item, sender) if do in ("send", "post", "copy") else {}
         if do == "copy":                           # a message in a group that lives there, whoever said it
-            group = self.store.groups.get(f"{common.fold_name(item['group'])}@{realm}")
             if sender_realm == self.realm or sender_realm not in self.table:
                 raise ChatError("realm_refused")   # nobody else speaks for our people
+            group_name = common.fold_name(item["group"])
+            if group_name in self.links[realm].joining:
+                self.let_in(self.links[realm], group_name)
+            group = self.store.groups.get(f"{group_name}@{realm}")
             if group is None:
                 raise ChatError("group_not_found")
             self.post(sender or self.store.meet(name, sender_realm, nama), group, body, ts)
@@ -2499,6 +2507,14 @@ class Chat:
             self.post(sender, self.group(group_name), body, ts)
         else:
             raise ChatError("unknown_command")
+
+    def let_in(self, link: RealmLink, group: str) -> None:
+        """A group's message may have overtaken the word that lets somebody of ours in: that one is to see it."""
+        link.joining.discard(group)
+        for stream, waiting in enumerate(link.waiting):
+            for seq, pending in list(waiting.items()):
+                if pending.item["do"] in ("addgroup", "joingroup") and pending.item["group"] == group:
+                    self.settle_pending(link, stream, seq, queued=False)
 
     def body_of_item(self, item: dict, sender: Person | None) -> dict:
         """The text, or the file, of another realm's message. Raises ChatError."""
