@@ -879,7 +879,7 @@ class Connection:
         self.staged: list[tuple[str | None, bytes | Iterator[bytes]]] = []    # this turn's replies: not on disk yet
         self.output: deque[bytes | Iterator[bytes]] = deque()
         self.unsent = 0                            # bytes staged and in output; what an iterator will give not counted
-        self.sending: memoryview | None = None     # what a send left over
+        self.sending: bytes | memoryview | None = None     # what a send left over
         self.streaming = False                     # a reply is read from the disk as the socket drains
         # who
         self.session: Session | None = None
@@ -947,7 +947,7 @@ class Connection:
     @property
     def has_output(self) -> bool:
         """Whether there is something to send."""
-        return bool(self.output or self.staged) or self.sending is not None
+        return bool(self.output or self.staged or self.sending)
 
     @property
     def is_outgoing(self) -> bool:
@@ -1551,22 +1551,16 @@ class Chat:
     def upload_over(self, upload: Upload, wanted: bool) -> None:
         """The request of an upload was carried out, or never will be: `wanted` if a message has its file."""
         self.uploads.discard(upload)
-        if upload.stored and not wanted:
-            self.unwanted.add(upload.path.name)
-        self.guarded(self.discard_files)
+        self.guarded(self.discard_files, *([upload.path.name] if upload.stored and not wanted else ()))
 
-    def discard_files(self) -> None:
+    def discard_files(self, *unwanted: str) -> None:
         """Removes stored files that no message has. What is still to be carried out might have the same."""
+        self.unwanted.update(unwanted)
         while self.unwanted and not self.uploads:
             sha256 = next(iter(self.unwanted))
             if not self.store.names_file(sha256):
                 (self.store.files / sha256).unlink(missing_ok=True)
             self.unwanted.remove(sha256)
-
-    def discard_file(self, sha256: str) -> None:
-        """A stored file may have lost the last message that could have had it."""
-        self.unwanted.add(sha256)
-        self.discard_files()
 
     def seal_upload(self, conn: Connection, upload: Upload) -> None:
         """An upload is whole: has it put on disk, then carries out its request."""
@@ -2101,11 +2095,10 @@ class Chat:
         for name, row in self.table.items():
             link = self.links.get(name)
             trip = link and link.round_trip
-            realms[name] = {"address": row.address, "port": row.port, "link": link.state if link else "local",
+            realms[name] = {"address": row.address, "port": row.port,
+                            "link": "local" if link is None else UP if link.state == UP else DOWN,
                             "queued": self.store.queued(name) if link else 0,
                             "rtt_ms": None if trip is None else round(trip * 1000, 2)}
-            if link and link.state != UP:
-                realms[name]["link"] = DOWN
         return {"realms": realms}
 
     def do_subscribe(self, conn: Connection, person: Person, after: str = "") -> object:
@@ -2155,7 +2148,7 @@ class Chat:
             if result is not LATER:
                 self.answer(conn, slot, result, user)
         if "file" in body and len(slot.results) == slot.expected:
-            self.discard_file(body["file"].sha256)             # which keeps it where one of them got it
+            self.discard_files(body["file"].sha256)             # which keeps it where one of them got it
         return LATER
 
     def do_getrealminbox(self, conn: Connection, person: Person, realm: str) -> object:
@@ -2279,7 +2272,7 @@ class Chat:
                 person, item, _ = items[seq]
                 self.bounce(link.realm.name, person, item, error)
             if pending and "file" in pending.item:
-                self.discard_file(pending.item["file"]["sha256"])
+                self.discard_files(pending.item["file"]["sha256"])
         for seq in list(itertools.takewhile(lambda seq: seq <= have, link.waiting[stream])):
             self.settle_pending(link, stream, seq, queued=False)
 
@@ -2347,10 +2340,8 @@ class Chat:
         """What another realm tells of its people, its groups, and the files that it was sent."""
         realm = link.realm.name
         if event["event"] == "person":
-            name = common.fold_name(event["user"])
-            person = self.store.people.get(f"{name}@{realm}")
-            if person is None or (person.nama, person.negara) != (event["nama"], event["negara"]):
-                person = self.store.meet(name, realm, self.full_name(event["nama"]), self.full_name(event["negara"]))
+            person = self.store.meet(common.fold_name(event["user"]), realm, self.full_name(event["nama"]),
+                                     self.full_name(event["negara"]))
             if person.online_there != bool(event["online"]):
                 person.online_there = bool(event["online"])
                 if link.state == UP:
@@ -2388,9 +2379,8 @@ class Chat:
 
     def do_peer(self, conn: Connection, _: Person | None, name: str, epoch: str, nonce: str) -> object:
         link = self.links.get(name)
-        if link is None or not 16 <= len(nonce) <= 128 or len(epoch) > 64:
-            raise self.refused(conn, name)
-        if link.key is None and conn.host != link.host:
+        if (link is None or not 16 <= len(nonce) <= 128 or len(epoch) > 64 or
+                (link.key is None and conn.host != link.host)):
             raise self.refused(conn, name)
         conn.claim = Claim(link, epoch, nonce, secrets.token_hex(16))
         return {"nonce": conn.claim.our_nonce,
@@ -2460,7 +2450,7 @@ class Chat:
             log.info("refused an item of realm %s: %s", link.realm.name, error.code)
             file = item.get("file")
             if isinstance(file, dict) and SHA256.fullmatch(str(file.get("sha256"))):
-                self.discard_file(file["sha256"])
+                self.discard_files(file["sha256"])
             return error.code
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             log.warning("realm %s sent an item that is none: %s", link.realm.name, type(error).__name__)
