@@ -40,6 +40,7 @@ KIB, MIB = 1024, 1024 * 1024
 
 MAX_LINE = 64 * KIB            # bytes of a request without its file: room for the longest text, eight times over
 MAX_TEXT = 8 * KIB             # bytes of one message's text: four printed pages, more belongs in a file
+MAX_TARGETS = 250              # people of one `sendgrouprealm`: a line of 14,000 names would be 14,000 messages
 MAX_NAME = 32                  # characters of a user, group or realm: fits a column of a terminal
 MAX_FULL_NAME = 128            # bytes of a person's name or country
 MAX_FILE_NAME = 255            # bytes: what Linux, macOS and Windows can store

@@ -3863,6 +3863,259 @@ class Places(ChatTest):
         self.assertEqual(rows(self.server, "PRAGMA user_version")[0][0], 2)
 
 
+class Borders(ChatTest):
+    """Moments between two steps, and requests that look for them."""
+
+    def start(self, *options: str) -> tuple[Server, Person, Person]:
+        server = Server(*options)
+        messi, lineker = server.login("messi"), server.login("lineker")
+        self.keep(server, messi, lineker)
+        return server, messi, lineker
+
+    def realms(self, *options: str) -> tuple[Server, Server, Person, Person]:
+        here, there = two_realms(*options)
+        messi, lineker = here.login("messi"), here.login("lineker")
+        self.keep(here, there, messi, lineker)
+        messi.await_link("mesin2")
+        return here, there, messi, lineker
+
+    # waiting
+
+    def test_a_realm_that_takes_the_connection_and_says_nothing(self):
+        """The loop waits until it gives up, instead of looking again and again."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            inside = Inside("mesin1", listener.getsockname()[1])
+            self.addCleanup(inside.close)
+            link = inside.chat.links["mesin2"]
+            eventually(lambda: link.state == "connecting", "an attempt")
+            inside.pass_time(common.LINK_PING_SECONDS + 1)
+            self.assertEqual(link.state, "connecting")
+            self.assertGreater(link.next_check(inside.chat.now), inside.chat.now + 1)
+
+    def test_a_file_is_on_disk_just_before_the_second_look(self):
+        """That look takes the byte with which the thread wakes the loop; the reply does not wait for the next one."""
+        inside = Inside("mesin1", 1)
+        self.addCleanup(inside.close)
+        self.keep(messi := inside.login("messi"))
+        inside.chat.links["mesin2"].next_attempt = inside.server.clock() + 1000
+        serve_all, uploads = inside.server.serve_all, []
+
+        def serve_and_wait(now: float) -> None:
+            serve_all(now)
+            if inside.chat.uploads and not uploads:
+                uploads.extend(inside.chat.uploads)
+                eventually(lambda: inside.workers._done, "a file on disk")
+        inside.server.serve_all = serve_and_wait
+        inside.server.guests.clear()                           # as 30 s later: nothing else ends the wait
+        messi.socket.settimeout(5)
+        messi.ok(f"sendfile henderson f {as_base64(b'content')}")
+
+    @unittest.skipUnless(ON_LINUX, "stops a process, reads /proc")
+    def test_a_lock_while_a_sender_waits_for_another_realm(self):
+        """That `queued` can't be noted yet is no reason to compute without a pause."""
+        here, there, messi, _ = self.realms()
+        there.process.send_signal(signal.SIGSTOP)
+        self.addCleanup(there.process.send_signal, signal.SIGCONT)
+        messi.write(messi.line("send henderson@mesin2 hi\r\n").encode())
+        eventually(lambda: rows(here, "SELECT 1 FROM outbox"), "a message in the outbox")
+        with contextlib.closing(sqlite3.connect(here.data / "chat.db", isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            eventually(lambda: "no transaction" in here.log, "the end of the sender's patience")
+            before = processor_seconds(here)
+            time.sleep(1)
+            self.assertLess(processor_seconds(here) - before, 0.3)
+            db.execute("ROLLBACK")
+        self.assertIs(messi.reply()["queued"], True)
+
+    @unittest.skipUnless(ON_LINUX, "changes the limits of a running process")
+    def test_an_end_while_no_descriptor_is_left(self):
+        import resource
+        server, *_ = self.start()
+        hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)[1]
+        used = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (used + 5, hard))
+        self.keep(*(Wire(server) for _ in range(20)))
+        eventually(lambda: "can't accept connections" in server.log, "a word in the log")
+        server.stop()
+
+    # files
+
+    @unittest.skipUnless(ON_LINUX, "stops a process")
+    def test_a_refused_file_that_is_another_ones_too(self):
+        """One waits behind a message to another realm; meanwhile the same content, from somebody else, is refused."""
+        here, there, messi, lineker = self.realms()
+        there.process.send_signal(signal.SIGSTOP)
+        content = as_base64(b"the same content")
+        messi.write("".join(messi.line(words) + "\r\n" for words in (
+            "send henderson@mesin2 hi", f"sendfile lineker f {content}")).encode())
+        eventually(lambda: len(here.files()[0:1] and here.files()[0]) == 64, "a file on disk")
+        self.assertRefused(lineker.do(f"sendfile nosuch f {content}"), "user_not_found")
+        there.process.send_signal(signal.SIGCONT)
+        messi.reply()
+        self.assertEqual(lineker.fetch(messi.reply()["id"]), b"the same content")
+        messi.ok("logout")
+        self.assertEqual(len(here.files()), 1)
+
+    def test_files_that_no_message_has(self):
+        """They don't stay: not of a tag that was used before, nor in the other realm, which refuses the message."""
+        here, there, messi, _ = self.realms()
+        for number in range(0, 9, 3):
+            first, second, third = (as_base64(some_bytes(300_000, number + more)) for more in range(3))
+            messi.ok(f"@same sendfile henderson f {first}")
+            self.assertRefused(messi.do(f"sendfile nosuch@mesin2 f {second}"), "user_not_found")
+            reply = messi.do(f"sendgroupfilerealm mesin2 nosuch,henderson f {third}")
+            self.assertEqual((reply["code"], reply["users"], len(reply["ids"])), ("user_not_found", ["nosuch"], 1))
+            self.assertNotIn("queued", reply)
+        self.assertEqual((len(here.files()), len(there.files())), (4, 3))
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_many_files_asked_for_and_none_read(self):
+        """One is open at a time; the others are when their turn comes."""
+        server, messi, lineker = self.start()
+        content = some_bytes(8 * MIB)
+        file_id = messi.ok(f"sendfile lineker f {as_base64(content)}")["id"]
+        before = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+        lineker.socket.sendall(f"{lineker.line(f'getfile {file_id}')}\r\n".encode() * 500)
+        for _ in range(20):
+            messi.ok("send lineker hi")
+        self.assertLess(len(os.listdir(f"/proc/{server.process.pid}/fd")), before + 5)
+        for _ in range(3):
+            self.assertEqual(base64.b64decode(lineker.reply()["file_content"]), content)
+
+    # what was undone
+
+    def test_a_realm_that_is_in_the_table_no_longer(self):
+        """A group that had members there goes on without them."""
+        server, messi, lineker = self.start("--peer", "mesin3=127.0.0.1:1")
+        messi.ok("addgroup kelompok")
+        lineker.ok("joingroup kelompok")
+        self.keep(link := Wire(server))
+        for line in (f"peer mesin3 epoch {'0' * 32}", "peerproof", "deliver 0 0 " + json.dumps(
+                [Neighbour.item(1, do="joingroup", group="kelompok")])):
+            self.assertEqual(link.ask(line)["status"], "OK")
+        self.assertIn("henderson@mesin3", messi.ok("groups")["groups"][0]["members"])
+        server.stop()
+        server.options = server.options[:-2]
+        server.start()
+        self.keep(messi := messi.again(), lineker := lineker.again())
+        messi.ok("sendgroup kelompok hello")
+        self.assertEqual(lineker.history("kelompok"), ["hello"])
+
+    def test_a_text_that_is_none(self):
+        """Half of a surrogate pair can be written in JSON, and not in a database."""
+        server, messi, _ = self.start()
+        self.keep(link := Neighbour(server))
+        reply = link.deliver(0, 0, [Neighbour.item(1), Neighbour.item(2, text="\ud800"), Neighbour.item(3)])
+        self.assertEqual((reply["have"], reply["refused"]), (3, {"2": "bad_arguments"}))
+        self.assertEqual([message["msg"] for message in messi.inbox()], ["text 1", "text 3"])
+
+    def test_a_text_too_long_is_refused_before_anything_is_written(self):
+        """To undo it the server would have to read its tables again."""
+        inside = Inside("mesin1", 1)
+        self.addCleanup(inside.close)
+        self.keep(messi := inside.login("messi"))
+        undone: list[bool] = []
+        inside.store._load = lambda: undone.append(True)
+        self.assertRefused(messi.do(f"send lineker {'x' * 9000}"), "too_long")
+        self.assertRefused(messi.do(f"sendgrouprealm mesin1 henderson,lineker {'x' * 9000}"), "too_long")
+        self.assertEqual(undone, [])
+
+    @unittest.skipUnless(ON_LINUX, "changes the limits of a running process")
+    def test_a_full_disk_as_somebody_comes_and_goes(self):
+        """Who could not be registered is not there; whose logout failed is cut off, and misses nothing."""
+        import resource
+        server, messi, lineker = self.start()
+        self.keep(joni := Wire(server), elsewhere := messi.again())
+        lineker.ok("subscribe")
+        elsewhere.ok("subscribe")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        size = (server.data / "chat.db-wal").stat().st_size
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (size, limits[1]))
+        self.assertRefused(joni.ask("register joni x Joni X"), "storage")
+        self.assertRefused(joni.ask("info"), "session_not_found")
+        self.assertRefused(messi.do("logout"), "storage")
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, limits)
+        elsewhere.read_until_end()
+        self.keep(elsewhere := messi.again())
+        elsewhere.ok("subscribe 0")
+        lineker.ok("send messi hello")
+        elsewhere.expect("hello")
+        self.assertNotIn("joni@mesin1", [event["user"] for event in lineker.events["presence"]])
+
+    def test_many_names_in_one_line(self):
+        """What --max-rate counts is messages, and one line makes no thousands of them."""
+        server, messi, lineker = self.start("--max-rate", "10")
+        names = ",".join(f"n{number}" for number in range(common.MAX_TARGETS + 1))
+        for realm in ("mesin1", "mesin2"):
+            self.assertRefused(messi.do(f"sendgrouprealm {realm} {names} hello"), "too_long")
+        self.assertEqual(rows(server, "SELECT 1 FROM people WHERE realm='mesin2'"), [])
+        replies = messi.ask_all([messi.line("sendgrouprealm mesin1 lineker,henderson,messi hello")] * 50)
+        self.assertLess([reply["status"] for reply in replies].count("OK"), 40)
+        self.assertRefused(replies[-1], "rate_limited")
+        lineker.ok("send messi hello")
+
+    def test_a_message_that_overtakes_the_answer_to_a_join(self):
+        """They come over two connections; who is greeted as soon as the others see them has the greeting."""
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+        server, messi, lineker = self.start("--peer", f"mesin2=127.0.0.1:{listener.getsockname()[1]}")
+        called, _ = listener.accept()
+        self.addCleanup(called.close)
+        lines = called.makefile("rb")
+        self.addCleanup(lines.close)
+
+        def answer(**fields: object) -> None:
+            while not lines.readline().strip():
+                pass
+            called.sendall(json.dumps({"status": "OK", **fields}).encode() + b"\r\n\r\n")
+        answer(nonce="0" * 32, proof="")
+        answer(have=[0, 0], refused=[{}, {}])
+        messi.await_link("mesin2")
+        self.keep(link := Neighbour(server))
+        for seq, person in enumerate((messi, lineker), 1):
+            person.write(person.line("joingroup kelompok@mesin2\r\n").encode())
+            eventually(lambda seq=seq: len(rows(server, "SELECT 1 FROM outbox")) == 1, "a join")
+            copy = Neighbour.item(seq, do="copy", group="kelompok", text=f"hello {person}")
+            self.assertEqual(link.deliver(0, seq - 1, [copy])["refused"], {})
+            answer(have=seq, refused={})
+            self.assertEqual(person.reply()["status"], "OK")
+            self.assertEqual(person.history("group:kelompok@mesin2"), [f"hello {person}"])
+            eventually(lambda: not rows(server, "SELECT 1 FROM outbox"), "the answer to the join")
+        self.assertEqual(messi.history("group:kelompok@mesin2"), ["hello messi", "hello lineker"])
+        messi.expect("hello messi", "hello lineker")
+
+    # databases that come back
+
+    def test_a_backup_put_in_place(self):
+        """The other realm has seen more than it knows: what is sent from now on must not look like that."""
+        here, there, messi, _ = self.realms()
+        messi.ok_all(f"send henderson@mesin2 before {number}" for number in range(5))
+        copy = here.folder / "copy.db"
+        self.assertEqual(program(here, "--backup", str(copy)).returncode, 0)
+        messi.ok_all(f"send henderson@mesin2 lost {number}" for number in range(20))
+        here.stop()
+        for file in here.data.glob("chat.db*"):
+            file.unlink()
+        shutil.copy(copy, here.data / "chat.db")
+        here.start()
+        self.keep(messi := here.login("messi"), henderson := there.login("henderson"))
+        messi.await_link("mesin2")
+        for number in range(5):
+            self.assertNotIn("queued", messi.ok(f"send henderson@mesin2 after {number}"))
+        self.assertEqual(henderson.history("messi@mesin1")[-5:], [f"after {number}" for number in range(5)])
+
+    def test_a_large_database_of_the_first_version(self):
+        """All has its place before the first request."""
+        server, messi, _ = self.start()
+        messi.ok_all(f"send lineker {number}" for number in range(50))
+        server.stop()
+        with contextlib.closing(sqlite3.connect(server.data / "chat.db")) as db:
+            db.executescript("DROP TABLE places; CREATE INDEX messages_of_conversation ON messages(conversation); "
+                             "PRAGMA user_version = 1")
+        server.start()
+        self.assertEqual(rows(server, "SELECT count(*) FROM places"), [(50,)])
+
+
 @unittest.skipUnless(ON_LINUX, "changes the limits of a running process and reads /proc")
 class Floods(ChatTest):
     """Connections that are only there to be in the way."""

@@ -201,7 +201,8 @@ CREATE TABLE refusals(peer TEXT, stream INTEGER, seq INTEGER, code TEXT NOT NULL
 """
 UPGRADES = {                   # from each earlier version to the next
     1: "DROP INDEX messages_of_conversation; "
-       "CREATE TABLE places(conversation INTEGER, id INTEGER, PRIMARY KEY(conversation, id)) WITHOUT ROWID",
+       "CREATE TABLE places(conversation INTEGER, id INTEGER, PRIMARY KEY(conversation, id)) WITHOUT ROWID; "
+       "INSERT INTO places SELECT conversation, id FROM messages ORDER BY conversation, id",
 }
 INSERT_MESSAGE = "INSERT INTO messages(id, conversation, ts, sender, text) VALUES(?,?,?,?,?)"
 INSERT_TAG = "INSERT OR REPLACE INTO tags(person, tag, reply) VALUES(?,?,?)"
@@ -861,8 +862,8 @@ class Connection:
     """One socket's state: whose it is, the lines that came in, the replies that go out."""
 
     __slots__ = ("sock", "host", "mask", "buffer", "upload", "held", "tag", "slots", "staged", "output", "unsent",
-                 "sending", "session", "token", "token_session", "subscribed", "behind", "cursor", "taking", "link",
-                 "claim", "deadline", "shaking", "finished", "ending", "dropped")
+                 "sending", "streaming", "session", "token", "token_session", "subscribed", "behind", "cursor",
+                 "taking", "link", "claim", "deadline", "shaking", "finished", "ending", "dropped")
 
     def __init__(self, sock: socket.socket, host: str, limit: int = common.MAX_LINE) -> None:
         self.sock = sock
@@ -878,7 +879,8 @@ class Connection:
         self.staged: list[tuple[str | None, bytes | Iterator[bytes]]] = []    # this turn's replies: not on disk yet
         self.output: deque[bytes | Iterator[bytes]] = deque()
         self.unsent = 0                            # bytes staged and in output; what an iterator will give not counted
-        self.sending: memoryview | None = None     # what a send left over
+        self.sending: bytes | memoryview | None = None     # what a send left over
+        self.streaming = False                     # a reply is read from the disk as the socket drains
         # who
         self.session: Session | None = None
         self.token: str | None = None              # the last good token here, to spare its hash
@@ -906,6 +908,8 @@ class Connection:
         self.staged.append((tag, frame))
         if type(frame) is bytes:
             self.unsent += len(frame)
+        else:
+            self.streaming = True
 
     def later(self, realm: str | None = None, sender: Person | None = None) -> Slot:
         """A place for a reply that is to come."""
@@ -943,7 +947,7 @@ class Connection:
     @property
     def has_output(self) -> bool:
         """Whether there is something to send."""
-        return bool(self.output or self.staged) or self.sending is not None
+        return bool(self.output or self.staged or self.sending)
 
     @property
     def is_outgoing(self) -> bool:
@@ -955,7 +959,8 @@ class Connection:
         """Whether its next line may be carried out: not while its replies are not taken, nor before the one held."""
         if self.held:
             return not self.slots
-        return not (self.unsent > common.OUTPUT_MARK or self.ending or (self.upload and self.upload.whole))
+        return not (self.unsent > common.OUTPUT_MARK or self.streaming or self.ending or
+                    (self.upload and self.upload.whole))
 
     @property
     def has_work(self) -> bool:
@@ -1041,8 +1046,9 @@ class RealmLink:
         self.fresh = [True, True]                  # there may be items in the outbox
         self.waiting: list[dict[int, Pending]] = [{}, {}]
         self.transfer: Transfer | None = None
-        self.there: set[str] = set()               # files that need not be sent (again)
+        self.there = ""                            # the file that is there already, for the next item
         self.groups: dict[str, dict] = {}          # the other realm's groups, by name
+        self.joining: set[str] = set()             # those that somebody of ours asks to be let into
         self.parts: dict[str, BinaryIO] = {}       # files that come from there
         self.sealing: set[str] = set()
         self.lane_of: dict[int, tuple] = {}        # seq in the stream of files -> who speaks to whom
@@ -1059,7 +1065,8 @@ class RealmLink:
         """When `check` or an attempt is due."""
         if self.state == DOWN:
             return self.next_attempt
-        return min(max(self.heard, self.asked) + common.LINK_PING_SECONDS, self.heard + common.LINK_DEAD_SECONDS)
+        dead = self.heard + common.LINK_DEAD_SECONDS
+        return min(max(self.heard, self.asked) + common.LINK_PING_SECONDS, dead) if self.state == UP else dead
 
     def connecting(self, conn: Connection, now: float) -> None:
         """A connection is being opened."""
@@ -1079,7 +1086,7 @@ class RealmLink:
         self.busy = [False, False]
         self.expected.clear()
         self.end_transfer()
-        self.there.clear()
+        self.there = ""
 
     def check(self, now: float) -> bool:
         """Asks for a sign of life where it has been quiet; False when the other side is dead."""
@@ -1153,6 +1160,7 @@ class RealmLink:
             self.store.acknowledge(self.realm.name, stream, seq)
         self.sent[stream] = seq
         if stream == FILES:
+            self.there = ""                        # where its item was refused, it may be there no longer
             for done in [queued for queued in self.lane_of if queued <= seq]:
                 del self.lane_of[done]
             self.lanes = set(self.lane_of.values())
@@ -1173,7 +1181,7 @@ class RealmLink:
         rows = self._next(FILES)
         first = json.loads(rows[0][1]) if rows else {}
         file = File(**first["file"]) if "file" in first else None
-        if file and file.sha256 not in self.there:
+        if file and file.sha256 != self.there:
             self._start_transfer(file)
             return
         talk = self.store.outbox(self.realm.name, TALK, self.sent[TALK], 1)
@@ -1228,7 +1236,7 @@ class RealmLink:
 
     def file_is_there(self, sha256: str) -> None:
         """The other realm has the whole file on disk (or will refuse it): the item that names it may go."""
-        self.there.add(sha256)
+        self.there = sha256
         if self.transfer and self.transfer.sha256 == sha256:
             self.end_transfer()
 
@@ -1360,10 +1368,12 @@ class Chat:
         self.guesses: dict[str, Guesses] = {}      # by account, existing or not
         self.next_sweep = 0.0                      # when `guesses` is next looked through for what can be forgotten
         self.hashes = 0                            # logins that wait for a hash
-        self.seals = 0                             # uploads that are being put on disk
+        self.uploads: set[Upload] = set()          # whole, and not carried out yet
+        self.unwanted: set[str] = set()            # stored files that perhaps no message has
         self.waiting_tags: dict[tuple[Person, str], list[tuple[RealmLink, int, int]]] = {}
         self.deadlines: deque[tuple[float, RealmLink, int, int]] = deque()
         self.runs: list[Run] = []                  # events of this turn
+        self.ended: list[Connection] = []          # that this turn has logged out
         self.news: list[bytes] = []                # what the other realms are told of our people and groups
         self._handlers = {word: getattr(self, f"do_{word}") for word in COMMANDS}
         self.tick(0.0)
@@ -1393,10 +1403,11 @@ class Chat:
                     del self.guesses[account]
         while self.deadlines and self.deadlines[0][0] <= now:
             _, link, stream, seq = self.deadlines[0]
+            self.deadlines[0] = (now + 1.0, link, stream, seq)     # where nothing can be written, it is tried again
             pending = link.waiting[stream].get(seq)
             if pending and pending.slot:
                 self.stop_waiting(link, stream, seq)
-            self.deadlines.popleft()               # not before: where the disk is full, it is tried again
+            self.deadlines.popleft()
 
     # -- from a line to its reply
 
@@ -1429,9 +1440,9 @@ class Chat:
         """Carries out a parsed request and stages its reply."""
         conn.tag = request.tag
         reply = self.guarded(self._carry_out, conn, request, upload)
+        if upload:
+            self.upload_over(upload, reply is LATER or (isinstance(reply, dict) and "file" in reply))
         if isinstance(reply, dict):
-            if upload and upload.stored and reply.get("status") == "ERROR":
-                self.guarded(self.discard_file, upload.path.name)
             conn.reply(format_reply(reply, request.tag), request.tag)
         elif reply is not LATER:
             conn.reply(reply, request.tag)         # a frame that is ready: a file's pieces, or an earlier reply
@@ -1446,11 +1457,14 @@ class Chat:
             earlier = self.earlier_reply(person, request.tag)
             if earlier:
                 return earlier
-        if self.limits.rate and command.is_send:
-            self.check_rate(person)
-        if upload:
-            self.check_stored(person, upload.size)
-            arguments[-1] = File(common.decode_file_name(arguments[-1]), upload.size, upload.path.name)
+        if command.is_send:
+            if self.limits.rate:
+                self.check_rate(person)
+            if upload:
+                self.check_stored(person, upload.size)
+                arguments[-1] = File(common.decode_file_name(arguments[-1]), upload.size, upload.path.name)
+            else:
+                self.check_text(arguments[-1])
         reply = self._handlers[command.word](conn, person, *arguments)
         if tagged and reply is not LATER:
             self.store.remember_tag(person, request.tag, format_reply(reply, request.tag).decode())
@@ -1477,8 +1491,9 @@ class Chat:
 
     def recover(self) -> None:
         """The store was read again after a failure: what hangs on it here is brought in line."""
-        for conn in [conn for person in self.store.people.values() for conn in person.connections]:
-            if conn.session.ended:
+        logged_in = [conn for person in self.store.people.values() for conn in person.connections]
+        for conn in {*self.touched, *logged_in}:   # a person who was undone has touched ones only
+            if conn.session and conn.session.ended:
                 self.detach(conn)
         on_disk = set(self.store.unsettled())
         for link in self.links.values():
@@ -1529,19 +1544,27 @@ class Chat:
         """The connection is gone: so is the file that came over it."""
         if conn.upload and not conn.upload.whole:
             conn.upload.abandon()
-        if conn.held and conn.held[1] and conn.held[1].stored:
-            self.guarded(self.discard_file, conn.held[1].path.name)
+        if conn.held and conn.held[1]:
+            self.upload_over(conn.held[1], wanted=False)
             conn.held = None
 
-    def discard_file(self, sha256: str) -> None:
-        """Removes a stored file that no message came to have; while another is being stored it might be that one's."""
-        if not self.seals and not self.store.names_file(sha256):
-            (self.store.files / sha256).unlink(missing_ok=True)
+    def upload_over(self, upload: Upload, wanted: bool) -> None:
+        """The request of an upload was carried out, or never will be: `wanted` if a message has its file."""
+        self.uploads.discard(upload)
+        self.guarded(self.discard_files, *([upload.path.name] if upload.stored and not wanted else ()))
+
+    def discard_files(self, *unwanted: str) -> None:
+        """Removes stored files that no message has. What is still to be carried out might have the same."""
+        self.unwanted.update(unwanted)
+        while self.unwanted and not self.uploads:
+            sha256 = next(iter(self.unwanted))
+            if not self.store.names_file(sha256):
+                (self.store.files / sha256).unlink(missing_ok=True)
+            self.unwanted.remove(sha256)
 
     def seal_upload(self, conn: Connection, upload: Upload) -> None:
         """An upload is whole: has it put on disk, then carries out its request."""
         def done(result: Future) -> None:
-            self.seals -= 1
             try:
                 upload.path = self.store.files / result.result()
                 upload.stored = True
@@ -1557,7 +1580,7 @@ class Chat:
         if upload.error:
             conn.upload, conn.held = None, (upload.request, upload)
         else:
-            self.seals += 1
+            self.uploads.add(upload)
             self.workers.run(self.workers.syncs, done, seal_file, upload.path, self.store.files)
 
     def admit(self, conn: Connection, request: Request) -> tuple[Person | None, list[str]]:
@@ -1674,6 +1697,7 @@ class Chat:
                 self.touched.update(connections)
         self.runs.clear()
         self.news.clear()
+        self.ended.clear()
 
     def feed(self, conn: Connection) -> None:
         """Gives a subscriber who fell behind the next messages from the table."""
@@ -1770,6 +1794,7 @@ class Chat:
     def do_addgroup(self, conn: Connection, person: Person, group: str) -> object:
         name, realm = self.address(group)
         if realm != self.realm:
+            self.links[realm].joining.add(name)
             return self.forward(conn, person, realm, {"do": "addgroup", "group": name})
         self.add_group(name, person)
         return {"message": f"Group {name} dibuat"}
@@ -1786,6 +1811,7 @@ class Chat:
             joined = self.store.groups.get(f"{name}@{realm}")
             if joined and person in joined.members:
                 raise ChatError("already_member")
+            self.links[realm].joining.add(name)
             return self.forward(conn, person, realm, {"do": "joingroup", "group": name})
         self.join_group(self.group(name), person)
         return {"message": f"Bergabung dengan group {name}"}
@@ -1877,12 +1903,11 @@ class Chat:
 
     def post(self, sender: Person, conversation: Conversation, body: dict, ts: int | None = None) -> dict[str, object]:
         """Stores a message here and publishes it; one for a group of ours goes to its members' realms too."""
-        self.check_body(body)
         text, file = body.get("text"), body.get("file")
         message = self.store.add_message(conversation, sender, ts or self.now_ms, text, file)
         self.publish(message)
         if conversation.name and conversation.realm == self.realm:
-            for realm in {member.realm for member in conversation.members} - {self.realm, sender.realm}:
+            for realm in ({member.realm for member in conversation.members} & self.links.keys()) - {sender.realm}:
                 item = {"do": "copy", "group": conversation.name, "from": sender.address, "name": sender.nama,
                         "ts": message.ts, **self.item_body(body)}
                 self.links[realm].queue(sender, item, None, True)
@@ -1908,9 +1933,8 @@ class Chat:
             raise ChatError("quota_exceeded", f"{self.limits.stored // common.MIB} MiB")
 
     @staticmethod
-    def check_body(body: dict) -> None:
+    def check_text(text: str) -> None:
         """Raises ChatError where a text is longer than a message may be."""
-        text = body.get("text", "")
         if len(text) > common.MAX_TEXT // 4 and len(text.encode()) > common.MAX_TEXT:
             raise ChatError("too_long")
 
@@ -1964,6 +1988,7 @@ class Chat:
         self.store.end_session(session)
         for conn in [conn for conn in session.person.connections if conn.session is session]:
             self.detach(conn)
+            self.ended.append(conn)
 
     def do_info(self, conn: Connection, person: Person | None, realm: str | None = None) -> object:
         if person is None:
@@ -2070,11 +2095,10 @@ class Chat:
         for name, row in self.table.items():
             link = self.links.get(name)
             trip = link and link.round_trip
-            realms[name] = {"address": row.address, "port": row.port, "link": link.state if link else "local",
+            realms[name] = {"address": row.address, "port": row.port,
+                            "link": "local" if link is None else UP if link.state == UP else DOWN,
                             "queued": self.store.queued(name) if link else 0,
                             "rtt_ms": None if trip is None else round(trip * 1000, 2)}
-            if link and link.state != UP:
-                realms[name]["link"] = DOWN
         return {"realms": realms}
 
     def do_subscribe(self, conn: Connection, person: Person, after: str = "") -> object:
@@ -2107,10 +2131,13 @@ class Chat:
         if is_group and not group:
             return self.send_to_group(conn, person, f"{name}@{realm}", body)
         users = [user for user in dict.fromkeys(targets.split(",")) if user]
-        self.check_body(body)
         _, realm = self.address(f"x@{realm}")
         if not users:
             raise ChatError("bad_arguments", "u1,u2")
+        if len(users) > common.MAX_TARGETS:
+            raise ChatError("too_long")
+        for _ in users[1:] if self.limits.rate else ():        # the first was counted with the request
+            self.check_rate(person)
         slot = conn.later(realm, person)
         slot.expected = len(users)
         for user in users:
@@ -2121,7 +2148,7 @@ class Chat:
             if result is not LATER:
                 self.answer(conn, slot, result, user)
         if "file" in body and len(slot.results) == slot.expected:
-            self.discard_file(body["file"].sha256)             # which keeps it where one of them got it
+            self.discard_files(body["file"].sha256)             # which keeps it where one of them got it
         return LATER
 
     def do_getrealminbox(self, conn: Connection, person: Person, realm: str) -> object:
@@ -2139,7 +2166,6 @@ class Chat:
     def forward(self, conn: Connection, person: Person, realm: str, item: dict, body: dict | None = None,
                 slot: Slot | None = None) -> object:
         """Puts an item for another realm into the outbox; the sender waits for its word while the link is up."""
-        self.check_body(body or {})
         item |= {"from": person.name, "name": person.nama, "ts": self.now_ms, **self.item_body(body or {})}
         link = self.links[realm]
         if link.state != UP:
@@ -2200,6 +2226,7 @@ class Chat:
                 self.store.remove_member(group, person)
             reply = {"message": f"Keluar dari group {name}@{realm}"}
         else:
+            self.links[realm].joining.discard(name)
             if group is None:
                 self.store.add_group(name, realm, person)
             elif person not in group.members:
@@ -2238,13 +2265,14 @@ class Chat:
         link.acknowledged(stream, have)
         for seq, error in refusals:
             pending = link.waiting[stream].pop(seq, None)
+            link.joining.discard(pending.item.get("group", "") if pending else "")
             if pending and pending.slot:
                 self.answer(pending.conn, pending.slot, error.reply(), pending.item.get("to", ""))
             elif items[seq]:
                 person, item, _ = items[seq]
                 self.bounce(link.realm.name, person, item, error)
             if pending and "file" in pending.item:
-                self.discard_file(pending.item["file"]["sha256"])
+                self.discard_files(pending.item["file"]["sha256"])
         for seq in list(itertools.takewhile(lambda seq: seq <= have, link.waiting[stream])):
             self.settle_pending(link, stream, seq, queued=False)
 
@@ -2312,10 +2340,8 @@ class Chat:
         """What another realm tells of its people, its groups, and the files that it was sent."""
         realm = link.realm.name
         if event["event"] == "person":
-            name = common.fold_name(event["user"])
-            person = self.store.people.get(f"{name}@{realm}")
-            if person is None or (person.nama, person.negara) != (event["nama"], event["negara"]):
-                person = self.store.meet(name, realm, self.full_name(event["nama"]), self.full_name(event["negara"]))
+            person = self.store.meet(common.fold_name(event["user"]), realm, self.full_name(event["nama"]),
+                                     self.full_name(event["negara"]))
             if person.online_there != bool(event["online"]):
                 person.online_there = bool(event["online"])
                 if link.state == UP:
@@ -2353,9 +2379,8 @@ class Chat:
 
     def do_peer(self, conn: Connection, _: Person | None, name: str, epoch: str, nonce: str) -> object:
         link = self.links.get(name)
-        if link is None or not 16 <= len(nonce) <= 128 or len(epoch) > 64:
-            raise self.refused(conn, name)
-        if link.key is None and conn.host != link.host:
+        if (link is None or not 16 <= len(nonce) <= 128 or len(epoch) > 64 or
+                (link.key is None and conn.host != link.host)):
             raise self.refused(conn, name)
         conn.claim = Claim(link, epoch, nonce, secrets.token_hex(16))
         return {"nonce": conn.claim.our_nonce,
@@ -2423,6 +2448,9 @@ class Chat:
             if error.code in ("storage", "file_not_found"):        # not the item's fault: the link tries again later
                 raise
             log.info("refused an item of realm %s: %s", link.realm.name, error.code)
+            file = item.get("file")
+            if isinstance(file, dict) and SHA256.fullmatch(str(file.get("sha256"))):
+                self.discard_files(file["sha256"])
             return error.code
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             log.warning("realm %s sent an item that is none: %s", link.realm.name, type(error).__name__)
@@ -2437,9 +2465,12 @@ class Chat:
         sender = self.store.people.get(f"{name}@{sender_realm}")
         body = self.body_of_item(item, sender) if do in ("send", "post", "copy") else {}
         if do == "copy":                           # a message in a group that lives there, whoever said it
-            group = self.store.groups.get(f"{common.fold_name(item['group'])}@{realm}")
             if sender_realm == self.realm or sender_realm not in self.table:
                 raise ChatError("realm_refused")   # nobody else speaks for our people
+            group_name = common.fold_name(item["group"])
+            if group_name in self.links[realm].joining:
+                self.let_in(self.links[realm], group_name)
+            group = self.store.groups.get(f"{group_name}@{realm}")
             if group is None:
                 raise ChatError("group_not_found")
             self.post(sender or self.store.meet(name, sender_realm, nama), group, body, ts)
@@ -2467,12 +2498,19 @@ class Chat:
         else:
             raise ChatError("unknown_command")
 
+    def let_in(self, link: RealmLink, group: str) -> None:
+        """A group's message may have overtaken the word that lets somebody of ours in: that one is to see it."""
+        link.joining.discard(group)
+        for stream, waiting in enumerate(link.waiting):
+            for seq, pending in list(waiting.items()):
+                if pending.item["do"] in ("addgroup", "joingroup") and pending.item["group"] == group:
+                    self.settle_pending(link, stream, seq, queued=False)
+
     def body_of_item(self, item: dict, sender: Person | None) -> dict:
         """The text, or the file, of another realm's message. Raises ChatError."""
         if "file" not in item:
-            if not isinstance(item["text"], str):
-                raise TypeError
-            self.check_body(item)
+            if len(item["text"].encode()) > common.MAX_TEXT:       # what cannot be encoded is no text
+                raise ChatError("too_long")
             return {"text": item["text"]}
         name, size, sha256 = (item["file"][key] for key in File._fields)
         if type(size) is not int or size < 0 or not SHA256.fullmatch(sha256):
@@ -2558,7 +2596,9 @@ class Server:
         """Turns until `stopping`, then lets what is under way come to its end."""
         while not self.stopping:
             self.turn()
-        self.selector.unregister(self.listener)
+        if not self.accept_again:
+            self.selector.unregister(self.listener)
+        self.accept_again = 0.0
         self.listener.close()
         deadline = self.clock() + common.DRAIN_SECONDS
         for conn in self.connections:
@@ -2578,6 +2618,7 @@ class Server:
         self.check_times(now)
         self.serve_all(now)
         self.look(0.0)                             # what has come meanwhile shares the COMMIT
+        chat.workers.finish()                      # the byte that says so may have been taken by this look
         self.serve_all(now)
         chat.workers.finish()                      # not before the last look, which may have taken in their call
         for conn in list(self.doomed):
@@ -2641,16 +2682,19 @@ class Server:
         """The turn could not be put on disk: it is undone, and all who took part are told."""
         log.error("a turn can't be put on disk: %s", error)
         chat = self.chat
-        chat.runs.clear()
-        chat.news.clear()
         try:
             chat.store.abort()
             chat.recover()
         except sqlite3.Error as problem:
             log.critical("the database can't be read any more: %s", problem)
             self.stopping = True
+        chat.runs.clear()
+        chat.news.clear()
+        while chat.ended:                          # their sessions go on; they missed nothing if they come again
+            self.doomed[chat.ended.pop()] = False
         for conn in chat.touched:
             conn.taking = None
+            conn.streaming = conn.streaming and not conn.staged
             conn.staged = [(tag, format_reply(ChatError("storage").reply(), tag)) for tag, _ in conn.staged]
             conn.release()
         for link in chat.links.values():           # what the links had heard is forgotten: they ask again
@@ -2891,6 +2935,7 @@ class Server:
         chunk = next(output[0], None)
         if chunk is None:
             output.popleft()
+            conn.streaming = False
             return self.next_chunk(conn)
         return chunk
 
@@ -3154,6 +3199,8 @@ def backup(data: Path, path: Path) -> int:
     with contextlib.closing(sqlite3.connect(data / "chat.db")) as source:
         with contextlib.closing(sqlite3.connect(path)) as target:
             source.backup(target)
+            target.execute("UPDATE meta SET value=? WHERE name='epoch'", (secrets.token_hex(8),))
+            target.commit()                        # who goes on from it counts its items to other realms anew
     print(f"copied {data / 'chat.db'} to {path}; the files that it names lie in {data / 'files'}")
     return 0
 
