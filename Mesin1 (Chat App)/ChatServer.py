@@ -2618,9 +2618,8 @@ class Server:
         self.check_times(now)
         self.serve_all(now)
         self.look(0.0)                             # what has come meanwhile shares the COMMIT
-        chat.workers.finish()                      # the byte that says so may have been taken by this look
+        chat.workers.finish()                      # behind the last look, which may have taken in their call
         self.serve_all(now)
-        chat.workers.finish()                      # not before the last look, which may have taken in their call
         for conn in list(self.doomed):
             self.close(conn, self.doomed.pop(conn))
         self.commit()
