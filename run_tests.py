@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import asyncio
 import atexit
 import base64
 import contextlib
@@ -44,7 +45,8 @@ import threading
 import time
 import unittest
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -2596,6 +2598,86 @@ class Prompts(TwoRealms):
         self.assertTrue(first_line(prompt.process))
         self.assertEqual(prompt.end(), 0)
         self.assertEqual([message["msg"] for message in bob.again().inbox()], ["before", "meanwhile"])
+
+    def test_a_full_server_says_so(self):
+        server = Server("--max-connections", "1")
+        self.keep(server, Wire(server))
+        prompt = self.prompt(server)
+        self.assertIn(common.ERRORS["busy"], prompt.type("auth messi surabaya"))
+        self.assertEqual(prompt.end(), 1)
+
+
+class PromptConnection(TwoRealms):
+    """What is below prompt and page: the connection, and the messages of a conversation."""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        cls.program = load_program(ROOT / REALMS["mesin1"].folder / "ChatClient.py")
+
+    def run_with(self, work: Callable[[object], Awaitable[None]]) -> None:
+        """Carries something out with a connection to the first realm."""
+        async def run() -> None:
+            conn = self.program.ServerConnection(self.here.host, self.here.port, "mesin1")
+            await asyncio.wait_for(work(conn), PATIENCE)
+            await conn.close()
+
+        with ThreadPoolExecutor(1) as thread:                   # a browser test's loop may hold this one
+            thread.submit(asyncio.run, run()).result()
+
+    def test_a_late_refusal_does_not_end_the_next_session(self):
+        alice, bob = self.people("alice", "bob")
+
+        async def work(conn: object) -> None:
+            await conn.request("auth", str(alice), "rahasia")
+            late = conn._line("groups")
+            await conn.request("logout")
+            await conn.request("auth", str(bob), "rahasia")
+            with self.assertRefusal("session_not_found"):
+                await conn._ask(late, patient=False)
+            self.assertTrue(conn.token)
+            await conn.request("groups")
+
+        self.run_with(work)
+
+    def test_nobody_waits_for_a_connection_that_was_closed(self):
+        async def work(conn: object) -> None:
+            await conn.request("auth", "messi", "surabaya")
+            conn._write = lambda pending: None                  # as if the line were cut
+            waiting = asyncio.ensure_future(conn.request("groups"))
+            await asyncio.sleep(0)
+            await conn.close()
+            await asyncio.wait([waiting])
+            self.assertTrue(waiting.cancelled())
+
+        self.run_with(work)
+
+    def test_the_same_words_twice_are_two_messages(self):
+        chats, when = self.program.Chats("a@mesin1"), "2024-05-04T17:03:09.250Z"
+        talk = chats.talk("b@mesin1")
+
+        def hear(number: int) -> None:
+            chats.take({"id": number, "ts": when, "from": "a@mesin1", "to": "b@mesin1", "msg": "ok"}, None)
+
+        def send() -> object:
+            message = self.program.Message("a@mesin1", self.program.local_time(when), "ok", state="sending")
+            return talk.add(message)
+
+        def answer(message: object, number: int) -> None:
+            talk.settle(message, number)
+            message.state = "stored"
+
+        first, second = send(), send()
+        hear(5)                                                 # the reply to the first comes after its event
+        answer(first, 5)
+        hear(6)
+        answer(second, 6)
+        third = send()
+        hear(7)                                                 # the same words, from another page of the same user
+        hear(8)
+        answer(third, 8)
+        self.assertEqual([message.id for message in talk.messages], [5, 6, 7, 8])
+        self.assertIs(talk.messages[3], third)
 
 
 # ---- faults and loads --------------------------------------------------------------------------
