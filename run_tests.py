@@ -4572,6 +4572,40 @@ class BrowserLogin(BrowserTest):
         page.sees("Password")
         self.assertRefused(self.here.login("ani", "rahasia").ask("auth ani wrong"), "bad_credentials")
 
+    def test_registering_takes_one_enter_and_says_what_is_too_long(self):
+        page = self.page()
+        page.click("No account yet? Register")
+        page.type("User", "budi")
+        page.type("Password", "rahasia")
+        page.type("Country", "Indonesia")
+        page.type("Full name", "Budi " * 40, enter=True)
+        page.sees("Too long")
+        page.type("Full name", "Budi Santoso")
+        page.type("Country", "Indonesia")
+        for _ in range(3):
+            page.tab.keyboard.press("Enter")
+        page.sees("budi@mesin1")
+        page.press("Settings")
+        page.click("Log out")
+        page.sees("Password")
+
+    def test_nothing_is_left_of_who_was_logged_in_before(self):
+        alice, bob = self.people("alice", "bob")
+        bob.ok(f"send {alice} unread")
+        page = self.page_of(alice)
+        page.sees("unread")
+        page.tab.wait_for_function("document.title === '(1) Chat'")
+        page.press("Settings")
+        page.click("Log out")
+        page.sees("Password")
+        page.tab.wait_for_function("document.title === 'Chat'")
+        page.login(bob)
+        page.sees("You: unread")
+        page.choose("You: unread")
+        page.write("from bob again")
+        page.sees("You: from bob again")
+        self.assertEqual(alice.history(bob), ["unread", "from bob again"])
+
     def test_a_server_that_is_away_is_said_beside_its_field(self):
         page = self.page()
         page.type("Server", "127.0.0.1:1")
@@ -4601,6 +4635,22 @@ class BrowserTalk(BrowserTest):
         second.write("Baik, terima kasih")
         first.sees("Baik, terima kasih")
         self.assertEqual(bob.history(alice.address), ["Halo dari mesin1 \N{WAVING HAND SIGN}", "Baik, terima kasih"])
+
+    def test_a_name_is_whom_it_names(self):
+        alice = self.people("alice")[0]
+        ann = Person(self.here, "ann", "register ann rahasia Zoe Indonesia")
+        other = Person(self.here, "joann", "register joann rahasia Amy Indonesia")      # stands above ann
+        self.keep(ann, other)
+        page = self.page_of(alice)
+        page.press("New")
+        page.click("New message")
+        page.sees("joann@mesin1")
+        page.type("Name, or user@realm", "ann and others", enter=True)
+        page.sees("1 to 32 of")                                 # else it would go to ann, with "and others" in it
+        page.type("Name, or user@realm", "ann", enter=True)
+        page.write("to ann")
+        page.sees("You: to ann")
+        self.assertEqual(ann.history(alice), ["to ann"])
 
     def test_a_group_of_two_realms(self):
         alice, bob = self.people("alice", "bob@")
@@ -4652,7 +4702,7 @@ class BrowserTalk(BrowserTest):
         page = self.page_of(alice)
         page.choose("hello")
         large = SCRATCH / "large.bin"
-        large.write_bytes(bytes(20 * MIB))
+        large.write_bytes(some_bytes(8 * MIB))
         slow = page.context.new_cdp_session(page.tab)
         slow.send("Network.emulateNetworkConditions", {
             "offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 2 * MIB})
@@ -4663,6 +4713,10 @@ class BrowserTalk(BrowserTest):
         page.write("never mind")
         page.sees("You: never mind")
         self.assertEqual(bob.history(alice), ["hello", "never mind"])
+        page.attach(large)                                      # the browser still uploads the first
+        eventually(lambda: len(bob.history(alice)) == 3, "the file")
+        file = bob.ok(f"history {alice}")["messages"][-1]["file"]
+        self.assertEqual(bob.fetch(file["id"]), large.read_bytes())
 
     def test_a_killed_server_comes_back_under_an_open_page(self):
         alice, bob = self.people("alice", "bob@")

@@ -651,6 +651,15 @@ def parse_typed(line: str, logged_in: bool) -> tuple[Command, list[str]]:
     return command, arguments
 
 
+def parameter_after(words: list[str]) -> str:
+    """The name of the parameter that a person types after these words; empty where there is none."""
+    if not words:
+        return "COMMAND"
+    command = COMMANDS.get(words[0].lower())
+    names = [name for name in command.names if name != "T"] if command else []
+    return names[len(words) - 1] if len(words) <= len(names) else ""
+
+
 async def perform(conn: ServerConnection, line: str, downloads: Path,
                   progress: Progress = unwatched) -> list[str]:
     """Carries out a typed line: the lines to show. Raises ChatError, OSError."""
@@ -902,10 +911,10 @@ class Prompt:
     def complete(self, text: str, number: int) -> str | None:
         """The completion of that number: a command, a name, or a path, by its place in the line."""
         words = self.readline.get_line_buffer()[: self.readline.get_begidx()].split()
-        command = COMMANDS.get(words[0].lower()) if words else None
-        if not words or words == ["help"]:
+        kind = parameter_after(words)
+        if kind == "COMMAND":
             choices = [command.word + " " for command in PUBLIC_COMMANDS]
-        elif command and command.takes_file and len(words) == command.required - 2:
+        elif kind == "NAME" and COMMANDS[words[0].lower()].takes_file:
             paths = glob.glob(glob.escape(text) + "*")
             choices = [path + ("/" if os.path.isdir(path) else "") for path in paths]
         else:
@@ -1930,8 +1939,8 @@ class ChatView(Part):
     async def load_picture(self, message: Message) -> None:
         """Fetches a picture, to be shown where it stands."""
         try:
-            path = await self.conn.fetch_file(str(message.file["id"]), self.window.folder)
-            message.source = self.window.publish(path, message.file["name"])
+            path = await self.conn.fetch_file(str(message.file["id"]), self.window.new_folder())
+            message.source = self.window.publish(path)
         except (ChatError, OSError) as refusal:
             message.reason = self.window.reason(refusal)
             message.source = "none"
@@ -1945,16 +1954,21 @@ class ChatView(Part):
         self.window.show_dialog(message.file["name"], viewer, [
             ft.TextButton(self.say("save"), on_click=self.on(self.save, message))])
 
+    async def fetch(self, file_id: str, progress: Progress = unwatched) -> Path:
+        """Brings a file to the person: a browser's download, or in the folder of downloads."""
+        folder = self.window.new_folder() if self.page.web else self.window.options.downloads
+        path = await self.conn.fetch_file(file_id, folder, progress)
+        await self.window.hand_over(path)
+        return path
+
     async def save(self, message: Message) -> None:
-        """Saves a file: a browser's download, or in the folder of downloads."""
+        """Saves the file of a message."""
         if message.task:
             return
 
         async def fetch() -> None:
-            folder = self.window.folder if self.page.web else self.window.options.downloads
             try:
-                path = await self.conn.fetch_file(str(message.file["id"]), folder, self.show_progress(message, 0))
-                await self.window.hand_over(path, message.file["name"])
+                await self.fetch(str(message.file["id"]), self.show_progress(message, 0))
             finally:
                 message.task = None
                 self.draw_message(message)
@@ -1987,9 +2001,14 @@ class ChatView(Part):
             return [row for row in rows or () if words in f"{row[1]} {row[2]}".lower()]
 
         async def submit() -> None:
-            if name := entry.value.strip().lower():
-                key = ("#" if word else "") + (name if "@" in name else f"{name}@{self.realm}")
-                await take(matching()[0][0] if matching() else key)
+            keys = [key for key, _, _ in matching()] if entry.value.strip() else []
+            try:
+                typed = ("#" if word else "") + "@".join(common.parse_address(entry.value.strip(), self.realm))
+            except ChatError as refusal:           # it may still be a part of someone's full name
+                typed, entry.error = "", self.window.reason(refusal)
+            if typed or keys:
+                return await take(typed if typed in keys or not keys else keys[0])
+            self.window.update(entry)
 
         async def take(key: str) -> None:
             if word:
@@ -1998,10 +2017,9 @@ class ChatView(Part):
                 except ChatError as refusal:
                     entry.error = self.window.reason(refusal)
                     return self.window.update(entry)
-            self.page.pop_dialog()
-            if word:
                 await self.read_groups()
                 self.chats.talk(key).complete = word == "addgroup"
+            self.page.pop_dialog()
             self.open(key)
 
         def draw() -> None:
@@ -2089,26 +2107,21 @@ class Wire(Part):
         self.frames: collections.deque[tuple[str, Frame, bytes]] = collections.deque(maxlen=self.KEPT)
         self.paused = False
         self.drawing: asyncio.TimerHandle | None = None
-        self.unseen = 0
+        self.undrawn = 0
+        self.list = StillList(expand=True, reverse=True, spacing=0, padding=6)
+        self.holder = ft.Container(self.list, expand=True)
 
     def see(self, who: str, frame: Frame) -> None:
         """A frame; drawn a little later with others."""
         if self.paused:
             return
         self.frames.append((who, frame, mask(frame.head)))
-        self.unseen += 1
-        if not self.drawing and self.is_shown:
+        self.undrawn += 1
+        if not self.drawing and self.window.holds(self.holder):
             self.drawing = asyncio.get_running_loop().call_later(0.05, self.draw)
-
-    @property
-    def is_shown(self) -> bool:
-        """Whether the panel is on the page."""
-        return bool(getattr(self, "list", None) and self.list.parent and self.window.holds(self.list))
 
     def build(self) -> Any:
         """The panel."""
-        self.list = StillList(expand=True, reverse=True, spacing=0, padding=6)
-        self.holder = ft.Container(self.list, expand=True)
         self.filter = ft.TextField(hint_text=self.say("filter"), dense=True, text_size=13, width=220, height=36,
                                    on_change=self.on(self.redraw), content_padding=8)
         self.pause = self.button(ft.Icons.PAUSE, "pause", self.toggle, icon_size=18)
@@ -2116,7 +2129,6 @@ class Wire(Part):
         bar = ft.Row([ft.Semantics(content=self.filter, label=self.say("filter")), self.pause,
                       self.button(ft.Icons.COPY, "copy", self.copy, icon_size=18),
                       self.button(ft.Icons.DELETE_SWEEP, "clear", self.clear, icon_size=18)], spacing=2)
-        self.unseen = 0
         self.redraw()
         return ft.Column([ft.Container(bar, padding=ft.Padding(10, 0, 0, 0)), self.holder], spacing=0, expand=True)
 
@@ -2155,18 +2167,17 @@ class Wire(Part):
 
     def draw(self) -> None:
         """Adds what has come since the last time."""
-        self.drawing = None
-        if self.is_shown:
-            new = list(self.frames)[-self.unseen:] if self.unseen else []
-            self.unseen = 0
-            self.list.controls[:0] = [self.row(entry) for entry in reversed(self.matching(new)[-self.SHOWN:])]
-            del self.list.controls[self.SHOWN:]
-            self.window.update(self.holder)
+        new = list(self.frames)[-self.undrawn:] if self.undrawn else []
+        self.drawing, self.undrawn = None, 0
+        self.list.controls[:0] = [self.row(entry) for entry in reversed(self.matching(new)[-self.SHOWN:])]
+        del self.list.controls[self.SHOWN:]
+        self.window.update(self.holder)
 
     def redraw(self) -> None:
         """After the filter has changed."""
-        self.list.controls = [self.row(entry) for entry in reversed(self.matching(self.frames)[-self.SHOWN:])]
-        self.window.update(self.holder)
+        self.list.controls.clear()
+        self.undrawn = len(self.frames)
+        self.draw()
 
     def toggle(self) -> None:
         """Pauses, or goes on."""
@@ -2202,7 +2213,9 @@ class Tools(Part):
         self.view, self.wire = view, Wire(view.window)
         self.root = ft.Container(visible=False, height=self.HEIGHT, bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST,
                                  border=ft.Border.only(top=ft.BorderSide(1, ft.Colors.OUTLINE_VARIANT)))
-        self.lines: collections.deque[tuple[str, str]] = collections.deque(maxlen=300)     # kind, text
+        self.list = StillList(expand=True, reverse=True, spacing=1, padding=10)      # what was typed and answered
+        self.list_holder = ft.Container(ft.SelectionArea(self.list), expand=True)
+        self.table = ft.Row(wrap=True, spacing=12, run_spacing=12)     # of the realms
         self.typed: list[str] = []
         self.recalled = 0
         self.has_focus = False
@@ -2246,9 +2259,6 @@ class Tools(Part):
 
     def build_commands(self) -> Any:
         """What was typed and answered, and the line to type in."""
-        self.list = StillList(expand=True, reverse=True, spacing=1, padding=10)
-        self.list.controls = [self.line(*line) for line in reversed(self.lines)]
-        self.list_holder = ft.Container(ft.SelectionArea(self.list), expand=True)
         self.choices = ft.Row(spacing=6, scroll=ft.ScrollMode.AUTO)
         self.input = ft.TextField(
             label=self.say("command"), dense=True, text_style=ft.TextStyle(font_family="Mono", size=13), autofocus=True,
@@ -2259,19 +2269,16 @@ class Tools(Part):
                           ft.Container(self.input, padding=ft.Padding(10, 6, 10, 8))],
                          spacing=0, expand=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH)
 
-    def line(self, kind: str, text: str) -> Any:
-        """A line of the commands' panel."""
-        color = {"typed": ft.Colors.PRIMARY, "failed": ft.Colors.ERROR}.get(kind)
-        return ft.Text(("> " if kind == "typed" else "") + text, font_family="Mono", size=12.5, color=color)
+    def print(self, *texts: str, color: str | None = None) -> None:
+        """Adds lines to what was typed and answered."""
+        for text in texts:
+            self.list.controls.insert(0, ft.Text(text, font_family="Mono", size=12.5, color=color))
+        del self.list.controls[300:]
+        self.window.update(self.list_holder)
 
-    def print(self, kind: str, *texts: str) -> None:
-        """Adds lines to the panel."""
-        self.lines.extend((kind, text) for text in texts)
-        if self.root.visible and self.tab == "commands":
-            for text in texts:
-                self.list.controls.insert(0, self.line(kind, text))
-            del self.list.controls[300:]
-            self.window.update(self.list_holder)
+    def print_failure(self, why: str) -> None:
+        """Adds a line in red."""
+        self.print(why, color=ft.Colors.ERROR)
 
     def focus(self, has_focus: bool) -> None:
         """Whether arrows recall lines."""
@@ -2279,22 +2286,17 @@ class Tools(Part):
 
     def completions(self) -> list[tuple[str, str]]:
         """What the line may become, and a remark on each."""
-        text = self.input.value or ""
-        word, space, rest = text.partition(" ")
-        if not space:
-            return [(command.word + " ", command.prompt_usage) for command in PUBLIC_COMMANDS
-                    if command.word.startswith(word.lower())]
-        command = COMMANDS.get(word.lower())
-        if not command:
-            return []
-        last = rest.rpartition(" ")[2]
-        kinds = [name for name in command.names if name != "T"]
-        kind = kinds[min(rest.count(" "), len(kinds) - 1)] if kinds else ""
-        chats = self.view.chats
-        names = {"USER": list(chats.people), "GROUP": [talk.address for talk in chats.talks.values() if talk.is_group],
-                 "USER-or-GROUP": [talk.address for talk in chats.talks.values()], "REALM": list(chats.realms)}
-        found = [short(name, self.view.realm) for name in names.get(kind.strip("[]"), [])]
-        return [(text[: len(text) - len(last)] + name + " ", name) for name in found if name.startswith(last)]
+        text, chats = self.input.value or "", self.view.chats
+        before, space, last = text.rpartition(" ")
+        kind = parameter_after(before.split())
+        if kind == "COMMAND":
+            found = [(command.word, command.prompt_usage) for command in PUBLIC_COMMANDS]
+        else:
+            talks = list(chats.talks.values())
+            names = {"USER": chats.people, "GROUP": [talk.address for talk in talks if talk.is_group],
+                     "USER-or-GROUP": [talk.address for talk in talks], "REALM": chats.realms}.get(kind, ())
+            found = [(name, name) for name in (short(name, self.view.realm) for name in names)]
+        return [(f"{before}{space}{word} ", label) for word, label in found if word.startswith(last.lower())]
 
     def suggest(self) -> None:
         """Shows what the line may become."""
@@ -2328,11 +2330,12 @@ class Tools(Part):
         self.recall(-self.recalled)
         self.suggest()
         if line:
+            shown = line
             if SECRET.match(line):
-                self.print("typed", mask(" ".join(line.split()).encode()).decode())
+                shown = mask(" ".join(line.split()).encode()).decode()
             else:
-                self.print("typed", line)
                 self.typed.append(line)
+            self.print(f"> {shown}", color=ft.Colors.PRIMARY)
             self.window.spawn(self.carry_out(line))
         await self.input.focus()
 
@@ -2346,19 +2349,18 @@ class Tools(Part):
             if command.takes_file and self.page.web:      # a visitor must not name files of this computer
                 picked = await self.window.picker.pick_files()
                 if not picked:
-                    return self.print("failed", self.say("cancelled"))
-                path = await self.window.upload(picked[0], lambda done, size: None)
+                    return self.print_failure(self.say("cancelled"))
+                path = await self.window.upload(picked[0])
                 reply = await conn.send_file(word, *arguments[:-1], path=path, name=picked[0].name)
                 lines = describe(word, reply, view.realm)
             elif word == "getfile":
-                path = await conn.fetch_file(arguments[0], self.window.folder)
-                await self.window.hand_over(path, path.name)
+                path = await view.fetch(arguments[0])
                 lines = [self.say("saved", path=path.name, size=show_size(path.stat().st_size))]
             else:
                 lines = await perform(conn, line, self.window.options.downloads)
-            self.print("", *lines)
+            self.print(*lines)
         except (ChatError, OSError) as refusal:
-            return self.print("failed", self.say("failed", reason=self.window.reason(refusal)))
+            return self.print_failure(self.say("failed", reason=self.window.reason(refusal)))
         if conn.token != before:
             await (view.entered() if conn.token else view.left())
         elif word in ("addgroup", "joingroup", "leavegroup"):
@@ -2368,16 +2370,14 @@ class Tools(Part):
 
     def build_realms(self) -> Any:
         """The realms of the table and the link to each."""
-        self.table = ft.Row(wrap=True, spacing=12, run_spacing=12)
         self.draw_realms()
         return ft.Container(ft.Column([self.table], scroll=ft.ScrollMode.AUTO), padding=14, expand=True)
 
     def draw_realms(self) -> None:
         """After news of a link."""
-        if self.root.visible and self.tab == "realms":
-            self.table.controls = [realm_card(name, [(name, row)], self.say)
-                                   for name, row in self.view.chats.realms.items()] or [small(self.say("no_realms"))]
-            self.window.update(self.table)
+        self.table.controls = [realm_card(name, [(name, row)], self.say)
+                               for name, row in self.view.chats.realms.items()] or [small(self.say("no_realms"))]
+        self.window.update(self.table)
         if self.window.demo:
             self.window.draw_cards()
 
@@ -2405,7 +2405,7 @@ def realm_card(name: str, links: list[tuple[str, dict]], say: Callable[..., str]
 
 # ---- the page ------------------------------------------------------------------------------------
 
-FILES: dict[str, tuple[Path, str]] = {}            # what browsers may fetch: token -> file and its name
+FILES: dict[str, Path] = {}                        # what browsers may fetch: token -> file
 
 
 class Window:
@@ -2418,15 +2418,14 @@ class Window:
         self.busy_until = 0.0                      # until then Esc is a dialog's
         self.views: list[ChatView] = []
         self.wire: Wire | None = None              # of the demo, for all its chats
-        self.folder = Path(tempfile.mkdtemp(dir=UPLOADS))
-        self.tokens: list[str] = []
+        self.folder = Path(tempfile.mkdtemp(dir=options.uploads))      # what is fetched here, and sent from here
         self.tasks: set[asyncio.Task] = set()
         self.prefs = ft.SharedPreferences()
         self.clipboard = ft.Clipboard()
         self.launcher = ft.UrlLauncher()
         self.picker = ft.FilePicker(on_upload=self.heard(self.uploading))
         self.upload_lock = asyncio.Lock()
-        self.upload_state: tuple[Any, asyncio.Future, Progress] | None = None
+        self.upload_state: tuple[Any, Path, asyncio.Future, Progress] | None = None
         self.storing: set[str] = set()
 
     # -- what the views use
@@ -2549,48 +2548,48 @@ class Window:
 
     # -- files
 
-    async def upload(self, picked: Any, progress: Progress) -> Path:
+    async def upload(self, picked: Any, progress: Progress = unwatched) -> Path:
         """A file that was picked in a browser, brought here."""
-        name = secrets.token_hex(16)
-        path = UPLOADS / name
+        path = self.folder / secrets.token_hex(16)
+        path.touch()
         async with self.upload_lock:
             if picked.size:
                 done = asyncio.get_running_loop().create_future()
-                self.upload_state = picked, done, progress
+                self.upload_state = picked, path, done, progress
                 await self.picker.upload([ft.FilePickerUploadFile(
-                    id=picked.id, name=picked.name, upload_url=self.page.get_upload_url(name, 600))])
+                    id=picked.id, name=picked.name,
+                    upload_url=self.page.get_upload_url(f"{self.folder.name}/{path.name}", 600))])
                 await done
-            else:
-                path.touch()
-        target = self.folder / name
-        os.replace(path, target)
-        return target
+        return path
 
     def uploading(self, event: Any) -> None:
         """News of a file on its way from the browser."""
-        picked, done, progress = self.upload_state
+        picked, path, done, progress = self.upload_state
         if done.done() or event.file_name != picked.name:      # it was cancelled
             return
         if event.error:
             done.set_exception(OSError(event.error))
         elif event.progress is not None:
             progress(int(event.progress * picked.size), picked.size)
-            if event.progress >= 1:
+            if event.progress >= 1 and path.stat().st_size == picked.size:     # else it is a cancelled one of that name
                 done.set_result(None)
 
-    def publish(self, path: Path, name: str) -> str:
+    def new_folder(self) -> Path:
+        """For a file that keeps its name, though there are others of that name."""
+        return Path(tempfile.mkdtemp(dir=self.folder))
+
+    def publish(self, path: Path) -> str:
         """Where the page finds a file of this computer."""
         if not self.page.web:
             return str(path)
         token = secrets.token_urlsafe(24)
-        FILES[token] = path, name
-        self.tokens.append(token)
+        FILES[token] = path
         return f"/dl/{token}?show"                 # with its `?` Flet can't take it for a picture in base64
 
-    async def hand_over(self, path: Path, name: str) -> None:
+    async def hand_over(self, path: Path) -> None:
         """Gives a fetched file to the person."""
         if self.page.web:
-            url = self.publish(path, name).replace("?show", "?save")
+            url = self.publish(path).replace("?show", "?save")
             await self.launcher.launch_url(url, web_only_window_name="_self")
             asyncio.get_running_loop().call_later(600, lambda: path.unlink(missing_ok=True))
         else:
@@ -2767,8 +2766,8 @@ class Window:
         for view in self.views:
             if view.conn:
                 await view.conn.close()
-        for token in self.tokens:
-            FILES.pop(token, None)
+        for token in [token for token, path in FILES.items() if self.folder in path.parents]:
+            del FILES[token]
         shutil.rmtree(self.folder, ignore_errors=True)
         for task in list(self.tasks):
             task.cancel()
@@ -2776,12 +2775,8 @@ class Window:
 
 # ---- serving the page ----------------------------------------------------------------------------
 
-UPLOADS = Path()                                   # where files wait that browsers send; a folder of this process
-
-
 def run_page(options: argparse.Namespace) -> int:
     """Shows the page: a window under `flet run`, else in browsers."""
-    global UPLOADS
     common.ensure_packages("flet", "flet-web", "flet-cli")
     os.environ.setdefault("FLET_SESSION_TIMEOUT", "30")       # seconds that a page may be away
     os.environ.setdefault("FLET_SECRET_KEY", secrets.token_hex(16))
@@ -2789,8 +2784,13 @@ def run_page(options: argparse.Namespace) -> int:
     load_flet()
     assets = str(Path(__file__).resolve().parent / "assets")
     with contextlib.ExitStack() as stack:
-        UPLOADS = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chat-uploads-")))
-        demo = stack.enter_context(Demo(options.data)) if options.demo else None
+        def folder_for_now(prefix: str) -> Path:
+            return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)))
+
+        options.uploads = folder_for_now("chat-uploads-")
+        demo = None
+        if options.demo:
+            demo = stack.enter_context(Demo(options.data or folder_for_now("chat-demo-")))
 
         async def open_page(page: Any) -> None:
             await Window(page, options, demo).open()
@@ -2799,7 +2799,8 @@ def run_page(options: argparse.Namespace) -> int:
         if under_flet and "FLET_FORCE_WEB_SERVER" not in os.environ and has_display():
             ft.run(open_page, assets_dir=assets)
         else:
-            app = ft.run(open_page, export_asgi_app=True, no_cdn=True, upload_dir=str(UPLOADS), assets_dir=assets)
+            app = ft.run(open_page, export_asgi_app=True, no_cdn=True, upload_dir=str(options.uploads),
+                         assets_dir=assets)
             serve(app, options)
     return 0
 
@@ -2816,11 +2817,11 @@ def serve(app: Any, options: argparse.Namespace) -> None:
     from fastapi.routing import APIRoute
 
     async def download(token: str, save: str | None = None) -> Any:
-        if token not in FILES:
-            return PlainTextResponse("File tidak ditemukan", 404)
-        path, name = FILES[token]
-        kind = IMAGES.get(Path(name).suffix.lower()) if save is None else None
-        return FileResponse(path, media_type=kind or "application/octet-stream", filename=name, headers={
+        path = FILES.get(token)
+        if not path or not path.exists():
+            return PlainTextResponse(common.ERRORS["file_not_found"], 404)
+        kind = IMAGES.get(path.suffix.lower()) if save is None else None
+        return FileResponse(path, media_type=kind or "application/octet-stream", filename=path.name, headers={
             "X-Content-Type-Options": "nosniff"}, content_disposition_type="inline" if kind else "attachment")
 
     app.router.routes.insert(0, APIRoute("/dl/{token}", download))
@@ -2854,9 +2855,8 @@ class Demo:
 
     USERS = ("messi", "henderson")                 # who logs in at the first realm, and at the second
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="chat-demo-"))
-        self.is_kept = bool(folder)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.ports = {name: free_port() for name in REALMS}
         self.servers: dict[str, subprocess.Popen] = {}
 
@@ -2873,8 +2873,6 @@ class Demo:
     def __exit__(self, *_: object) -> None:
         for name in list(self.servers):
             self.stop(name)
-        if not self.is_kept:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self, name: str) -> None:
         """Starts a realm's server and waits until it listens."""
