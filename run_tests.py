@@ -4616,9 +4616,12 @@ class BrowserLogin(BrowserTest):
     def test_the_language_is_the_browsers_and_can_be_switched(self):
         page = self.page(language="id-ID")
         page.sees("Belum punya akun? Daftar")
+        page.type("User", "someone")
         page.press("Pengaturan")
         page.click("English")
         page.sees("No account yet? Register")
+        page.type("Password", "wrong", enter=True)
+        page.sees("No such user, or a wrong password")         # what was typed is still there
 
 
 class BrowserTalk(BrowserTest):

@@ -2,7 +2,7 @@
 
 In this order, each part using only what stands above it:
   texts              what a person reads, in Indonesian and English
-  frames, files      bytes that arrive -> frames; a file that arrives -> a name on disk
+  frames, files      what those who watch are shown; a file that arrives -> a name on disk
   ServerConnection   requests, events, reconnecting; knows neither terminal nor page
   typed commands     a line as a person types it -> a request -> lines to show
   prompt             the terminal, or a script from a pipe
@@ -39,7 +39,7 @@ import threading
 import time
 import webbrowser
 import zlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -55,6 +55,7 @@ log = logging.getLogger("client")
 CONNECT_SECONDS = 10           # for a server to take a connection; a lost packet or two are made good by then
 RETRY_FIRST = 0.5              # seconds until a lost connection is tried again, doubled at each failure
 RETRY_MOST = 10.0              # so that a class whose server restarts is back within ten seconds
+FRAME_MOST = 256 * MIB         # bytes of a frame: a whole INBOX_PAGE of the longest texts, each byte escaped six-fold
 FRAME_HEAD = 2048              # bytes of a frame that an observer is shown: a message whole, of a file the beginning
 
 # ---- texts -------------------------------------------------------------------------------------
@@ -225,49 +226,7 @@ class Frame(NamedTuple):
     elapsed: float | None      # of a reply: seconds since its request
 
 
-class FrameBuffer:
-    """Bytes as they arrive -> whole frames, each byte searched once.
-
-    With a `sink`, the content of a file goes there in pieces, so that a `getfile` reply of any size needs no memory:
-    `begin` is given the reply's other fields, `write` the base64.
-    """
-
-    CONTENT = b'"file_content":"'                  # a quote within a JSON string is escaped: this is nothing else
-
-    def __init__(self, sink: ArrivingFile | None = None) -> None:
-        self._sink = sink
-        self._data = bytearray()
-        self._searched = 0
-        self._head: bytes | None = None            # the reply up to its content, while that is passing through
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """The frames that are whole by now, without their end."""
-        self._data += data
-        if self._sink and self._take_content():
-            return
-        while (end := self._data.find(FRAME_END, self._searched)) >= 0:
-            yield bytes(self._data[:end])
-            del self._data[: end + len(FRAME_END)]
-            self._searched = 0
-        self._searched = max(0, len(self._data) - len(FRAME_END) + 1)
-
-    def _take_content(self) -> bool:
-        """Whether the data was a piece of a file, with more to come."""
-        if self._head is None:
-            at = self._data.find(self.CONTENT)
-            if at < 0:
-                return False
-            self._head = bytes(self._data[: at + len(self.CONTENT)])
-            del self._data[: len(self._head)]
-            self._sink.begin(json.loads(self._head + b'"}'))
-        end = self._data.find(b'"')
-        self._sink.write(bytes(self._data if end < 0 else self._data[:end]))
-        if end < 0:
-            self._data.clear()
-            return True
-        self._data[:end] = self._head              # what is left reads as a reply with an empty file
-        self._sink = None
-        return False
+CONTENT = b'"file_content":"'                      # a quote within a JSON string is escaped: this is nothing else
 
 
 class ArrivingFile:
@@ -499,13 +458,13 @@ class ServerConnection:
                 self._wake.clear()
                 await self._wake.wait()
             try:
-                reader, writer = await self._connect()
+                reader, writer = await self._connect(FRAME_MOST)
                 try:
                     await self._converse(reader, writer)
                 finally:
                     self._writer = None
                     writer.transport.abort()
-            except (OSError, ValueError):          # ValueError: that is no chat server
+            except (OSError, EOFError, ValueError, asyncio.LimitOverrunError):     # the last two: no chat server
                 pass
             lost = ConnectionLost(f"{self.host}:{self.port}")
             for pending in self._pending.values():
@@ -518,9 +477,9 @@ class ServerConnection:
                 self._notify(state="lost", retry=delay)
                 await asyncio.sleep(delay)
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connect(self, limit: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         try:
-            opening = asyncio.open_connection(self.host, self.port, limit=4 * common.RECEIVE_SIZE, ssl=self.tls)
+            opening = asyncio.open_connection(self.host, self.port, limit=limit, ssl=self.tls)
             reader, writer = await asyncio.wait_for(opening, CONNECT_SECONDS)
         except (OSError, asyncio.TimeoutError) as error:
             raise ConnectionLost(f"{self.host}:{self.port}") from error
@@ -541,10 +500,8 @@ class ServerConnection:
         for pending in waiting:
             self._write(pending)
         self._notify(state="up")
-        buffer = FrameBuffer()
-        while data := await reader.read(common.RECEIVE_SIZE):
-            for frame in buffer.feed(data):
-                self._take(frame)
+        while True:
+            self._take((await reader.readuntil(FRAME_END)).removesuffix(FRAME_END))
 
     def _write(self, pending: Pending) -> None:
         pending.sent = time.monotonic()
@@ -584,29 +541,49 @@ class ServerConnection:
     async def _exchange(self, line: bytes, write: Callable[[asyncio.StreamWriter], Awaitable[None]],
                         sink: ArrivingFile | None = None) -> dict:
         """One request on a connection of its own, cut off with it: half a line is nothing to the server."""
-        reader, writer = await self._connect()
+        reader, writer = await self._connect(4 * common.RECEIVE_SIZE)
         started = time.monotonic()
         writing = asyncio.ensure_future(write(writer))
         writing.add_done_callback(lambda task: task.cancelled() or task.exception() and writer.transport.abort())
-        buffer = FrameBuffer(sink)
         try:
-            while data := await self._read(reader):
-                for frame in buffer.feed(data):    # a refusal may come before all has been written
-                    self._show(False, frame, len(frame) + len(FRAME_END), time.monotonic() - started)
-                    return self._checked(json.loads(frame), line)
+            frame = await self._receive(reader, sink)      # a refusal may come before all has been written
+            self._show(False, frame, len(frame) + len(FRAME_END), time.monotonic() - started)
+            return self._checked(json.loads(frame), line)
+        except ConnectionLost:
             fault = writing.exception() if writing.done() else None
-            raise fault if fault and not isinstance(fault, (ConnectionError, TimeoutError)) else ConnectionLost
+            if fault and not isinstance(fault, (ConnectionError, TimeoutError)):
+                raise fault from None
+            raise
         finally:
             writer.transport.abort()
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
 
+    async def _receive(self, reader: asyncio.StreamReader, sink: ArrivingFile | None) -> bytes:
+        """The only reply of a connection; a file's content goes to the sink in pieces, and is left out."""
+        head = b""
+        while not (head.endswith(FRAME_END) or sink and CONTENT in head):
+            head += await self._read(reader)
+        if not (sink and CONTENT in head):
+            return head.removesuffix(FRAME_END)
+        head, _, content = head.partition(CONTENT)
+        sink.begin(json.loads(head + CONTENT + b'"}'))
+        while b'"' not in content:
+            sink.write(content)
+            content = await self._read(reader)
+        content, _, end = content.partition(b'"')
+        sink.write(content)
+        while not end.endswith(FRAME_END):
+            end += await self._read(reader)
+        return head + CONTENT + b'"' + end.removesuffix(FRAME_END)
+
     @staticmethod
     async def _read(reader: asyncio.StreamReader) -> bytes:
-        try:
-            return await reader.read(common.RECEIVE_SIZE)
-        except OSError:
-            return b""
+        """What has come. Raises ConnectionLost where nothing comes any more."""
+        with contextlib.suppress(OSError):
+            if data := await reader.read(common.RECEIVE_SIZE):
+                return data
+        raise ConnectionLost
 
     # -- those who watch
 
@@ -2609,8 +2586,7 @@ class Window:
         page.on_keyboard_event = self.heard(self.key_pressed)
         page.on_resize = self.on(self.resize)
         page.on_app_lifecycle_state_change = self.heard(self.shown_or_hidden)
-        self.settings = {"language": await self.system_language(), "theme": "system",
-                         **(await self.recall("settings") or {})}
+        self.settings |= {"language": await self.system_language(), **(await self.recall("settings") or {})}
         self.build()
         if page.web:
             self.spawn(self.watch())
@@ -2703,7 +2679,7 @@ class Window:
                 if key:
                     view.open(key)
             else:
-                view.show_login(view.registering)
+                view.show_login(view.registering, {key: entry.value for key, entry in view.form.items()})
         self.count_unread()
 
     def resize(self) -> None:
