@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import asyncio
 import atexit
 import base64
 import contextlib
@@ -44,7 +45,8 @@ import threading
 import time
 import unittest
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -2597,6 +2599,86 @@ class Prompts(TwoRealms):
         self.assertEqual(prompt.end(), 0)
         self.assertEqual([message["msg"] for message in bob.again().inbox()], ["before", "meanwhile"])
 
+    def test_a_full_server_says_so(self):
+        server = Server("--max-connections", "1")
+        self.keep(server, Wire(server))
+        prompt = self.prompt(server)
+        self.assertIn(common.ERRORS["busy"], prompt.type("auth messi surabaya"))
+        self.assertEqual(prompt.end(), 1)
+
+
+class PromptConnection(TwoRealms):
+    """What is below prompt and page: the connection, and the messages of a conversation."""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        cls.program = load_program(ROOT / REALMS["mesin1"].folder / "ChatClient.py")
+
+    def run_with(self, work: Callable[[object], Awaitable[None]]) -> None:
+        """Carries something out with a connection to the first realm."""
+        async def run() -> None:
+            conn = self.program.ServerConnection(self.here.host, self.here.port, "mesin1")
+            await asyncio.wait_for(work(conn), PATIENCE)
+            await conn.close()
+
+        with ThreadPoolExecutor(1) as thread:                   # a browser test's loop may hold this one
+            thread.submit(asyncio.run, run()).result()
+
+    def test_a_late_refusal_does_not_end_the_next_session(self):
+        alice, bob = self.people("alice", "bob")
+
+        async def work(conn: object) -> None:
+            await conn.request("auth", str(alice), "rahasia")
+            late = conn._line("groups")
+            await conn.request("logout")
+            await conn.request("auth", str(bob), "rahasia")
+            with self.assertRefusal("session_not_found"):
+                await conn._ask(late, patient=False)
+            self.assertTrue(conn.token)
+            await conn.request("groups")
+
+        self.run_with(work)
+
+    def test_nobody_waits_for_a_connection_that_was_closed(self):
+        async def work(conn: object) -> None:
+            await conn.request("auth", "messi", "surabaya")
+            conn._write = lambda pending: None                  # as if the line were cut
+            waiting = asyncio.ensure_future(conn.request("groups"))
+            await asyncio.sleep(0)
+            await conn.close()
+            await asyncio.wait([waiting])
+            self.assertTrue(waiting.cancelled())
+
+        self.run_with(work)
+
+    def test_the_same_words_twice_are_two_messages(self):
+        chats, when = self.program.Chats("a@mesin1"), "2024-05-04T17:03:09.250Z"
+        talk = chats.talk("b@mesin1")
+
+        def hear(number: int) -> None:
+            chats.take({"id": number, "ts": when, "from": "a@mesin1", "to": "b@mesin1", "msg": "ok"}, None)
+
+        def send() -> object:
+            message = self.program.Message("a@mesin1", self.program.local_time(when), "ok", state="sending")
+            return talk.add(message)
+
+        def answer(message: object, number: int) -> None:
+            talk.settle(message, number)
+            message.state = "stored"
+
+        first, second = send(), send()
+        hear(5)                                                 # the reply to the first comes after its event
+        answer(first, 5)
+        hear(6)
+        answer(second, 6)
+        third = send()
+        hear(7)                                                 # the same words, from another page of the same user
+        hear(8)
+        answer(third, 8)
+        self.assertEqual([message.id for message in talk.messages], [5, 6, 7, 8])
+        self.assertIs(talk.messages[3], third)
+
 
 # ---- faults and loads --------------------------------------------------------------------------
 
@@ -4743,6 +4825,40 @@ class BrowserLogin(BrowserTest):
         page.sees("Password")
         self.assertRefused(self.here.login("ani", "rahasia").ask("auth ani wrong"), "bad_credentials")
 
+    def test_registering_takes_one_enter_and_says_what_is_too_long(self):
+        page = self.page()
+        page.click("No account yet? Register")
+        page.type("User", "budi")
+        page.type("Password", "rahasia")
+        page.type("Country", "Indonesia")
+        page.type("Full name", "Budi " * 40, enter=True)
+        page.sees("Too long")
+        page.type("Full name", "Budi Santoso")
+        page.type("Country", "Indonesia")
+        for _ in range(3):
+            page.tab.keyboard.press("Enter")
+        page.sees("budi@mesin1")
+        page.press("Settings")
+        page.click("Log out")
+        page.sees("Password")
+
+    def test_nothing_is_left_of_who_was_logged_in_before(self):
+        alice, bob = self.people("alice", "bob")
+        bob.ok(f"send {alice} unread")
+        page = self.page_of(alice)
+        page.sees("unread")
+        page.tab.wait_for_function("document.title === '(1) Chat'")
+        page.press("Settings")
+        page.click("Log out")
+        page.sees("Password")
+        page.tab.wait_for_function("document.title === 'Chat'")
+        page.login(bob)
+        page.sees("You: unread")
+        page.choose("You: unread")
+        page.write("from bob again")
+        page.sees("You: from bob again")
+        self.assertEqual(alice.history(bob), ["unread", "from bob again"])
+
     def test_a_server_that_is_away_is_said_beside_its_field(self):
         page = self.page()
         page.type("Server", "127.0.0.1:1")
@@ -4753,9 +4869,12 @@ class BrowserLogin(BrowserTest):
     def test_the_language_is_the_browsers_and_can_be_switched(self):
         page = self.page(language="id-ID")
         page.sees("Belum punya akun? Daftar")
+        page.type("User", "someone")
         page.press("Pengaturan")
         page.click("English")
         page.sees("No account yet? Register")
+        page.type("Password", "wrong", enter=True)
+        page.sees("No such user, or a wrong password")         # what was typed is still there
 
 
 class BrowserTalk(BrowserTest):
@@ -4772,6 +4891,22 @@ class BrowserTalk(BrowserTest):
         second.write("Baik, terima kasih")
         first.sees("Baik, terima kasih")
         self.assertEqual(bob.history(alice.address), ["Halo dari mesin1 \N{WAVING HAND SIGN}", "Baik, terima kasih"])
+
+    def test_a_name_is_whom_it_names(self):
+        alice = self.people("alice")[0]
+        ann = Person(self.here, "ann", "register ann rahasia Zoe Indonesia")
+        other = Person(self.here, "joann", "register joann rahasia Amy Indonesia")      # stands above ann
+        self.keep(ann, other)
+        page = self.page_of(alice)
+        page.press("New")
+        page.click("New message")
+        page.sees("joann@mesin1")
+        page.type("Name, or user@realm", "ann and others", enter=True)
+        page.sees("1 to 32 of")                                 # else it would go to ann, with "and others" in it
+        page.type("Name, or user@realm", "ann", enter=True)
+        page.write("to ann")
+        page.sees("You: to ann")
+        self.assertEqual(ann.history(alice), ["to ann"])
 
     def test_a_group_of_two_realms(self):
         alice, bob = self.people("alice", "bob@")
@@ -4823,7 +4958,7 @@ class BrowserTalk(BrowserTest):
         page = self.page_of(alice)
         page.choose("hello")
         large = SCRATCH / "large.bin"
-        large.write_bytes(bytes(20 * MIB))
+        large.write_bytes(some_bytes(8 * MIB))
         slow = page.context.new_cdp_session(page.tab)
         slow.send("Network.emulateNetworkConditions", {
             "offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 2 * MIB})
@@ -4834,6 +4969,10 @@ class BrowserTalk(BrowserTest):
         page.write("never mind")
         page.sees("You: never mind")
         self.assertEqual(bob.history(alice), ["hello", "never mind"])
+        page.attach(large)                                      # the browser still uploads the first
+        eventually(lambda: len(bob.history(alice)) == 3, "the file")
+        file = bob.ok(f"history {alice}")["messages"][-1]["file"]
+        self.assertEqual(bob.fetch(file["id"]), large.read_bytes())
 
     def test_a_killed_server_comes_back_under_an_open_page(self):
         alice, bob = self.people("alice", "bob@")

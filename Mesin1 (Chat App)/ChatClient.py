@@ -2,7 +2,7 @@
 
 In this order, each part using only what stands above it:
   texts              what a person reads, in Indonesian and English
-  frames, files      bytes that arrive -> frames; a file that arrives -> a name on disk
+  frames, files      what those who watch are shown; a file that arrives -> a name on disk
   ServerConnection   requests, events, reconnecting; knows neither terminal nor page
   typed commands     a line as a person types it -> a request -> lines to show
   prompt             the terminal, or a script from a pipe
@@ -39,7 +39,7 @@ import threading
 import time
 import webbrowser
 import zlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -47,41 +47,15 @@ from typing import Any, ClassVar, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import (
-    COMMANDS,
-    ENCODE_SIZE,
-    FRAME_END,
-    KEEPALIVE_SECONDS,
-    LINE_BREAK,
-    MAX_FILE,
-    MAX_TEXT,
-    MIB,
-    PUBLIC_COMMANDS,
-    REALMS,
-    RECEIVE_SIZE,
-    ROOT,
-    USER,
-    Base64Decoder,
-    ChatError,
-    Command,
-    add_option,
-    decode_file_name,
-    encode_file,
-    encode_file_name,
-    ensure_packages,
-    fold_name,
-    help_text,
-    parse_host_port,
-    realm_of_folder,
-    realm_table,
-    split_arguments,
-)
+import common
+from common import COMMANDS, FRAME_END, LINE_BREAK, MIB, PUBLIC_COMMANDS, REALMS, USER, ChatError, Command, add_option
 
 log = logging.getLogger("client")
 
 CONNECT_SECONDS = 10           # for a server to take a connection; a lost packet or two are made good by then
 RETRY_FIRST = 0.5              # seconds until a lost connection is tried again, doubled at each failure
 RETRY_MOST = 10.0              # so that a class whose server restarts is back within ten seconds
+FRAME_MOST = 256 * MIB         # bytes of a frame: a whole INBOX_PAGE of the longest texts, each byte escaped six-fold
 FRAME_HEAD = 2048              # bytes of a frame that an observer is shown: a message whole, of a file the beginning
 
 # ---- texts -------------------------------------------------------------------------------------
@@ -215,22 +189,31 @@ def local_time(ts: str) -> datetime:
     return datetime.fromisoformat(ts.replace("Z", "+00:00")).astimezone()
 
 
+class Refused(ChatError):
+    """An ERROR reply; what the client refuses by itself is a plain ChatError."""
+
+    def __init__(self, reply: dict) -> None:
+        Exception.__init__(self, reply.get("code", ""))
+        self.code, self.message, self.fields = reply.get("code", ""), reply.get("message", ""), reply
+
+
+def reason(error: Exception, language: int = INDONESIAN) -> str:
+    """Why something failed, in that language where it has the words."""
+    if isinstance(error, ConnectionError):
+        return say("unreachable", language, place=error)
+    if not isinstance(error, ChatError):
+        return str(error)
+    words = REASONS.get(error.code, error.message) if language == ENGLISH else error.message
+    return f"{words} ({error.fields['retry_after']} s)" if "retry_after" in error.fields else words
+
+
 # ---- frames and files ----------------------------------------------------------------------------
 
 Progress = Callable[[int, int], None]              # bytes done, and of how many
 
-class Refused(Exception):
-    """An ERROR reply, or what the client itself refuses before it asks the server."""
 
-    def __init__(self, reply: dict) -> None:
-        super().__init__(reply.get("message", ""))
-        self.reply = reply
-        self.code = reply.get("code", "")
-
-    @classmethod
-    def locally(cls, code: str, detail: str = "") -> Refused:
-        """The refusal that the server would give."""
-        return cls(ChatError(code, detail).reply())
+def unwatched(done: int, size: int) -> None:
+    """The Progress of a file that nobody watches."""
 
 
 class Frame(NamedTuple):
@@ -243,49 +226,7 @@ class Frame(NamedTuple):
     elapsed: float | None      # of a reply: seconds since its request
 
 
-class FrameBuffer:
-    """Bytes as they arrive -> whole frames, each byte searched once.
-
-    With a `sink`, the content of a file goes there in pieces, so that a `getfile` reply of any size needs no memory:
-    `begin` is given the reply's other fields, `write` the base64.
-    """
-
-    CONTENT = b'"file_content":"'                  # a quote within a JSON string is escaped: this is nothing else
-
-    def __init__(self, sink: ArrivingFile | None = None) -> None:
-        self._sink = sink
-        self._data = bytearray()
-        self._searched = 0
-        self._head: bytes | None = None            # the reply up to its content, while that is passing through
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """The frames that are whole by now, without their end."""
-        self._data += data
-        if self._sink and self._take_content():
-            return
-        while (end := self._data.find(FRAME_END, self._searched)) >= 0:
-            yield bytes(self._data[:end])
-            del self._data[: end + len(FRAME_END)]
-            self._searched = 0
-        self._searched = max(0, len(self._data) - len(FRAME_END) + 1)
-
-    def _take_content(self) -> bool:
-        """Whether the data was a piece of a file, with more to come."""
-        if self._head is None:
-            at = self._data.find(self.CONTENT)
-            if at < 0:
-                return False
-            self._head = bytes(self._data[: at + len(self.CONTENT)])
-            del self._data[: len(self._head)]
-            self._sink.begin(json.loads(self._head + b'"}'))
-        end = self._data.find(b'"')
-        self._sink.write(bytes(self._data if end < 0 else self._data[:end]))
-        if end < 0:
-            self._data.clear()
-            return True
-        self._data[:end] = self._head              # what is left reads as a reply with an empty file
-        self._sink = None
-        return False
+CONTENT = b'"file_content":"'                      # a quote within a JSON string is escaped: this is nothing else
 
 
 class ArrivingFile:
@@ -297,7 +238,7 @@ class ArrivingFile:
         self._progress = progress
         self._done = self._size = 0
         self._digest = hashlib.sha256()
-        self._decoder = Base64Decoder()
+        self._decoder = common.Base64Decoder()
         self._file = (folder / f".{secrets.token_hex(8)}.part").open("xb")
 
     def begin(self, reply: dict) -> None:
@@ -313,7 +254,7 @@ class ArrivingFile:
         self._store(self._decoder.finish())
         self._file.close()
         if self._digest.hexdigest() != reply["sha256"]:
-            raise Refused({"code": "bad_base64", "message": say("damaged")})
+            raise Refused({"message": say("damaged")})
         path = reserve_name(self._folder, reply["file_name"])
         os.replace(self._file.name, path)
         return path
@@ -332,7 +273,7 @@ class ArrivingFile:
 
 def reserve_name(folder: Path, name: str) -> Path:
     """Makes an empty file called `name`, or `name (2)` …: never outside `folder`, never one that exists."""
-    name = re.sub(r'[<>:"|?*/\\]', "_", decode_file_name(name))
+    name = re.sub(r'[<>:"|?*/\\]', "_", common.decode_file_name(name))
     stem, ending = os.path.splitext(name)
     for count in itertools.count(1):
         path = folder / (name if count == 1 else f"{stem[:60]} ({count}){ending}")
@@ -368,7 +309,7 @@ def backoff(failures: int) -> float:
 class ServerConnection:
     """A client's connection to its server, kept up across breaks. All of it runs in one asyncio loop.
 
-    `await request("send", "messi", "hello")` gives the reply's fields or raises Refused. After login a request waits
+    `await request("send", "messi", "hello")` gives the reply's fields or raises ChatError. After login a request waits
     out a break and is sent again under its tag, by which the server knows a send that it has stored already; before
     login it raises OSError instead. Files go over connections of their own, so that talk does not wait for them.
 
@@ -383,7 +324,6 @@ class ServerConnection:
         self.user = ""                             # a bare name
         self.token: str | None = None
         self.last_id: int | None = None            # of the newest message that came as an event
-        self.is_up = False
         self._on_event = on_event
         self._on_frame = on_frame
         self._subscribed = False
@@ -391,17 +331,17 @@ class ServerConnection:
         self._count = itertools.count(1)
         self._pending: dict[str, Pending] = {}
         self._wake = asyncio.Event()
-        self._writer: asyncio.StreamWriter | None = None
+        self._writer: asyncio.StreamWriter | None = None       # while the connection is up
+        self._failures = 0                         # attempts since the last answer
         self._agreeing: asyncio.Task | None = None
         self._task = asyncio.ensure_future(self._keep_connected())
 
     # -- requests
 
     async def request(self, word: str, *arguments: str) -> dict:
-        """The OK reply to a command; the token is filled in. Raises Refused, and before login OSError."""
+        """The OK reply to a command; the token is filled in. Raises ChatError, and before login OSError."""
         entering = word in ("auth", "register")
-        tag = self._new_tag()
-        reply = await self._ask(tag, self._line(tag, word, *arguments), patient=bool(self.token) and not entering)
+        reply = await self._ask(self._line(word, *arguments), patient=bool(self.token) and not entering)
         if entering:
             self.token, self.user, self._subscribed = reply["tokenid"], arguments[0].lower(), False
         elif word == "logout":
@@ -409,9 +349,8 @@ class ServerConnection:
         return reply
 
     async def resume(self, user: str, token: str) -> None:
-        """Goes on with the session of another connection. Raises Refused, OSError."""
-        tag = self._new_tag()
-        await self._ask(tag, f"@{tag} realms {token}\r\n".encode(), patient=False)
+        """Goes on with the session of another connection. Raises ChatError, OSError."""
+        await self._ask(self._line("realms", token=token), patient=False)
         self.user, self.token, self._subscribed = user, token, False
 
     async def subscribe(self, after: int | None = None) -> None:
@@ -420,29 +359,27 @@ class ServerConnection:
         await self._ask_for_events()
 
     async def send_file(self, word: str, *target: str, path: Path, name: str = "",
-                        progress: Progress = lambda done, size: None) -> dict:
-        """Sends a file, never held in memory. Cancelled, it sends nothing. Raises Refused, OSError for the file."""
-        tag = self._new_tag()
-        head = self._line(tag, word, *target, encode_file_name(name or path.name)).rstrip()
+                        progress: Progress = unwatched) -> dict:
+        """Sends a file, never held in memory. Cancelled, it sends nothing. Raises ChatError, OSError for the file."""
+        head = self._line(word, *target, common.encode_file_name(name or path.name)).rstrip()
 
         async def write(writer: asyncio.StreamWriter) -> None:
             stream.seek(0)
             self._show(True, head + " …".encode(), len(head) + 3 + (size + 2) // 3 * 4)
             writer.write(head + (b" " if size else b" b''"))
-            for number, piece in enumerate(encode_file(stream, size)):
+            for number, piece in enumerate(common.encode_file(stream, size)):
                 writer.write(piece)
                 await writer.drain()
-                progress(min(size, (number + 1) * ENCODE_SIZE), size)
+                progress(min(size, (number + 1) * common.ENCODE_SIZE), size)
             writer.write(b"\r\n")
 
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
-            return await self._persist(lambda: self._exchange(write))
+            return await self._persist(lambda: self._exchange(head, write))
 
-    async def fetch_file(self, file_id: str, folder: Path, progress: Progress = lambda done, size: None) -> Path:
-        """Saves a message's file in `folder`: where it now lies. Raises Refused, OSError for the folder."""
-        tag = self._new_tag()
-        line = self._line(tag, "getfile", file_id)
+    async def fetch_file(self, file_id: str, folder: Path, progress: Progress = unwatched) -> Path:
+        """Saves a message's file in `folder`: where it now lies. Raises ChatError, OSError for the folder."""
+        line = self._line("getfile", file_id)
 
         async def write(writer: asyncio.StreamWriter) -> None:
             self._show(True, line, len(line))
@@ -451,60 +388,61 @@ class ServerConnection:
         async def fetch() -> Path:
             sink = ArrivingFile(folder, progress)
             try:
-                return sink.finish(await self._exchange(write, sink))
+                return sink.finish(await self._exchange(line, write, sink))
             finally:
                 sink.discard()
 
         return await self._persist(fetch)
 
     async def close(self) -> None:
-        """Ends the connection for good."""
+        """Ends the connection for good, and whoever still waits for an answer."""
         self._task.cancel()
+        for pending in list(self._pending.values()):
+            pending.answer.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    def _new_tag(self) -> str:
-        return self._tag + str(next(self._count))
-
-    def _line(self, tag: str, word: str, *arguments: str) -> bytes:
-        """A request as it goes on the wire. Raises Refused where it needs a login that there is not."""
-        command = COMMANDS[word]
-        words = [word, *arguments]
-        if "T" in command.names and (self.token or command.caller == USER):
-            if not self.token:
-                raise Refused.locally("session_not_found")
-            words.insert(1, self.token)
+    def _line(self, word: str, *arguments: str, token: str | None = None) -> bytes:
+        """A request under a new tag. Raises ChatError where it needs a login that there is not."""
+        command, token = COMMANDS[word], token or self.token
+        words = [f"@{self._tag}{next(self._count)}", word, *arguments]
+        if "T" in command.names and (token or command.caller == USER):
+            if not token:
+                raise ChatError("session_not_found")
+            words.insert(2, token)
         text = re.sub("\r\n?|\n", LINE_BREAK, " ".join(words))
-        return f"@{tag} {text}\r\n".encode(errors="replace")
+        return f"{text}\r\n".encode(errors="replace")
 
-    def _begin(self, tag: str, line: bytes, patient: bool) -> Pending:
+    def _begin(self, line: bytes, patient: bool) -> asyncio.Future:
+        """Sends a request, now or once there is a connection; what it gives will be the reply."""
+        tag = line[1:line.index(b" ")].decode()
         pending = self._pending[tag] = Pending(line, asyncio.get_running_loop().create_future(), patient)
         pending.answer.add_done_callback(lambda answer: self._pending.pop(tag, None))
         self._wake.set()
-        if self.is_up:
+        if self._writer:
             self._write(pending)
-        return pending
+        return pending.answer
 
-    async def _ask(self, tag: str, line: bytes, patient: bool) -> dict:
-        return self._checked(await self._begin(tag, line, patient).answer)
+    async def _ask(self, line: bytes, patient: bool) -> dict:
+        return self._checked(await self._begin(line, patient), line)
 
-    def _checked(self, reply: dict) -> dict:
-        """The reply if it is OK. Raises Refused."""
+    def _checked(self, reply: dict, line: bytes) -> dict:
+        """The reply to that line if it is OK. Raises Refused; where it says so, the session that asked has ended."""
         if reply.get("status") == "OK":
             return reply
-        if reply.get("code") == "session_not_found" and self.token:
+        if reply.get("code") == "session_not_found" and self.token and self.token.encode() in line.split():
             self.token = None
             self._notify(state="ended")
         raise Refused(reply)
 
     def _ask_for_events(self) -> asyncio.Task:
         """Subscribes from the last message on; done once the server has agreed, or the connection is gone."""
-        tag = self._new_tag()
         after = () if self.last_id is None else (str(self.last_id),)
-        answer = self._begin(tag, self._line(tag, "subscribe", *after), patient=False).answer
+        line = self._line("subscribe", *after)
+        answer = self._begin(line, patient=False)
 
         async def agree() -> None:
-            with contextlib.suppress(Refused, OSError):
-                reply = self._checked(await answer)
+            with contextlib.suppress(ChatError, OSError):
+                reply = self._checked(await answer, line)
                 if not after:                      # else the messages up to there are still to come
                     self.last_id = max(self.last_id or 0, reply["last_id"])
 
@@ -515,20 +453,18 @@ class ServerConnection:
 
     async def _keep_connected(self) -> None:
         """Connects when there is something to ask or to hear, as often as it takes."""
-        failures = 0
         while True:
             if not (self.token or self._pending):
                 self._wake.clear()
                 await self._wake.wait()
             try:
-                reader, writer = await self._connect()
-                failures = 0
+                reader, writer = await self._connect(FRAME_MOST)
                 try:
                     await self._converse(reader, writer)
                 finally:
-                    self.is_up = False
+                    self._writer = None
                     writer.transport.abort()
-            except (OSError, ValueError):          # ValueError: that is no chat server
+            except (OSError, EOFError, ValueError, asyncio.LimitOverrunError):     # the last two: no chat server
                 pass
             lost = ConnectionLost(f"{self.host}:{self.port}")
             for pending in self._pending.values():
@@ -536,21 +472,21 @@ class ServerConnection:
                     pending.answer.set_exception(lost)
             await asyncio.sleep(0)                 # they leave self._pending
             if self.token or self._pending:
-                delay = backoff(failures)
-                failures += 1
+                delay = backoff(self._failures)
+                self._failures += 1
                 self._notify(state="lost", retry=delay)
                 await asyncio.sleep(delay)
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connect(self, limit: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         try:
-            opening = asyncio.open_connection(self.host, self.port, limit=4 * RECEIVE_SIZE, ssl=self.tls)
+            opening = asyncio.open_connection(self.host, self.port, limit=limit, ssl=self.tls)
             reader, writer = await asyncio.wait_for(opening, CONNECT_SECONDS)
         except (OSError, asyncio.TimeoutError) as error:
             raise ConnectionLost(f"{self.host}:{self.port}") from error
         sock = writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (("TCP_KEEPIDLE", KEEPALIVE_SECONDS), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3),
-                              ("TCP_USER_TIMEOUT", 1000 * KEEPALIVE_SECONDS)):
+        for option, value in (("TCP_KEEPIDLE", common.KEEPALIVE_SECONDS), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3),
+                              ("TCP_USER_TIMEOUT", 1000 * common.KEEPALIVE_SECONDS)):
             if hasattr(socket, option):            # a server whose machine vanished is noticed
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
         return reader, writer
@@ -558,16 +494,14 @@ class ServerConnection:
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Sends what waited, then takes in frames until the connection ends."""
         waiting = list(self._pending.values())
-        self._writer, self.is_up = writer, True
+        self._writer = writer
         if self.token and self._subscribed:
             self._ask_for_events()
         for pending in waiting:
             self._write(pending)
         self._notify(state="up")
-        buffer = FrameBuffer()
-        while data := await reader.read(RECEIVE_SIZE):
-            for frame in buffer.feed(data):
-                self._take(frame)
+        while True:
+            self._take((await reader.readuntil(FRAME_END)).removesuffix(FRAME_END))
 
     def _write(self, pending: Pending) -> None:
         pending.sent = time.monotonic()
@@ -579,8 +513,14 @@ class ServerConnection:
         fields = json.loads(frame)
         pending = self._pending.get(fields.get("tag", ""))
         self._show(False, frame, len(frame) + len(FRAME_END), pending and time.monotonic() - pending.sent)
-        if pending and not pending.answer.done():
-            pending.answer.set_result(fields)
+        if pending:
+            self._failures = 0
+            if not pending.answer.done():
+                pending.answer.set_result(fields)
+        elif fields.get("status") == "ERROR":      # without a tag: to none of us in particular, the server is full
+            for pending in self._pending.values():
+                if not pending.patient and not pending.answer.done():
+                    pending.answer.set_result(fields)
         elif "event" in fields and self._subscribed:
             if fields["event"] == "message":
                 if fields["id"] <= (self.last_id or 0):
@@ -598,32 +538,52 @@ class ServerConnection:
             except ConnectionLost:
                 await asyncio.sleep(backoff(failures))
 
-    async def _exchange(self, write: Callable[[asyncio.StreamWriter], Awaitable[None]],
+    async def _exchange(self, line: bytes, write: Callable[[asyncio.StreamWriter], Awaitable[None]],
                         sink: ArrivingFile | None = None) -> dict:
         """One request on a connection of its own, cut off with it: half a line is nothing to the server."""
-        reader, writer = await self._connect()
+        reader, writer = await self._connect(4 * common.RECEIVE_SIZE)
         started = time.monotonic()
         writing = asyncio.ensure_future(write(writer))
         writing.add_done_callback(lambda task: task.cancelled() or task.exception() and writer.transport.abort())
-        buffer = FrameBuffer(sink)
         try:
-            while data := await self._read(reader):
-                for frame in buffer.feed(data):    # a refusal may come before all has been written
-                    self._show(False, frame, len(frame) + len(FRAME_END), time.monotonic() - started)
-                    return self._checked(json.loads(frame))
+            frame = await self._receive(reader, sink)      # a refusal may come before all has been written
+            self._show(False, frame, len(frame) + len(FRAME_END), time.monotonic() - started)
+            return self._checked(json.loads(frame), line)
+        except ConnectionLost:
             fault = writing.exception() if writing.done() else None
-            raise fault if fault and not isinstance(fault, (ConnectionError, TimeoutError)) else ConnectionLost
+            if fault and not isinstance(fault, (ConnectionError, TimeoutError)):
+                raise fault from None
+            raise
         finally:
             writer.transport.abort()
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
 
+    async def _receive(self, reader: asyncio.StreamReader, sink: ArrivingFile | None) -> bytes:
+        """The only reply of a connection; a file's content goes to the sink in pieces, and is left out."""
+        head = b""
+        while not (head.endswith(FRAME_END) or sink and CONTENT in head):
+            head += await self._read(reader)
+        if not (sink and CONTENT in head):
+            return head.removesuffix(FRAME_END)
+        head, _, content = head.partition(CONTENT)
+        sink.begin(json.loads(head + CONTENT + b'"}'))
+        while b'"' not in content:
+            sink.write(content)
+            content = await self._read(reader)
+        content, _, end = content.partition(b'"')
+        sink.write(content)
+        while not end.endswith(FRAME_END):
+            end += await self._read(reader)
+        return head + CONTENT + b'"' + end.removesuffix(FRAME_END)
+
     @staticmethod
     async def _read(reader: asyncio.StreamReader) -> bytes:
-        try:
-            return await reader.read(RECEIVE_SIZE)
-        except OSError:
-            return b""
+        """What has come. Raises ConnectionLost where nothing comes any more."""
+        with contextlib.suppress(OSError):
+            if data := await reader.read(common.RECEIVE_SIZE):
+                return data
+        raise ConnectionLost
 
     # -- those who watch
 
@@ -647,33 +607,42 @@ SECRET = re.compile(r"\s*(auth|register|passwd)\b", re.IGNORECASE)     # lines w
 
 
 def parse_typed(line: str, logged_in: bool) -> tuple[Command, list[str]]:
-    """A line as a person types it -> its command, and the arguments without token; a file is a path. Raises Refused."""
+    """A line as a person types it -> its command, and the arguments without token; a file is a path.
+
+    Raises ChatError.
+    """
     word, _, rest = line.strip().partition(" ")
     command = COMMANDS.get(word.lower())
     if command not in PUBLIC_COMMANDS:
-        raise Refused.locally("unknown_command")
+        raise ChatError("unknown_command")
     names = [name for name in command.names if name != "T"]
     required = command.required - ("T" in command.parameters.split())
     if command.takes_file:                         # the last two words are one path
         names.pop()
         required -= 1
-    arguments = split_arguments(rest, len(names), command.takes_rest or command.takes_file)
+    arguments = common.split_arguments(rest, len(names), command.takes_rest or command.takes_file)
     if not required <= len(arguments) <= len(names):
-        raise Refused.locally("bad_arguments", command.prompt_usage)
+        raise ChatError("bad_arguments", command.prompt_usage)
     if command.caller == USER and not logged_in:
-        raise Refused.locally("session_not_found")
+        raise ChatError("session_not_found")
     return command, arguments
 
 
+def parameter_after(words: list[str]) -> str:
+    """The name of the parameter that a person types after these words; empty where there is none."""
+    if not words:
+        return "COMMAND"
+    command = COMMANDS.get(words[0].lower())
+    names = [name for name in command.names if name != "T"] if command else []
+    return names[len(words) - 1] if len(words) <= len(names) else ""
+
+
 async def perform(conn: ServerConnection, line: str, downloads: Path,
-                  progress: Progress = lambda done, size: None) -> list[str]:
-    """Carries out a typed line: the lines to show. Raises Refused, OSError."""
+                  progress: Progress = unwatched) -> list[str]:
+    """Carries out a typed line: the lines to show. Raises ChatError, OSError."""
     command, arguments = parse_typed(line, bool(conn.token))
     if command.word == "help":
-        try:
-            return help_text(*arguments).split("\n")
-        except ChatError as error:
-            raise Refused(error.reply()) from None
+        return common.help_text(*arguments).split("\n")
     if command.word == "getfile":
         path = await conn.fetch_file(arguments[0], downloads, progress)
         return [say("saved", path=path, size=show_size(path.stat().st_size))]
@@ -789,14 +758,8 @@ class Prompt:
         """A typed line -> the lines to show, and whether it went well."""
         try:
             return await perform(self.conn, line, self.downloads, self.show_progress), True
-        except Refused as refusal:
-            wait = refusal.reply.get("retry_after")
-            reason = str(refusal) + (f" ({wait} s)" if wait else "")
-        except ConnectionError:
-            reason = say("unreachable", place=self.place)
-        except OSError as error:
-            reason = str(error)
-        return [say("failed", reason=reason)], False
+        except (ChatError, OSError) as error:
+            return [say("failed", reason=reason(error))], False
 
     def run_script(self) -> int:
         """Carries out standard input, one line of result for each command; 1 if any failed."""
@@ -850,7 +813,7 @@ class Prompt:
         self.show(*lines)
         word = line.split()[0].lower()
         if well and word in ("auth", "register", "addgroup", "joingroup", "info"):
-            with contextlib.suppress(Refused, OSError):
+            with contextlib.suppress(ChatError, OSError):
                 if word in ("auth", "register"):
                     await self.conn.subscribe()
                 home = self.conn.realm
@@ -862,16 +825,17 @@ class Prompt:
 
     def hear(self, event: dict) -> None:
         """Shows what comes in by itself."""
-        own = f"{self.conn.user}@{self.conn.realm}"
+        home, who = self.conn.realm, event.get("from") or event.get("user")
         if event["event"] == "connection":
             if event["state"] == "lost":
                 self.show(say("lost", seconds=f"{event['retry']:.1f}"))
             elif event["state"] == "ended" or self.was_lost:
                 self.show(say("ended" if event["state"] == "ended" else "again_up"))
             self.was_lost = event["state"] == "lost"
-        elif own not in (event.get("from"), event.get("user")):
-            self.names.add(short(event.get("from") or event.get("user") or "", self.conn.realm))
-            self.show(describe_event(event, self.conn.realm))
+        elif who != f"{self.conn.user}@{home}":
+            if who:
+                self.names.add(short(who, home))
+            self.show(describe_event(event, home))
 
     # -- the terminal
 
@@ -924,10 +888,10 @@ class Prompt:
     def complete(self, text: str, number: int) -> str | None:
         """The completion of that number: a command, a name, or a path, by its place in the line."""
         words = self.readline.get_line_buffer()[: self.readline.get_begidx()].split()
-        command = COMMANDS.get(words[0].lower()) if words else None
-        if not words or words == ["help"]:
+        kind = parameter_after(words)
+        if kind == "COMMAND":
             choices = [command.word + " " for command in PUBLIC_COMMANDS]
-        elif command and command.takes_file and len(words) == command.required - 2:
+        elif kind == "NAME" and COMMANDS[words[0].lower()].takes_file:
             paths = glob.glob(glob.escape(text) + "*")
             choices = [path + ("/" if os.path.isdir(path) else "") for path in paths]
         else:
@@ -972,9 +936,9 @@ class Message:
         return cls(fields["from"], local_time(fields["ts"]), text, fields.get("file"), fields["id"])
 
     def is_awaited(self, message: Message) -> bool:
-        """Whether that one, from the server, is this one, on its way."""
+        """Whether that one, from the server, seems to be this one, on its way."""
         one, other = ((each.sender, each.text, (each.file or {}).get("name")) for each in (self, message))
-        return self.state == "sending" and one == other
+        return not self.id and self.state == "sending" and one == other
 
 
 @dataclass(eq=False)
@@ -986,6 +950,7 @@ class Conversation:
     key: str                   # the address, a group's with a # in front
     messages: list[Message] = field(default_factory=list)
     complete: bool = True      # whether its first message is here
+    loading: bool = False      # whether older ones are being read
     unread: int = 0
     first_new: int = 0         # the id above which the line "new messages" stands
     draft: str = ""
@@ -995,8 +960,6 @@ class Conversation:
     def address(self) -> str:
         """The person's or the group's."""
         return self.key.lstrip("#")
-
-
 
     @property
     def is_group(self) -> bool:
@@ -1008,17 +971,30 @@ class Conversation:
         """The newest message."""
         return self.messages[-1] if self.messages else None
 
-    def add(self, message: Message) -> Message:
-        """Puts a message in its place; if it is here already, perhaps as one's own on its way, that one is given."""
-        for known in reversed(self.messages if message.id else ()):
-            if known.id == message.id or not known.id and known.is_awaited(message):
-                known.id, known.file = message.id, message.file
-                break
+    def add(self, message: Message, is_new: bool = False) -> Message:
+        """Puts a message in its place; one that is here already, or a new one that was on its way, is given instead."""
+        known = None
+        if message.id:
+            known = next((each for each in reversed(self.messages) if each.id == message.id), None)
+        if is_new and not known:
+            known = next((each for each in self.messages if each.is_awaited(message)), None)
+        if known:
+            known.id, known.file = message.id, message.file
         else:
-            known = message
             self.messages.append(message)
         self.sort()
-        return known
+        return known or message
+
+    def settle(self, message: Message, number: int) -> None:
+        """Gives a message that went out its id: its event may have been taken for that of another one like it."""
+        for twin in self.messages:
+            if twin is not message and twin.id == number:
+                twin.id = message.id
+                if not twin.id and twin.state != "sending":
+                    self.messages.remove(twin)
+                break
+        message.id = number
+        self.sort()
 
     def trim(self) -> None:
         """Lets go of old messages, if there are many."""
@@ -1053,7 +1029,7 @@ class Chats:
         else:
             key = fields["to"] if fields["from"] == self.own else fields["from"]
         talk = self.talk(key)
-        message = talk.add(Message.received(fields))
+        message = talk.add(Message.received(fields), is_new=True)
         if message.sender == self.own:
             talk.unread = talk.first_new = 0
         elif message.id > self.marks.get(key, 0):
@@ -1071,8 +1047,6 @@ class Chats:
         for row in rows:
             if row["member"]:
                 self.talk(f"#{row['group']}").members = row["members"]
-
-
 
     def name_of(self, key: str) -> str:
         """A person's full name, else what stands before the realm."""
@@ -1211,7 +1185,7 @@ class ChatView(Part):
         self.rows: dict[Message, Any] = {}
         self.bars: dict[Message, Any] = {}         # of the files among them
         self.first = 0                             # index of the oldest message that has a row
-        self.at_bottom, self.held, self.loading = True, 0, False
+        self.at_bottom, self.held = True, 0
         self.banner_text = ft.Text("", size=13, color=ft.Colors.ON_ERROR_CONTAINER)
         cloud = ft.Icon(ft.Icons.CLOUD_OFF, size=18, color=ft.Colors.ON_ERROR_CONTAINER)
         self.banner = ft.Container(ft.Row([cloud, self.banner_text], alignment=ft.MainAxisAlignment.CENTER),
@@ -1262,11 +1236,11 @@ class ChatView(Part):
             ft.Chip(label=ft.Text(f"{row.name}  {row.address}:{row.port}", size=12), show_checkmark=True,
                     selected=self.form["server"].value == f"{row.address}:{row.port}",
                     on_select=self.on(self.choose_realm, row.name))
-            for row in realm_table(self.here.value).values()]
+            for row in common.realm_table(self.here.value).values()]
 
     def choose_realm(self, name: str | bool = "") -> None:
         """A click on a realm, or on `this computer`; or `True`: the server field was typed in."""
-        table = realm_table(self.here.value)
+        table = common.realm_table(self.here.value)
         if name is not True:
             self.realm = name or self.realm
             if self.realm in table:
@@ -1276,14 +1250,16 @@ class ChatView(Part):
 
     async def enter(self) -> None:
         """Logs in, or registers; what is wrong stands beside its field."""
+        if self.enter_button.disabled:             # Enter was pressed twice
+            return
         values = {key: entry.value.strip() for key, entry in self.form.items()}
         faults = {}
         try:
-            self.host, self.port = parse_host_port(values["server"])
+            self.host, self.port = common.parse_host_port(values["server"])
         except ValueError:
             faults["server"] = self.say("bad_server")
         try:
-            fold_name(values["user"])
+            common.fold_name(values["user"])
         except ChatError:
             faults["user"] = self.say("bad_name")
         if re.search(r"\s", values["password"]):
@@ -1298,10 +1274,9 @@ class ChatView(Part):
                 return await self.entered()
             except ConnectionError:
                 faults["server"] = self.say("unreachable", place=values["server"])
-            except Refused as refusal:
-                place = "user" if refusal.code in ("user_exists", "bad_name") else "password"
-                wait = f" ({refusal.reply['retry_after']} s)" if "retry_after" in refusal.reply else ""
-                faults[place] = self.window.reason(refusal) + wait
+            except ChatError as refusal:
+                places = {"user_exists": "user", "bad_name": "user", "too_long": list(self.form)[-1]}
+                faults[places.get(refusal.code, "password")] = self.window.reason(refusal)
             self.enter_button.disabled = False
         for key, entry in self.form.items():
             entry.error = faults.get(key)
@@ -1320,7 +1295,7 @@ class ChatView(Part):
         self.body.content = ft.Container(ft.ProgressRing(), alignment=ft.Alignment.CENTER, expand=True)
         self.window.update(self.root)
         stored = await self.window.recall(self.session_key) or {}
-        with contextlib.suppress(Refused, OSError):
+        with contextlib.suppress(ChatError, OSError):
             if self.login:
                 await self.fresh_connection().request("auth", *self.login)
             elif "token" in stored:
@@ -1341,10 +1316,8 @@ class ChatView(Part):
         conn = self.conn
         realms = (await conn.request("realms"))["realms"]
         conn.realm = self.realm = next((name for name, row in realms.items() if row["link"] == "local"), self.realm)
-        self.chats = Chats(f"{conn.user}@{conn.realm}")
-        self.tiles.clear()
-        self.dirty.clear()
-        self.current, self.chats.realms = None, realms
+        self.chats, self.current = Chats(f"{conn.user}@{conn.realm}"), None
+        self.chats.realms = realms
         self.tools.draw_realms()
         self.chats.marks = await self.window.recall(f"marks.{self.chats.own}") or {}
         await self.remember_session()
@@ -1360,31 +1333,29 @@ class ChatView(Part):
     async def read_people(self) -> None:
         """The people of all realms that can be asked."""
         async def ask(realm: str) -> None:
-            with contextlib.suppress(Refused):
+            with contextlib.suppress(ChatError):
                 rows = (await self.conn.request("info", realm))["users"]
                 self.chats.people |= {f"{row['user']}@{row['realm']}": row for row in rows}
 
         await asyncio.gather(*map(ask, self.chats.realms))
-        self.dirty |= set(self.chats.talks.values())
-        self.draw_soon()
-        self.draw_header()
+        self.changed(*self.chats.talks.values())
 
     async def read_groups(self) -> None:
         """One's groups with their members."""
         self.chats.take_groups((await self.conn.request("groups"))["groups"])
-        self.dirty |= {talk for talk in self.chats.talks.values() if talk.is_group}
-        self.draw_soon()
-        self.draw_header()
+        self.changed(*[talk for talk in self.chats.talks.values() if talk.is_group])
 
     async def leave(self) -> None:
         """Logs out."""
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(ChatError):
             await self.conn.request("logout")
         await self.left()
 
     async def left(self, note: str = "") -> None:
         """After the session's end."""
         self.banner.visible = False
+        self.chats = Chats()
+        self.window.count_unread()
         await self.remember_session()
         self.show_login(values={"user": self.conn.user})
         if note:
@@ -1397,20 +1368,15 @@ class ChatView(Part):
         kind = event["event"]
         if kind == "message":
             talk, message = self.chats.take(event, self.current)
-            self.dirty.add(talk)
-            if talk is self.current:
-                self.fresh.append(message)
-                if talk.first_new == message.id and self.at_bottom and self.window.visible:
-                    talk.first_new = 0             # it is being looked at
-            self.draw_soon()
+            if talk is self.current and talk.first_new == message.id and self.at_bottom and self.window.visible:
+                talk.first_new = 0                 # it is being looked at
+            self.draw_soon(talk, message=message)
         elif kind == "connection":
             self.hear_connection(event)
         elif kind == "presence":
             if event["user"] in self.chats.people:
                 self.chats.people[event["user"]]["online"] = event["online"]
-                self.dirty |= {talk for key, talk in self.chats.talks.items() if key == event["user"]}
-                self.draw_soon()
-                self.draw_header()
+                self.changed(*[talk for key, talk in self.chats.talks.items() if key == event["user"]])
             else:
                 self.window.spawn(self.read_people())
         elif kind == "group":
@@ -1459,8 +1425,16 @@ class ChatView(Part):
             if waiting:
                 await asyncio.sleep(1)
 
-    def draw_soon(self) -> None:
-        """Gathers what came at once into one drawing."""
+    def changed(self, *talks: Conversation) -> None:
+        """After news of the people in these conversations."""
+        self.draw_soon(*talks)
+        self.draw_header()
+
+    def draw_soon(self, *talks: Conversation, message: Message | None = None) -> None:
+        """Gathers into one drawing what came at once: these conversations' tiles, and a message of the last."""
+        self.dirty.update(talks)
+        if message and talks[-1] is self.current:
+            self.fresh.append(message)
         if not self.flushing:
             self.flushing = asyncio.get_running_loop().call_later(0.01, self.draw_now)
 
@@ -1472,17 +1446,11 @@ class ChatView(Part):
         dirty, self.dirty, fresh, self.fresh = self.dirty, set(), self.fresh, []
         new = [message for message in dict.fromkeys(fresh) if message not in self.rows]
         for message in fresh:
-            if message in self.rows:
-                self.draw_message(message)
+            self.draw_message(message)
         if new and self.current:
-            if self.at_bottom and len(new) < self.PAGE and self.current.messages[-len(new):] == new:
+            if self.at_bottom and len(self.rows) + len(new) < self.MOST and self.current.messages[-len(new):] == new:
                 for message in new:
                     self.list.controls.insert(0, self.row_of(self.current.messages.index(message)))
-                if len(self.list.controls) > self.MOST:
-                    for message in self.current.messages[self.first:-self.MOST]:
-                        self.rows.pop(message, None)
-                    del self.list.controls[self.MOST:]
-                    self.first = len(self.current.messages) - self.MOST
                 self.window.update(self.holder)
             elif self.at_bottom:
                 self.draw_messages()
@@ -1490,7 +1458,7 @@ class ChatView(Part):
                 self.held += len(new)
                 self.draw_jump()
             self.mark_read()
-        for talk in dirty:
+        for talk in dirty.intersection(self.chats.talks.values()):     # none of who was logged in before
             self.draw_tile(talk)
         self.draw_list()
 
@@ -1499,6 +1467,7 @@ class ChatView(Part):
     def show_chat(self) -> None:
         """The list of conversations, and beside it the one that is open."""
         say = self.say
+        self.tiles.clear()
         self.filter = ft.TextField(
             hint_text=say("find"), dense=True, prefix_icon=ft.Icons.SEARCH, filled=True, border=round_border(),
             on_change=self.on(self.draw_list), on_submit=self.on(self.step, 0))
@@ -1539,13 +1508,13 @@ class ChatView(Part):
                  for theme, icon in themes]
         items += [ft.PopupMenuItem(), self.item(ft.Icons.TRANSLATE, "other_language", window.switch_language),
                   self.item(ft.Icons.TERMINAL, "tools", self.tools.toggle)]
-        if self.conn and self.conn.token:
+        if self.chats.own:
             items += [ft.PopupMenuItem(), self.item(ft.Icons.LOGOUT, "logout", self.leave)]
         return ft.PopupMenuButton(icon=ft.Icons.MORE_VERT, tooltip=self.say("settings"), items=items)
 
     def lay_out(self) -> None:
         """Side by side where it is wide; the list or the conversation where it is narrow."""
-        if not self.chats.own or not self.conn or not self.conn.token:
+        if not self.chats.own:
             return
         self.side.visible = not (self.is_narrow and self.current)
         self.pane.visible = not self.is_narrow or bool(self.current)
@@ -1580,8 +1549,10 @@ class ChatView(Part):
     def draw_tile(self, talk: Conversation) -> None:
         """One conversation in the list."""
         last, name = talk.last, self.title_of(talk.key)
-        tile = self.tiles.get(talk.key) or StillBox(
-            border_radius=14, padding=ft.Padding(10, 8, 10, 8), ink=True, on_click=self.on(self.open, talk.key))
+        if talk.key not in self.tiles:
+            self.tiles[talk.key] = StillBox(border_radius=14, padding=ft.Padding(10, 8, 10, 8), ink=True,
+                                            on_click=self.on(self.open, talk.key))
+        tile = self.tiles[talk.key]
         end = [small(self.window.show_day(last.when, short_form=True), size=11)] if last else []
         if talk.unread:
             end.append(ft.Container(ft.Text(str(talk.unread), size=11, color=ft.Colors.ON_PRIMARY), border_radius=10,
@@ -1590,9 +1561,7 @@ class ChatView(Part):
         tile.content = ft.Row([
             avatar(name, talk.key, self.chats.is_online(talk.key)), two_lines(name, self.preview(talk)),
             ft.Column(end, spacing=4, horizontal_alignment=ft.CrossAxisAlignment.END, tight=True)], spacing=12)
-        if talk.key in self.tiles:
-            self.window.update(tile)
-        self.tiles[talk.key] = tile
+        self.window.update(tile)
 
     def title_of(self, key: str) -> str:
         """A person's name, or a group's; with the realm where it is another's."""
@@ -1631,11 +1600,9 @@ class ChatView(Part):
 
     def close_talk(self) -> None:
         """Back to the list, on a phone."""
-        left = self.current
+        self.draw_soon(*{self.current} - {None})
         self.show_nothing()
         self.lay_out()
-        if left:
-            self.draw_tile(left)
         self.window.update(self.root)
 
     def open(self, key: str) -> None:
@@ -1661,16 +1628,14 @@ class ChatView(Part):
         self.draw_messages()
         self.lay_out()
         self.mark_read()
-        for other in {before, talk} - {None}:
-            self.draw_tile(other)
-        self.draw_list()
+        self.draw_soon(*{before, talk} - {None})
         self.window.update(self.root)
         if len(talk.messages) < self.PAGE and not talk.complete:
             self.window.spawn(self.load_older())
 
     def draw_header(self) -> None:
         """Whose conversation it is."""
-        if not self.current or not self.conn.token:
+        if not self.current:
             return
         talk, say = self.current, self.say
         online = self.chats.is_online(talk.key)
@@ -1690,8 +1655,8 @@ class ChatView(Part):
 
     def draw_messages(self) -> None:
         """The newest messages of the conversation, in a list that stands at its end."""
-        self.rows.clear()
-        self.bars.clear()
+        for gathered in (self.rows, self.bars, self.fresh):
+            gathered.clear()
         self.list = StillList(expand=True, reverse=True, spacing=3, on_scroll=self.window.heard(self.scrolled),
                               scroll_interval=60, padding=ft.Padding(16, 10, 16, 10), key=secrets.token_hex(4))
         self.holder.content = ft.SelectionArea(self.list)
@@ -1809,9 +1774,9 @@ class ChatView(Part):
     async def load_older(self) -> None:
         """One more page above those that are shown."""
         talk = self.current
-        if self.loading or not talk or not self.first and talk.complete or len(self.rows) >= self.LOOK_BACK:
+        if not talk or talk.loading or not self.first and talk.complete or len(self.rows) >= self.LOOK_BACK:
             return
-        self.loading = True
+        talk.loading = True
         try:
             if self.first < self.PAGE and not talk.complete:
                 oldest = next((str(message.id) for message in talk.messages if message.id), "9" * 15)
@@ -1821,7 +1786,8 @@ class ChatView(Part):
                 for fields in reply["messages"]:
                     talk.add(Message.received(fields))
                 talk.complete = not reply["more"]
-                self.first += len(talk.messages) - before
+                if talk is self.current:
+                    self.first += len(talk.messages) - before
             if talk is self.current and self.first:
                 was, self.first = self.first, max(0, self.first - self.PAGE)
                 self.list.controls.extend(self.row_of(number) for number in reversed(range(self.first, was)))
@@ -1829,14 +1795,14 @@ class ChatView(Part):
                 if was < len(talk.messages):       # what was the oldest may now belong to those above
                     self.draw_message(talk.messages[was])
         finally:
-            self.loading = False
+            talk.loading = False
 
     def mark_read(self) -> None:
         """All of the open conversation has been seen, if the page is."""
         talk = self.current
         if not talk or not self.window.visible or not talk.last:
             return
-        newest = max((message.id for message in talk.messages[-5:]), default=0)
+        newest = next((message.id for message in reversed(talk.messages) if message.id), 0)
         talk.unread = 0
         self.dirty.add(talk)
         if newest > self.chats.marks.get(talk.key, 0):
@@ -1856,10 +1822,10 @@ class ChatView(Part):
     async def send(self, by_button: bool = False) -> None:
         """Sends what was typed."""
         text, talk = (self.input.value or "").strip(), self.current
-        too_long = len(text.encode()) > MAX_TEXT
+        too_long = len(text.replace("\n", LINE_BREAK).encode()) > common.MAX_TEXT
         if too_long != self.input_error.visible:
             self.input_error.visible = too_long
-            self.input_error.value = self.say("too_long", size=show_size(MAX_TEXT))
+            self.input_error.value = self.say("too_long", size=show_size(common.MAX_TEXT))
             self.window.update(self.input_error.parent)
         if too_long or not text:
             return
@@ -1877,10 +1843,8 @@ class ChatView(Part):
         talk.unread = talk.first_new = 0
         if not self.at_bottom and talk is self.current:
             self.draw_messages()
-        self.fresh.append(message)
-        self.dirty.add(talk)
-        self.draw_soon()
-        group = "group" if talk.is_group else ""
+        self.draw_soon(talk, message=message)
+        group, moved = "group" if talk.is_group else "", False
         try:
             if message.picked and not message.path:    # in a browser, the file first comes to this program
                 message.path = await self.window.upload(message.picked, self.show_progress(message, 0)) \
@@ -1891,7 +1855,10 @@ class ChatView(Part):
                     progress=self.show_progress(message, self.page.web and 0.5))
             else:
                 reply = await self.conn.request(f"send{group}", talk.address, message.text)
-            message.id, message.file = reply["id"], reply.get("file", message.file)
+            before = list(talk.messages)
+            talk.settle(message, reply["id"])
+            moved = before != talk.messages
+            message.file = reply.get("file", message.file)
             message.state, message.reason = "stored", ""
             if reply.get("queued"):
                 message.state, message.reason = "queued", self.say("queued")
@@ -1899,18 +1866,13 @@ class ChatView(Part):
                 message.path.unlink(missing_ok=True)
         except asyncio.CancelledError:
             talk.messages.remove(message)
-        except (Refused, OSError) as refusal:
+            moved = True
+        except (ChatError, OSError) as refusal:
             message.state, message.reason = "failed", self.window.reason(refusal)
         message.task = None
-        before = list(talk.messages)
-        talk.sort()
-        if talk is self.current:
-            if before == talk.messages and message in self.rows and message in talk.messages:
-                self.draw_message(message)
-            else:
-                self.draw_messages()
-        self.dirty.add(talk)
-        self.draw_soon()
+        if talk is self.current and moved:
+            self.draw_messages()
+        self.draw_soon(talk, message=None if moved else message)
 
     async def send_again(self, message: Message) -> None:
         """After a failure."""
@@ -1954,9 +1916,9 @@ class ChatView(Part):
     async def load_picture(self, message: Message) -> None:
         """Fetches a picture, to be shown where it stands."""
         try:
-            path = await self.conn.fetch_file(str(message.file["id"]), self.window.folder)
-            message.source = self.window.publish(path, message.file["name"])
-        except (Refused, OSError) as refusal:
+            path = await self.conn.fetch_file(str(message.file["id"]), self.window.new_folder())
+            message.source = self.window.publish(path)
+        except (ChatError, OSError) as refusal:
             message.reason = self.window.reason(refusal)
             message.source = "none"
         message.task = None
@@ -1969,16 +1931,21 @@ class ChatView(Part):
         self.window.show_dialog(message.file["name"], viewer, [
             ft.TextButton(self.say("save"), on_click=self.on(self.save, message))])
 
+    async def fetch(self, file_id: str, progress: Progress = unwatched) -> Path:
+        """Brings a file to the person: a browser's download, or in the folder of downloads."""
+        folder = self.window.new_folder() if self.page.web else self.window.options.downloads
+        path = await self.conn.fetch_file(file_id, folder, progress)
+        await self.window.hand_over(path)
+        return path
+
     async def save(self, message: Message) -> None:
-        """Saves a file: a browser's download, or in the folder of downloads."""
+        """Saves the file of a message."""
         if message.task:
             return
 
         async def fetch() -> None:
-            folder = self.window.folder if self.page.web else self.window.options.downloads
             try:
-                path = await self.conn.fetch_file(str(message.file["id"]), folder, self.show_progress(message, 0))
-                await self.window.hand_over(path, message.file["name"])
+                await self.fetch(str(message.file["id"]), self.show_progress(message, 0))
             finally:
                 message.task = None
                 self.draw_message(message)
@@ -2011,21 +1978,25 @@ class ChatView(Part):
             return [row for row in rows or () if words in f"{row[1]} {row[2]}".lower()]
 
         async def submit() -> None:
-            if name := entry.value.strip().lower():
-                key = ("#" if word else "") + (name if "@" in name else f"{name}@{self.realm}")
-                await take(matching()[0][0] if matching() else key)
+            keys = [key for key, _, _ in matching()] if entry.value.strip() else []
+            try:
+                typed = ("#" if word else "") + "@".join(common.parse_address(entry.value.strip(), self.realm))
+            except ChatError as refusal:           # it may still be a part of someone's full name
+                typed, entry.error = "", self.window.reason(refusal)
+            if typed or keys:
+                return await take(typed if typed in keys or not keys else keys[0])
+            self.window.update(entry)
 
         async def take(key: str) -> None:
             if word:
                 try:
                     await self.conn.request(word, short(key.lstrip("#"), self.realm))
-                except Refused as refusal:
+                except ChatError as refusal:
                     entry.error = self.window.reason(refusal)
                     return self.window.update(entry)
-            self.page.pop_dialog()
-            if word:
                 await self.read_groups()
                 self.chats.talk(key).complete = word == "addgroup"
+            self.page.pop_dialog()
             self.open(key)
 
         def draw() -> None:
@@ -2097,7 +2068,7 @@ def decode(frame: bytes) -> list[tuple[str, str]]:
     command = COMMANDS.get(words[0].lower())
     if not command:
         return [*fields, ("?", text)]
-    values = split_arguments(" ".join(words[1:]), len(command.names), command.takes_rest)
+    values = common.split_arguments(" ".join(words[1:]), len(command.names), command.takes_rest)
     names = [name.rstrip("…") for name in command.names]
     return [*fields, ("command", command.word), *zip(names, values, strict=False)]
 
@@ -2113,26 +2084,21 @@ class Wire(Part):
         self.frames: collections.deque[tuple[str, Frame, bytes]] = collections.deque(maxlen=self.KEPT)
         self.paused = False
         self.drawing: asyncio.TimerHandle | None = None
-        self.unseen = 0
+        self.undrawn = 0
+        self.list = StillList(expand=True, reverse=True, spacing=0, padding=6)
+        self.holder = ft.Container(self.list, expand=True)
 
     def see(self, who: str, frame: Frame) -> None:
         """A frame; drawn a little later with others."""
         if self.paused:
             return
         self.frames.append((who, frame, mask(frame.head)))
-        self.unseen += 1
-        if not self.drawing and self.is_shown:
+        self.undrawn += 1
+        if not self.drawing and self.window.holds(self.holder):
             self.drawing = asyncio.get_running_loop().call_later(0.05, self.draw)
-
-    @property
-    def is_shown(self) -> bool:
-        """Whether the panel is on the page."""
-        return bool(getattr(self, "list", None) and self.list.parent and self.window.holds(self.list))
 
     def build(self) -> Any:
         """The panel."""
-        self.list = StillList(expand=True, reverse=True, spacing=0, padding=6)
-        self.holder = ft.Container(self.list, expand=True)
         self.filter = ft.TextField(hint_text=self.say("filter"), dense=True, text_size=13, width=220, height=36,
                                    on_change=self.on(self.redraw), content_padding=8)
         self.pause = self.button(ft.Icons.PAUSE, "pause", self.toggle, icon_size=18)
@@ -2140,7 +2106,6 @@ class Wire(Part):
         bar = ft.Row([ft.Semantics(content=self.filter, label=self.say("filter")), self.pause,
                       self.button(ft.Icons.COPY, "copy", self.copy, icon_size=18),
                       self.button(ft.Icons.DELETE_SWEEP, "clear", self.clear, icon_size=18)], spacing=2)
-        self.unseen = 0
         self.redraw()
         return ft.Column([ft.Container(bar, padding=ft.Padding(10, 0, 0, 0)), self.holder], spacing=0, expand=True)
 
@@ -2179,18 +2144,17 @@ class Wire(Part):
 
     def draw(self) -> None:
         """Adds what has come since the last time."""
-        self.drawing = None
-        if self.is_shown:
-            new = list(self.frames)[-self.unseen:] if self.unseen else []
-            self.unseen = 0
-            self.list.controls[:0] = [self.row(entry) for entry in reversed(self.matching(new)[-self.SHOWN:])]
-            del self.list.controls[self.SHOWN:]
-            self.window.update(self.holder)
+        new = list(self.frames)[-self.undrawn:] if self.undrawn else []
+        self.drawing, self.undrawn = None, 0
+        self.list.controls[:0] = [self.row(entry) for entry in reversed(self.matching(new)[-self.SHOWN:])]
+        del self.list.controls[self.SHOWN:]
+        self.window.update(self.holder)
 
     def redraw(self) -> None:
         """After the filter has changed."""
-        self.list.controls = [self.row(entry) for entry in reversed(self.matching(self.frames)[-self.SHOWN:])]
-        self.window.update(self.holder)
+        self.list.controls.clear()
+        self.undrawn = len(self.frames)
+        self.draw()
 
     def toggle(self) -> None:
         """Pauses, or goes on."""
@@ -2226,7 +2190,9 @@ class Tools(Part):
         self.view, self.wire = view, Wire(view.window)
         self.root = ft.Container(visible=False, height=self.HEIGHT, bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST,
                                  border=ft.Border.only(top=ft.BorderSide(1, ft.Colors.OUTLINE_VARIANT)))
-        self.lines: collections.deque[tuple[str, str]] = collections.deque(maxlen=300)     # kind, text
+        self.list = StillList(expand=True, reverse=True, spacing=1, padding=10)      # what was typed and answered
+        self.list_holder = ft.Container(ft.SelectionArea(self.list), expand=True)
+        self.table = ft.Row(wrap=True, spacing=12, run_spacing=12)     # of the realms
         self.typed: list[str] = []
         self.recalled = 0
         self.has_focus = False
@@ -2263,16 +2229,13 @@ class Tools(Part):
         self.tab = tab
         self.draw()
         self.window.update(self.root.parent)
-        if tab == "realms" and self.view.conn and self.view.conn.token:
+        if tab == "realms" and self.view.chats.own:
             self.window.spawn(self.view.read_realms())
 
     # -- commands
 
     def build_commands(self) -> Any:
         """What was typed and answered, and the line to type in."""
-        self.list = StillList(expand=True, reverse=True, spacing=1, padding=10)
-        self.list.controls = [self.line(*line) for line in reversed(self.lines)]
-        self.list_holder = ft.Container(ft.SelectionArea(self.list), expand=True)
         self.choices = ft.Row(spacing=6, scroll=ft.ScrollMode.AUTO)
         self.input = ft.TextField(
             label=self.say("command"), dense=True, text_style=ft.TextStyle(font_family="Mono", size=13), autofocus=True,
@@ -2283,19 +2246,16 @@ class Tools(Part):
                           ft.Container(self.input, padding=ft.Padding(10, 6, 10, 8))],
                          spacing=0, expand=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH)
 
-    def line(self, kind: str, text: str) -> Any:
-        """A line of the commands' panel."""
-        color = {"typed": ft.Colors.PRIMARY, "failed": ft.Colors.ERROR}.get(kind)
-        return ft.Text(("> " if kind == "typed" else "") + text, font_family="Mono", size=12.5, color=color)
+    def print(self, *texts: str, color: str | None = None) -> None:
+        """Adds lines to what was typed and answered."""
+        for text in texts:
+            self.list.controls.insert(0, ft.Text(text, font_family="Mono", size=12.5, color=color))
+        del self.list.controls[300:]
+        self.window.update(self.list_holder)
 
-    def print(self, kind: str, *texts: str) -> None:
-        """Adds lines to the panel."""
-        self.lines.extend((kind, text) for text in texts)
-        if self.root.visible and self.tab == "commands":
-            for text in texts:
-                self.list.controls.insert(0, self.line(kind, text))
-            del self.list.controls[300:]
-            self.window.update(self.list_holder)
+    def print_failure(self, why: str) -> None:
+        """Adds a line in red."""
+        self.print(why, color=ft.Colors.ERROR)
 
     def focus(self, has_focus: bool) -> None:
         """Whether arrows recall lines."""
@@ -2303,22 +2263,17 @@ class Tools(Part):
 
     def completions(self) -> list[tuple[str, str]]:
         """What the line may become, and a remark on each."""
-        text = self.input.value or ""
-        word, space, rest = text.partition(" ")
-        if not space:
-            return [(command.word + " ", command.prompt_usage) for command in PUBLIC_COMMANDS
-                    if command.word.startswith(word.lower())]
-        command = COMMANDS.get(word.lower())
-        if not command:
-            return []
-        last = rest.rpartition(" ")[2]
-        kinds = [name for name in command.names if name != "T"]
-        kind = kinds[min(rest.count(" "), len(kinds) - 1)] if kinds else ""
-        chats = self.view.chats
-        names = {"USER": list(chats.people), "GROUP": [talk.address for talk in chats.talks.values() if talk.is_group],
-                 "USER-or-GROUP": [talk.address for talk in chats.talks.values()], "REALM": list(chats.realms)}
-        found = [short(name, self.view.realm) for name in names.get(kind.strip("[]"), [])]
-        return [(text[: len(text) - len(last)] + name + " ", name) for name in found if name.startswith(last)]
+        text, chats = self.input.value or "", self.view.chats
+        before, space, last = text.rpartition(" ")
+        kind = parameter_after(before.split())
+        if kind == "COMMAND":
+            found = [(command.word, command.prompt_usage) for command in PUBLIC_COMMANDS]
+        else:
+            talks = list(chats.talks.values())
+            names = {"USER": chats.people, "GROUP": [talk.address for talk in talks if talk.is_group],
+                     "USER-or-GROUP": [talk.address for talk in talks], "REALM": chats.realms}.get(kind, ())
+            found = [(name, name) for name in (short(name, self.view.realm) for name in names)]
+        return [(f"{before}{space}{word} ", label) for word, label in found if word.startswith(last.lower())]
 
     def suggest(self) -> None:
         """Shows what the line may become."""
@@ -2352,11 +2307,12 @@ class Tools(Part):
         self.recall(-self.recalled)
         self.suggest()
         if line:
+            shown = line
             if SECRET.match(line):
-                self.print("typed", mask(" ".join(line.split()).encode()).decode())
+                shown = mask(" ".join(line.split()).encode()).decode()
             else:
-                self.print("typed", line)
                 self.typed.append(line)
+            self.print(f"> {shown}", color=ft.Colors.PRIMARY)
             self.window.spawn(self.carry_out(line))
         await self.input.focus()
 
@@ -2370,19 +2326,18 @@ class Tools(Part):
             if command.takes_file and self.page.web:      # a visitor must not name files of this computer
                 picked = await self.window.picker.pick_files()
                 if not picked:
-                    return self.print("failed", self.say("cancelled"))
-                path = await self.window.upload(picked[0], lambda done, size: None)
+                    return self.print_failure(self.say("cancelled"))
+                path = await self.window.upload(picked[0])
                 reply = await conn.send_file(word, *arguments[:-1], path=path, name=picked[0].name)
                 lines = describe(word, reply, view.realm)
             elif word == "getfile":
-                path = await conn.fetch_file(arguments[0], self.window.folder)
-                await self.window.hand_over(path, path.name)
+                path = await view.fetch(arguments[0])
                 lines = [self.say("saved", path=path.name, size=show_size(path.stat().st_size))]
             else:
                 lines = await perform(conn, line, self.window.options.downloads)
-            self.print("", *lines)
-        except (Refused, OSError) as refusal:
-            return self.print("failed", self.say("failed", reason=self.window.reason(refusal)))
+            self.print(*lines)
+        except (ChatError, OSError) as refusal:
+            return self.print_failure(self.say("failed", reason=self.window.reason(refusal)))
         if conn.token != before:
             await (view.entered() if conn.token else view.left())
         elif word in ("addgroup", "joingroup", "leavegroup"):
@@ -2392,16 +2347,14 @@ class Tools(Part):
 
     def build_realms(self) -> Any:
         """The realms of the table and the link to each."""
-        self.table = ft.Row(wrap=True, spacing=12, run_spacing=12)
         self.draw_realms()
         return ft.Container(ft.Column([self.table], scroll=ft.ScrollMode.AUTO), padding=14, expand=True)
 
     def draw_realms(self) -> None:
         """After news of a link."""
-        if self.root.visible and self.tab == "realms":
-            self.table.controls = [realm_card(name, [(name, row)], self.say)
-                                   for name, row in self.view.chats.realms.items()] or [small(self.say("no_realms"))]
-            self.window.update(self.table)
+        self.table.controls = [realm_card(name, [(name, row)], self.say)
+                               for name, row in self.view.chats.realms.items()] or [small(self.say("no_realms"))]
+        self.window.update(self.table)
         if self.window.demo:
             self.window.draw_cards()
 
@@ -2429,7 +2382,7 @@ def realm_card(name: str, links: list[tuple[str, dict]], say: Callable[..., str]
 
 # ---- the page ------------------------------------------------------------------------------------
 
-FILES: dict[str, tuple[Path, str]] = {}            # what browsers may fetch: token -> file and its name
+FILES: dict[str, Path] = {}                        # what browsers may fetch: token -> file
 
 
 class Window:
@@ -2442,15 +2395,14 @@ class Window:
         self.busy_until = 0.0                      # until then Esc is a dialog's
         self.views: list[ChatView] = []
         self.wire: Wire | None = None              # of the demo, for all its chats
-        self.folder = Path(tempfile.mkdtemp(dir=UPLOADS))
-        self.tokens: list[str] = []
+        self.folder = Path(tempfile.mkdtemp(dir=options.uploads))      # what is fetched here, and sent from here
         self.tasks: set[asyncio.Task] = set()
         self.prefs = ft.SharedPreferences()
         self.clipboard = ft.Clipboard()
         self.launcher = ft.UrlLauncher()
         self.picker = ft.FilePicker(on_upload=self.heard(self.uploading))
         self.upload_lock = asyncio.Lock()
-        self.upload_state: tuple[Any, asyncio.Future, Progress] | None = None
+        self.upload_state: tuple[Any, Path, asyncio.Future, Progress] | None = None
         self.storing: set[str] = set()
 
     # -- what the views use
@@ -2465,7 +2417,7 @@ class Window:
             result = work(*arguments)
             if asyncio.iscoroutine(result):
                 await result
-        except (Refused, OSError) as refusal:
+        except (ChatError, OSError) as refusal:
             self.toast(self.reason(refusal))
         except Exception:
             log.exception("handler")
@@ -2509,11 +2461,8 @@ class Window:
             self.page.show_dialog(ft.SnackBar(ft.Text(text), duration=4000))
 
     def reason(self, error: Exception) -> str:
-        """Why something was refused, in the page's language where it has the words."""
-        if isinstance(error, ConnectionError):
-            return self.say("unreachable", place=str(error))
-        code = getattr(error, "code", "")
-        return REASONS[code] if self.settings["language"] == ENGLISH and code in REASONS else str(error)
+        """Why something failed, in the page's language where it has the words."""
+        return reason(error, self.settings["language"])
 
     def show_dialog(self, title: str, content: Any, buttons: list[Any]) -> None:
         """A dialog; Esc closes it, and nothing else then."""
@@ -2576,48 +2525,48 @@ class Window:
 
     # -- files
 
-    async def upload(self, picked: Any, progress: Progress) -> Path:
+    async def upload(self, picked: Any, progress: Progress = unwatched) -> Path:
         """A file that was picked in a browser, brought here."""
-        name = secrets.token_hex(16)
-        path = UPLOADS / name
+        path = self.folder / secrets.token_hex(16)
+        path.touch()
         async with self.upload_lock:
             if picked.size:
                 done = asyncio.get_running_loop().create_future()
-                self.upload_state = picked, done, progress
+                self.upload_state = picked, path, done, progress
                 await self.picker.upload([ft.FilePickerUploadFile(
-                    id=picked.id, name=picked.name, upload_url=self.page.get_upload_url(name, 600))])
+                    id=picked.id, name=picked.name,
+                    upload_url=self.page.get_upload_url(f"{self.folder.name}/{path.name}", 600))])
                 await done
-            else:
-                path.touch()
-        target = self.folder / name
-        os.replace(path, target)
-        return target
+        return path
 
     def uploading(self, event: Any) -> None:
         """News of a file on its way from the browser."""
-        picked, done, progress = self.upload_state
+        picked, path, done, progress = self.upload_state
         if done.done() or event.file_name != picked.name:      # it was cancelled
             return
         if event.error:
             done.set_exception(OSError(event.error))
         elif event.progress is not None:
             progress(int(event.progress * picked.size), picked.size)
-            if event.progress >= 1:
+            if event.progress >= 1 and path.stat().st_size == picked.size:     # else it is a cancelled one of that name
                 done.set_result(None)
 
-    def publish(self, path: Path, name: str) -> str:
+    def new_folder(self) -> Path:
+        """For a file that keeps its name, though there are others of that name."""
+        return Path(tempfile.mkdtemp(dir=self.folder))
+
+    def publish(self, path: Path) -> str:
         """Where the page finds a file of this computer."""
         if not self.page.web:
             return str(path)
         token = secrets.token_urlsafe(24)
-        FILES[token] = path, name
-        self.tokens.append(token)
+        FILES[token] = path
         return f"/dl/{token}?show"                 # with its `?` Flet can't take it for a picture in base64
 
-    async def hand_over(self, path: Path, name: str) -> None:
+    async def hand_over(self, path: Path) -> None:
         """Gives a fetched file to the person."""
         if self.page.web:
-            url = self.publish(path, name).replace("?show", "?save")
+            url = self.publish(path).replace("?show", "?save")
             await self.launcher.launch_url(url, web_only_window_name="_self")
             asyncio.get_running_loop().call_later(600, lambda: path.unlink(missing_ok=True))
         else:
@@ -2637,8 +2586,7 @@ class Window:
         page.on_keyboard_event = self.heard(self.key_pressed)
         page.on_resize = self.on(self.resize)
         page.on_app_lifecycle_state_change = self.heard(self.shown_or_hidden)
-        self.settings = {"language": await self.system_language(), "theme": "system",
-                         **(await self.recall("settings") or {})}
+        self.settings |= {"language": await self.system_language(), **(await self.recall("settings") or {})}
         self.build()
         if page.web:
             self.spawn(self.watch())
@@ -2726,13 +2674,12 @@ class Window:
         for view in self.views:
             view.tools.draw()
             key = view.current and view.current.key
-            if view.conn and view.conn.token:
-                view.tiles.clear()
+            if view.chats.own:
                 view.show_chat()
                 if key:
                     view.open(key)
             else:
-                view.show_login(view.registering)
+                view.show_login(view.registering, {key: entry.value for key, entry in view.form.items()})
         self.count_unread()
 
     def resize(self) -> None:
@@ -2757,7 +2704,7 @@ class Window:
                 if event.key == "Tab":
                     return await tools.complete()
                 return tools.recall(1 if event.key == "Arrow Up" else -1)
-        view = next((view for view in self.views if view.conn and view.conn.token), None)
+        view = next((view for view in self.views if view.chats.own), None)
         if not view:
             return
         if event.key.upper() == "K" and (event.ctrl or event.meta):
@@ -2795,8 +2742,8 @@ class Window:
         for view in self.views:
             if view.conn:
                 await view.conn.close()
-        for token in self.tokens:
-            FILES.pop(token, None)
+        for token in [token for token, path in FILES.items() if self.folder in path.parents]:
+            del FILES[token]
         shutil.rmtree(self.folder, ignore_errors=True)
         for task in list(self.tasks):
             task.cancel()
@@ -2804,21 +2751,22 @@ class Window:
 
 # ---- serving the page ----------------------------------------------------------------------------
 
-UPLOADS = Path()                                   # where files wait that browsers send; a folder of this process
-
-
 def run_page(options: argparse.Namespace) -> int:
     """Shows the page: a window under `flet run`, else in browsers."""
-    global UPLOADS
-    ensure_packages("flet", "flet-web", "flet-cli")
+    common.ensure_packages("flet", "flet-web", "flet-cli")
     os.environ.setdefault("FLET_SESSION_TIMEOUT", "30")       # seconds that a page may be away
     os.environ.setdefault("FLET_SECRET_KEY", secrets.token_hex(16))
     os.environ.setdefault("FLET_MAX_UPLOAD_SIZE", str(options.max_file * MIB))
     load_flet()
     assets = str(Path(__file__).resolve().parent / "assets")
     with contextlib.ExitStack() as stack:
-        UPLOADS = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chat-uploads-")))
-        demo = stack.enter_context(Demo(options.data)) if options.demo else None
+        def folder_for_now(prefix: str) -> Path:
+            return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)))
+
+        options.uploads = folder_for_now("chat-uploads-")
+        demo = None
+        if options.demo:
+            demo = stack.enter_context(Demo(options.data or folder_for_now("chat-demo-")))
 
         async def open_page(page: Any) -> None:
             await Window(page, options, demo).open()
@@ -2827,7 +2775,8 @@ def run_page(options: argparse.Namespace) -> int:
         if under_flet and "FLET_FORCE_WEB_SERVER" not in os.environ and has_display():
             ft.run(open_page, assets_dir=assets)
         else:
-            app = ft.run(open_page, export_asgi_app=True, no_cdn=True, upload_dir=str(UPLOADS), assets_dir=assets)
+            app = ft.run(open_page, export_asgi_app=True, no_cdn=True, upload_dir=str(options.uploads),
+                         assets_dir=assets)
             serve(app, options)
     return 0
 
@@ -2844,11 +2793,11 @@ def serve(app: Any, options: argparse.Namespace) -> None:
     from fastapi.routing import APIRoute
 
     async def download(token: str, save: str | None = None) -> Any:
-        if token not in FILES:
-            return PlainTextResponse("File tidak ditemukan", 404)
-        path, name = FILES[token]
-        kind = IMAGES.get(Path(name).suffix.lower()) if save is None else None
-        return FileResponse(path, media_type=kind or "application/octet-stream", filename=name, headers={
+        path = FILES.get(token)
+        if not path or not path.exists():
+            return PlainTextResponse(common.ERRORS["file_not_found"], 404)
+        kind = IMAGES.get(path.suffix.lower()) if save is None else None
+        return FileResponse(path, media_type=kind or "application/octet-stream", filename=path.name, headers={
             "X-Content-Type-Options": "nosniff"}, content_disposition_type="inline" if kind else "attachment")
 
     app.router.routes.insert(0, APIRoute("/dl/{token}", download))
@@ -2882,9 +2831,8 @@ class Demo:
 
     USERS = ("messi", "henderson")                 # who logs in at the first realm, and at the second
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="chat-demo-"))
-        self.is_kept = bool(folder)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.ports = {name: free_port() for name in REALMS}
         self.servers: dict[str, subprocess.Popen] = {}
 
@@ -2901,8 +2849,6 @@ class Demo:
     def __exit__(self, *_: object) -> None:
         for name in list(self.servers):
             self.stop(name)
-        if not self.is_kept:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self, name: str) -> None:
         """Starts a realm's server and waits until it listens."""
@@ -2945,7 +2891,7 @@ class Demo:
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; each option may come from the environment too."""
     parser = argparse.ArgumentParser(description="A chat client: a page, or with --prompt a command line.")
-    home = realm_of_folder(Path(__file__).resolve().parent.name)
+    home = common.realm_of_folder(Path(__file__).resolve().parent.name)
     add_option(parser, "--realm", default=home, choices=list(REALMS), help=f"the realm to log in at ({home})")
     add_option(parser, "--server", metavar="HOST:PORT", help="a server elsewhere than the realm table says")
     add_option(parser, "--tls", action="store_true", help="the server has a certificate")
@@ -2956,7 +2902,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_option(parser, "--data", type=Path, metavar="DIR", help="where the demo keeps its data (else it is removed)")
     add_option(parser, "--web-port", type=int, metavar="N", help="the page's port (8550, or a free one)")
     add_option(parser, "--downloads", type=Path, metavar="DIR", help="where files are saved (received/)")
-    add_option(parser, "--max-file", type=int, default=MAX_FILE // MIB, metavar="MIB", help="the server's limit (64)")
+    add_option(parser, "--max-file", type=int, default=common.MAX_FILE // MIB, metavar="MIB",
+               help="the server's limit (64)")
     return parser.parse_args(arguments)
 
 
@@ -2964,13 +2911,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the client as the command line says."""
     options = parse_arguments(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    row = realm_table(options.local)[options.realm]
+    row = common.realm_table(options.local)[options.realm]
     try:
-        options.place = parse_host_port(options.server) if options.server else (row.address, row.port)
+        options.place = common.parse_host_port(options.server) if options.server else (row.address, row.port)
     except ValueError as error:
         sys.exit(str(error))
     options.context = ssl.create_default_context(cafile=options.tls_ca) if options.tls or options.tls_ca else None
-    options.downloads = options.downloads or ROOT / row.folder / "received"
+    options.downloads = options.downloads or common.ROOT / row.folder / "received"
     try:
         return run_prompt(options) if options.prompt else run_page(options)
     except KeyboardInterrupt:
