@@ -67,7 +67,7 @@ class Server:
     running: set[Server] = set()
 
     def __init__(self, *options: str, realm: str = "mesin1", peer: str = NOWHERE, port: int = 0,
-                 wrapper: Iterable[str] = ()) -> None:
+                 wrapper: Iterable[str] = (), wait: bool = True) -> None:
         self.realm, self.host, self.port = realm, "127.0.0.1", port
         self.wrapper = wrapper                                 # the words of a program that starts it by `exec`
         self.folder = Path(tempfile.mkdtemp(prefix=f"{realm}-", dir=SCRATCH))
@@ -75,10 +75,10 @@ class Server:
         other = "mesin2" if realm == "mesin1" else "mesin1"
         self.options = ["--bind", "127.0.0.1", "--data", str(self.data), "--peer", f"{other}={peer}", *options]
         self.process: subprocess.Popen[str] | None = None
-        self.start()
+        self.start(wait)
 
-    def start(self) -> None:
-        """Starts the process and waits for its start line, which says the port."""
+    def start(self, wait: bool = True) -> None:
+        """Starts the process, and waits until it listens; without `wait` others may be started meanwhile."""
         program = ROOT / REALMS[self.realm].folder / "ChatServer.py"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CHAT_")}
         with self.log_file.open("ab") as log:
@@ -86,6 +86,11 @@ class Server:
                 [*self.wrapper, sys.executable, str(program), *self.options, "--port", str(self.port)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         Server.running.add(self)
+        if wait:
+            self.await_start()
+
+    def await_start(self) -> None:
+        """Waits for the start line, which says the port."""
         line = first_line(self.process)
         found = re.fullmatch(rf"realm {self.realm} listening on [\d.]+:(\d+)\n", line)
         if not found:
@@ -155,11 +160,11 @@ class Server:
         """A new connection of a user whose account exists."""
         return Person(self, user, f"auth {user} {password}")
 
-    def register(self, name: str) -> Person:
+    def register(self, name: str, wait: bool = True) -> Person:
         """A new connection of a new user, whose name begins with `name`."""
         Person.count += 1
         user = f"{name}{Person.count}"
-        return Person(self, user, f"register {user} rahasia {name.capitalize()}_{Person.count} Indonesia")
+        return Person(self, user, f"register {user} rahasia {name.capitalize()}_{Person.count} Indonesia", wait)
 
 
 def first_line(process: subprocess.Popen[str], patience: float = PATIENCE) -> str:
@@ -181,8 +186,11 @@ def free_ports(count: int) -> list[int]:
 def two_realms(*options: str) -> tuple[Server, Server]:
     """A server of each realm, that know each other's ports."""
     first, second = free_ports(2)
-    return (Server(*options, realm="mesin1", port=first, peer=f"127.0.0.1:{second}"),
-            Server(*options, realm="mesin2", port=second, peer=f"127.0.0.1:{first}"))
+    servers = (Server(*options, realm="mesin1", port=first, peer=f"127.0.0.1:{second}", wait=False),
+               Server(*options, realm="mesin2", port=second, peer=f"127.0.0.1:{first}", wait=False))
+    for server in servers:
+        server.await_start()
+    return servers
 
 
 def eventually(question: Callable[[], object], what: str) -> None:
@@ -297,11 +305,19 @@ class Person(Wire):
 
     count = 0                                                  # of accounts made so far, for new names
 
-    def __init__(self, server: Server, name: str, opening: str) -> None:
+    def __init__(self, server: Server, name: str, opening: str, wait: bool = True) -> None:
         super().__init__(server)
         self.server, self.name, self.address = server, name, f"{name}@{server.realm}"
         self.token = ""
-        self.token = self.ok_raw(opening)["tokenid"]
+        self.write(opening.encode() + b"\r\n")
+        if wait:
+            self.enter()
+
+    def enter(self) -> None:
+        """Waits for the token; a password's hash takes the server a while."""
+        reply = self.reply()
+        assert reply["status"] == "OK", reply
+        self.token = reply["tokenid"]
 
     def __str__(self) -> str:
         return self.name
@@ -418,6 +434,14 @@ class ChatTest(unittest.TestCase):
         self.keep(other)
         return other
 
+    def register(self, *names: tuple[Server, str]) -> list[Person]:
+        """New users with these names and a number, each logged in on a connection of its own."""
+        people = [server.register(name, wait=False) for server, name in names]
+        self.keep(*people)
+        for person in people:
+            person.enter()
+        return people
+
 
 class OneServer(ChatTest):
     """Tests that share one server, and make people of their own."""
@@ -432,9 +456,7 @@ class OneServer(ChatTest):
 
     def people(self, *names: str) -> list[Person]:
         """New users with these names and a number, each logged in on a connection of its own."""
-        people = [self.server.register(name) for name in names]
-        self.keep(*people)
-        return people
+        return self.register(*((self.server, name) for name in names))
 
     def wire(self) -> Wire:
         """A connection that has not logged in."""
@@ -462,9 +484,7 @@ class TwoRealms(ChatTest):
 
     def people(self, *names: str) -> list[Person]:
         """New users; those with `@` at the end of their name live in the other realm."""
-        people = [(self.there if name.endswith("@") else self.here).register(name.rstrip("@")) for name in names]
-        self.keep(*people)
-        return people
+        return self.register(*((self.there if "@" in name else self.here, name.rstrip("@")) for name in names))
 
 
 # ---- common.py: table, parsing, framing, files -------------------------------------------------
