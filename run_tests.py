@@ -2960,8 +2960,6 @@ class FalseRealms(OneServer):
         wrong = [None, 1, -1, 2**61, [], {}, "x" * 9000, "\0", "\ud800", "messi@mesin1"]
         for field in Neighbour.item(1):
             for value in wrong:
-                if (field, value) == ("text", "\ud800"):       # ends the server
-                    continue
                 item = Neighbour.item(1, to=self.alice.name) | {field: value}
                 with self.subTest(field, value=value), contextlib.suppress(EOFError, ConnectionError):
                     reply = self.link(f"{field}-{wrong.index(value)}").deliver(0, 0, [item])
@@ -3871,9 +3869,9 @@ class Borders(ChatTest):
         with contextlib.closing(sqlite3.connect(here.data / "chat.db", isolation_level=None)) as db:
             db.execute("BEGIN IMMEDIATE")
             eventually(lambda: "no transaction" in here.log, "the end of the sender's patience")
-            before = processor_seconds(here)
+            before = here.cpu_time
             time.sleep(1)
-            self.assertLess(processor_seconds(here) - before, 0.3)
+            self.assertLess(here.cpu_time - before, 0.3)
             db.execute("ROLLBACK")
         self.assertIs(messi.reply()["queued"], True)
 
@@ -4041,7 +4039,7 @@ class Borders(ChatTest):
         here, there, messi, _ = self.realms()
         messi.ok_all(f"send henderson@mesin2 before {number}" for number in range(5))
         copy = here.folder / "copy.db"
-        self.assertEqual(program(here, "--backup", str(copy)).returncode, 0)
+        self.assertEqual(run_server("--backup", str(copy), of=here).returncode, 0)
         messi.ok_all(f"send henderson@mesin2 lost {number}" for number in range(20))
         here.stop()
         for file in here.data.glob("chat.db*"):
