@@ -1318,6 +1318,7 @@ class ChatView(Part):
         conn.realm = self.realm = next((name for name, row in realms.items() if row["link"] == "local"), self.realm)
         self.chats, self.current = Chats(f"{conn.user}@{conn.realm}"), None
         self.chats.realms = realms
+        self.tools.serve(self.chats.own)
         self.tools.draw_realms()
         self.chats.marks = await self.window.recall(f"marks.{self.chats.own}") or {}
         await self.remember_session()
@@ -2177,7 +2178,9 @@ class Wire(Part):
     def clear(self) -> None:
         """Forgets the frames."""
         self.frames.clear()
-        self.redraw()
+        self.list.controls.clear()
+        self.undrawn = 0
+        self.window.update(self.holder)
 
 
 class Tools(Part):
@@ -2197,6 +2200,16 @@ class Tools(Part):
         self.recalled = 0
         self.has_focus = False
         self.tab = "commands"
+        self.user = ""
+
+    def serve(self, user: str) -> None:
+        """This user has logged in: what an earlier one typed and was sent is not theirs to see."""
+        if self.user not in ("", user):
+            self.typed.clear()
+            self.list.controls.clear()
+            self.window.update(self.list_holder)
+            self.wire.clear()
+        self.user = user
 
     def see_frame(self, frame: Frame) -> None:
         """For the wire."""
