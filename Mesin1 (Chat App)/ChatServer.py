@@ -573,8 +573,9 @@ class Store:
     def history(self, conversation: Conversation, person: Person, before: int, limit: int) -> list[Message]:
         """The last `limit` messages with an id below `before`, oldest first."""
         self.flush()
-        since = conversation.members[person]
-        rows = self.db.execute(TAIL_BEFORE, (conversation.id, max(since, self._placed), before, limit)).fetchall()
+        since, rows = conversation.members[person], []
+        if conversation.last_id > self._placed:
+            rows = self.db.execute(TAIL_BEFORE, (conversation.id, max(since, self._placed), before, limit)).fetchall()
         if len(rows) < limit:
             rows += self.db.execute(PLACED_BEFORE, (conversation.id, since, before, limit - len(rows))).fetchall()
         return [self._message(row) for row in reversed(rows)]
