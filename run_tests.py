@@ -1637,6 +1637,8 @@ class Groups(OneServer):
 
     def test_a_message_to_a_group(self):
         alice, bob, carol = self.people("alice", "bob", "carol")
+        alice.ok("addgroup alone")
+        alice.ok("sendgroup alone is anybody here")
         group = self.group(alice, bob, carol)
         sent = alice.ok(f"sendgroup {group} hallo guys welcome")
         for member in (bob, carol):

@@ -587,7 +587,7 @@ class Store:
         wanted = [cursors.get(only, 0)] if only else cursors.values()
         for message in self.messages_after(person, min(wanted)):
             realm = message.sender.realm
-            own = message.sender is person and len(message.conversation.members) > 1
+            own = message.sender is person and (message.conversation.name or len(message.conversation.members) > 1)
             if not own and message.id > cursors.get(realm, 0) and only in (None, realm):
                 yield message
 
