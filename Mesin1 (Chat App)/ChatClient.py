@@ -2108,7 +2108,7 @@ class Wire(Part):
                       self.button(ft.Icons.COPY, "copy", self.copy, icon_size=18),
                       self.button(ft.Icons.DELETE_SWEEP, "clear", self.clear, icon_size=18)], spacing=2)
         self.redraw()
-        return ft.Column([ft.Container(bar, padding=ft.Padding(10, 0, 0, 0)), self.holder], spacing=0, expand=True)
+        return ft.Column([ft.Container(bar, padding=ft.Padding(10, 4, 0, 0)), self.holder], spacing=0, expand=True)
 
     def matching(self, entries: Iterable[tuple[str, Frame, bytes]]) -> list[tuple[str, Frame, bytes]]:
         """Those that hold what is looked for."""
