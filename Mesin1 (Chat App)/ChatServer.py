@@ -1004,6 +1004,7 @@ class Pending:
     person: Person
     item: dict[str, object]
     tag: str | None
+    due: float = 0.0               # when the sender is told `queued`
 
 
 @dataclass(slots=True)
@@ -1153,6 +1154,10 @@ class RealmLink:
             self.lane_of[seq] = lane
             self.lanes.add(lane)
         return stream, seq
+
+    def first_waiting(self, stream: int) -> tuple[int, Pending] | None:
+        """The sender who has waited longest, with the item's seq."""
+        return next((both for both in self.waiting[stream].items() if both[1].slot), None)
 
     def acknowledged(self, stream: int, seq: int) -> None:
         """The other realm has the items up to this one on disk."""
@@ -1372,7 +1377,6 @@ class Chat:
         self.uploads: set[Upload] = set()          # whole, and not carried out yet
         self.unwanted: set[str] = set()            # stored files that perhaps no message has
         self.waiting_tags: dict[tuple[Person, str], list[tuple[RealmLink, int, int]]] = {}
-        self.deadlines: deque[tuple[float, RealmLink, int, int]] = deque()
         self.runs: list[Run] = []                  # events of this turn
         self.ended: list[Connection] = []          # that this turn has logged out
         self.news: list[bytes] = []                # what the other realms are told of our people and groups
@@ -1402,13 +1406,10 @@ class Chat:
                 guesses.next(now)
                 if guesses.idle:
                     del self.guesses[account]
-        while self.deadlines and self.deadlines[0][0] <= now:
-            _, link, stream, seq = self.deadlines[0]
-            self.deadlines[0] = (now + 1.0, link, stream, seq)     # where nothing can be written, it is tried again
-            pending = link.waiting[stream].get(seq)
-            if pending and pending.slot:
-                self.stop_waiting(link, stream, seq)
-            self.deadlines.popleft()
+        for link, stream in itertools.product(self.links.values(), (TALK, FILES)):
+            while (first := link.first_waiting(stream)) and first[1].due <= now:
+                first[1].due = now + 1.0           # where nothing can be written, it is tried again
+                self.stop_waiting(link, stream, first[0])
 
     # -- from a line to its reply
 
@@ -2175,8 +2176,7 @@ class Chat:
             return reply
         stream, seq = link.queue(person, item, conn.tag, False)
         slot = slot or conn.later(realm, person)
-        link.waiting[stream][seq] = Pending(conn, slot, person, item, conn.tag)
-        self.deadlines.append((self.now + common.REALM_REPLY_SECONDS, link, stream, seq))
+        link.waiting[stream][seq] = Pending(conn, slot, person, item, conn.tag, self.now + common.REALM_REPLY_SECONDS)
         if conn.tag:
             self.waiting_tags.setdefault((person, conn.tag), []).append((link, stream, seq))
         return LATER
@@ -2649,9 +2649,9 @@ class Server:
             return 0.0
         now = self.clock()
         times = [now + 1.0] if self.guests else [now + 60.0]
-        times += [link.next_check(now) for link in self.chat.links.values()]
-        if self.chat.deadlines:
-            times.append(self.chat.deadlines[0][0])
+        for link in self.chat.links.values():
+            times.append(link.next_check(now))
+            times += [first[1].due for first in map(link.first_waiting, (TALK, FILES)) if first]
         if self.endings:
             times.append(now + 0.01)
         if self.accept_again:
