@@ -426,7 +426,7 @@ def encode_members(fields: dict[str, object]) -> str:
 
 
 def format_frame(members: str) -> bytes:
-    """A reply (or an event) as it goes on the wire: one JSON object in pure ASCII, then CR LF CR LF."""
+    """A reply or an event, given without the braces, as it goes on the wire: pure ASCII, then CR LF CR LF."""
     return f"{{{members}}}\r\n\r\n".encode()
 
 
@@ -434,7 +434,7 @@ def format_reply(fields: dict[str, object], tag: str | None = None) -> bytes:
     """A reply, status OK unless `fields` say otherwise, with the tag of the request that it answers."""
     status = "" if "status" in fields else '"status":"OK",'
     tag = f'"tag":"{tag}",' if tag is not None else ""
-    return format_frame(f"{status}{tag}{encode_members(fields)}".rstrip(","))
+    return format_frame(f"{status}{tag}{encode_members(fields)}".rstrip(","))      # an OK may have no fields
 
 
 def format_event(kind: str, **fields: object) -> bytes:

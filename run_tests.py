@@ -4502,6 +4502,20 @@ class Page:
         self.type("Password", password, enter=True)
         self.tab.get_by_label("New", exact=True).wait_for(state="attached")
 
+    def register(self, user: str, full_name: str) -> None:
+        """Through the form."""
+        self.click("No account yet? Register")
+        self.type("User", user)
+        self.type("Password", "rahasia")
+        self.type("Full name", full_name)
+        self.type("Country", "Indonesia", enter=True)
+
+    def log_out(self) -> None:
+        """Through the menu, back to the form."""
+        self.press("Settings")
+        self.click("Log out")
+        self.sees("Password")
+
     def attach(self, *paths: Path) -> None:
         """Sends files."""
         with self.tab.expect_file_chooser() as chooser:
@@ -4566,37 +4580,25 @@ class BrowserLogin(BrowserTest):
 
     def test_register_then_reload_then_log_out(self):
         page = self.page()
-        page.click("No account yet? Register")
-        page.type("User", "ani")
-        page.type("Password", "rahasia")
-        page.type("Full name", "Ani Wijaya")
-        page.type("Country", "Indonesia", enter=True)
+        page.register("ani", "Ani Wijaya")
         page.sees("Ani Wijaya")
         page.tab.evaluate("sessionStorage.clear()")            # so that the page is a new one to the web server
         page.tab.reload()
         page.wake()
         page.sees("Ani Wijaya")                                # and yet nobody has to log in again
-        page.press("Settings")
-        page.click("Log out")
-        page.sees("Password")
+        page.log_out()
         self.assertRefused(self.here.login("ani", "rahasia").ask("auth ani wrong"), "bad_credentials")
 
     def test_registering_takes_one_enter_and_says_what_is_too_long(self):
         page = self.page()
-        page.click("No account yet? Register")
-        page.type("User", "budi")
-        page.type("Password", "rahasia")
-        page.type("Country", "Indonesia")
-        page.type("Full name", "Budi " * 40, enter=True)
+        page.register("budi", "Budi " * 40)
         page.sees("Too long")
         page.type("Full name", "Budi Santoso")
         page.type("Country", "Indonesia")
         for _ in range(3):
             page.tab.keyboard.press("Enter")
         page.sees("budi@mesin1")
-        page.press("Settings")
-        page.click("Log out")
-        page.sees("Password")
+        page.log_out()
 
     def test_nothing_is_left_of_who_was_logged_in_before(self):
         alice, bob, carol = self.people("alice", "bob", "carol")
@@ -4609,9 +4611,7 @@ class BrowserLogin(BrowserTest):
         page.type(BrowserTools.COMMAND, f"history {carol}", enter=True)
         page.click("Wire")
         page.sees(f"history ••• {carol}")
-        page.press("Settings")
-        page.click("Log out")
-        page.sees("Password")
+        page.log_out()
         page.tab.wait_for_function("document.title === 'Chat'")
         page.login(bob)
         page.sees("You: unread")

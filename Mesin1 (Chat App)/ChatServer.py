@@ -166,7 +166,7 @@ class Message:
 
     def event(self) -> bytes:
         """The frame that tells a subscriber of it."""
-        return f'{{"event":"message",{self.fields()}}}\r\n\r\n'.encode()
+        return common.format_frame(f'"event":"message",{self.fields()}')
 
 
 def json_list(messages: Iterable[Message]) -> Json:
@@ -207,7 +207,8 @@ UPGRADES = {                   # from each earlier version to the next
 INSERT_MESSAGE = "INSERT INTO messages(id, conversation, ts, sender, text) VALUES(?,?,?,?,?)"
 INSERT_TAG = "INSERT OR REPLACE INTO tags(person, tag, reply) VALUES(?,?,?)"
 INSERT_ITEM = "INSERT INTO outbox(peer, stream, seq, sender, item, tag, settled) VALUES(?,?,?,?,?,?,?)"
-SELECT_MESSAGE = "SELECT id, conversation, ts, sender, text FROM messages "
+SELECT = "SELECT id, conversation, ts, sender, text FROM "
+SELECT_MESSAGE = SELECT + "messages "
 # Where the messages of a conversation are: in `places`. It is filled for PLACE_EVERY messages at once, conversation by
 # conversation: kept up with each message it would cost a page per conversation at every COMMIT. The messages past the
 # last one that was placed are the tail, few enough to look through.
@@ -215,10 +216,10 @@ PLACE = "INSERT INTO places SELECT conversation, id FROM messages WHERE id>? ORD
 LAST_PLACED = """SELECT id FROM messages WHERE EXISTS
     (SELECT 1 FROM places WHERE places.conversation=messages.conversation AND places.id=messages.id)
     ORDER BY id DESC LIMIT 1"""
-PLACED = "SELECT id, conversation, ts, sender, text FROM places JOIN messages USING(conversation, id) "
+PLACED = SELECT + "places JOIN messages USING(conversation, id) "
 PLACED_AFTER = PLACED + "WHERE conversation=? AND id>? ORDER BY id"
 PLACED_BEFORE = PLACED + "WHERE conversation=? AND id>? AND id<? ORDER BY id DESC LIMIT ?"
-TAIL_AFTER = """SELECT id, conversation, ts, sender, text FROM messages CROSS JOIN members USING(conversation)
+TAIL_AFTER = SELECT_MESSAGE + """CROSS JOIN members USING(conversation)
     WHERE id>? AND id>since AND person=? ORDER BY id"""
 TAIL_BEFORE = SELECT_MESSAGE + "WHERE conversation=? AND id>? AND id<? ORDER BY id DESC LIMIT ?"
 
@@ -538,8 +539,7 @@ class Store:
     def add_message(self, conversation: Conversation, sender: Person, ts: int, text: str | None,
                     file: File | None = None) -> Message:
         """Stores a message under the next id."""
-        if not self._open:
-            self._begin()
+        self._begin()
         id = self.last_id = conversation.last_id = self.last_id + 1
         self._messages.append((id, conversation.id, ts, sender.id, text))
         if file is not None:
@@ -622,8 +622,7 @@ class Store:
 
     def queue(self, peer: str, stream: int, sender: Person, item: str, tag: str | None, settled: bool) -> int:
         """Puts an item into the outbox; `settled` where the sender's realm has nothing left to do when it is taken."""
-        if not self._open:
-            self._begin()
+        self._begin()
         self._last_seq += 1
         self._items.append((peer, stream, self._last_seq, sender.id, item, tag, settled))
         return self._last_seq
@@ -2510,8 +2509,8 @@ class Chat:
     def body_of_item(self, item: dict, sender: Person | None) -> dict:
         """The text, or the file, of another realm's message. Raises ChatError."""
         if "file" not in item:
-            if len(item["text"].encode()) > common.MAX_TEXT:       # what cannot be encoded is no text
-                raise ChatError("too_long")
+            item["text"].encode()                  # what cannot be encoded is no text
+            self.check_text(item["text"])
             return {"text": item["text"]}
         name, size, sha256 = (item["file"][key] for key in File._fields)
         if type(size) is not int or size < 0 or not SHA256.fullmatch(sha256):
@@ -2918,13 +2917,9 @@ class Server:
 
     def next_chunk(self, conn: Connection) -> bytes | None:
         """The next bytes for a socket, in one piece. They count as sent from here on."""
-        output = conn.output
+        output, chunks = conn.output, []
         if not output and conn.behind and conn.subscribed:
             self.chat.feed(conn)
-        if len(output) == 1 and type(output[0]) is bytes:
-            conn.unsent = 0
-            return output.popleft()
-        chunks = []
         while output and type(output[0]) is bytes:
             chunks.append(output.popleft())
         if chunks:
