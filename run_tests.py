@@ -4443,6 +4443,9 @@ class Page:
         self.context = browser.new_context(viewport={"width": width, "height": height}, locale=language)
         self.context.set_default_timeout(1000 * PATIENCE)
         self.tab = self.context.new_page()
+        self.faults: list[str] = []
+        self.tab.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
+        self.tab.on("crash", lambda _: self.faults.append("crashed"))
         self.tab.goto(url)
         self.wake()
 
@@ -4455,6 +4458,14 @@ class Page:
     def close(self) -> None:
         """The person goes."""
         self.context.close()
+
+    def told(self) -> str:
+        """What the page tells and what failed in it, for the report of a test."""
+        try:
+            told = self.tab.locator("flt-semantics-host").aria_snapshot(timeout=2000)
+        except Exception as error:                              # crashed, or closed
+            told = str(error)
+        return "\n".join(["the page:", told, *self.faults])
 
     def sees(self, text: str, gone: bool = False) -> None:
         """Waits until a text is on the page, or no longer."""
@@ -4543,6 +4554,9 @@ class BrowserTest(TwoRealms):
                 unittest.addModuleCleanup(ended.stop)
             cls.start_browser()
 
+    def setUp(self) -> None:
+        self.pages: list[Page] = []
+
     @staticmethod
     def start_browser() -> None:
         """Starts the browser, once. It ends with this process."""
@@ -4558,6 +4572,7 @@ class BrowserTest(TwoRealms):
         """A new page of the client."""
         page = Page(self.browser, self.client.url, **options)
         self.addCleanup(page.close)
+        self.pages.append(page)
         return page
 
     def page_of(self, person: Person, **options: object) -> Page:
@@ -5456,9 +5471,19 @@ def bench(arguments: list[str]) -> int:
 
 
 class Result(unittest.TextTestResult):
-    """Counts the tests that passed, which unittest does not."""
+    """Counts the tests that passed, which unittest does not, and says what the pages of a failed one showed."""
 
     passed = 0
+
+    def addError(self, test: unittest.TestCase, error: tuple) -> None:
+        super().addError(test, error)
+        for page in getattr(test, "pages", ()):
+            self.stream.writeln(f"{error[1]}\n{page.told()}")
+
+    def addFailure(self, test: unittest.TestCase, failure: tuple) -> None:
+        super().addFailure(test, failure)
+        for page in getattr(test, "pages", ()):
+            self.stream.writeln(page.told())
 
     def addSuccess(self, test: unittest.TestCase) -> None:
         super().addSuccess(test)
