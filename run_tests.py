@@ -4512,6 +4512,7 @@ class Page:
         self.type("User", str(user))
         self.type("Password", password, enter=True)
         self.tab.get_by_label("New", exact=True).wait_for(state="attached")
+        self.tab.get_by_text(str(user), exact=True).wait_for(state="detached")     # the full name says that all came
 
     def register(self, user: str, full_name: str) -> None:
         """Through the form."""
