@@ -1274,7 +1274,7 @@ class BadInput(OneServer):
     def assertUsable(self) -> None:
         """Nothing is wrong with the server, and nothing lies about that should not."""
         self.alice.ok(f"send {self.bob} still here")
-        self.assertEqual(self.bob.inbox()[-1].get("msg"), "still here")
+        self.assertIn("still here", [message.get("msg") for message in self.bob.inbox()])
         own = re.compile(r"log|data|data/files|data/(chat|owner)\.db(-(wal|shm|journal))?|data/files/[0-9a-f]{64}")
 
         def stray() -> list[Path]:
