@@ -461,8 +461,8 @@ class ChatTest(unittest.TestCase):
             yield
         self.assertEqual(caught.exception.code, code)
 
-    def keep(self, *things: Server | Wire) -> None:
-        """Ends servers and connections when the test is over."""
+    def keep(self, *things: Server | Wire | Page) -> None:
+        """Ends servers, connections and pages when the test is over."""
         for thing in things:
             self.addCleanup(thing.stop if isinstance(thing, Server) else thing.close)
 
@@ -1274,7 +1274,7 @@ class BadInput(OneServer):
     def assertUsable(self) -> None:
         """Nothing is wrong with the server, and nothing lies about that should not."""
         self.alice.ok(f"send {self.bob} still here")
-        self.assertIn("still here", [message.get("msg") for message in self.bob.inbox()])
+        self.assertEqual(self.bob.inbox()[-1].get("msg"), "still here")
         own = re.compile(r"log|data|data/files|data/(chat|owner)\.db(-(wal|shm|journal))?|data/files/[0-9a-f]{64}")
 
         def stray() -> list[Path]:
@@ -1406,26 +1406,37 @@ class BadInput(OneServer):
 
     def test_uploads_cut_at_every_stage(self):
         """Who goes away in an upload has sent nothing, and nothing of it is left; at its end, all of it or nothing."""
-        content, kept = some_bytes(300_000), self.server.files()
-        line = self.alice.line(f"sendfile {self.bob} cut.bin {as_base64(content)}").encode() + b"\r\n"
-        stages = [*range(40, 120, 10), *range(1000, len(line), 40_000), len(line) - 3, len(line) - 2, len(line)]
+        contents, kept = [some_bytes(300_000, seed) for seed in (0, 1)], self.server.files()
+        digests = [hashlib.sha256(content).hexdigest() for content in contents]
+        lines = [self.alice.line(f"sendfile {self.bob} cut.bin {as_base64(content)}").encode() + b"\r\n"
+                 for content in contents]
+        length = len(lines[0])
+        stages = [*range(40, 120, 10), *range(1000, length, 40_000), length - 3, length - 2, length]
         for stage in stages:
-            for reset in (False, True):
+            for line, reset in zip(lines, (True, False), strict=True):
                 with self.subTest(stage, reset=reset):
                     wire = self.alice.again()
                     wire.write(line[:stage])
-                    if common.MAX_LINE < stage < len(line):
+                    if common.MAX_LINE < stage < length:
                         eventually(lambda: self.server.files() != kept, "the upload has begun")
                     wire.close(reset)
-                    if stage < len(line):
+                    if stage < length:
                         eventually(lambda: self.server.files() == kept, "the half file is gone")
                         self.assertEqual(self.bob.history(self.alice), [])
-        self.wire().ask("help")                                # whoever came before has been let in
+
+        def arrived() -> list[dict]:
+            return [message for message in self.bob.ok(f"history {self.alice}")["messages"] if "file" in message]
+
+        def is_settled() -> bool:
+            """The whole line that was not reset has arrived, and of the one before it all or nothing."""
+            named = {message["file"]["sha256"] for message in arrived()}
+            return digests[1] in named and named == set(self.server.files()) - set(kept)
+        eventually(is_settled, "a message for each whole file")
         self.assertUsable()
-        files = [message["id"] for message in self.bob.ok(f"history {self.alice}")["messages"] if "file" in message]
+        files = arrived()
         self.assertLessEqual(len(files), 2)                    # of the last stage alone
-        for file_id in files:
-            self.assertEqual(self.bob.fetch(file_id), content)
+        for message in files:
+            self.assertEqual(self.bob.fetch(message["id"]), contents[digests.index(message["file"]["sha256"])])
 
     def test_half_a_file_at_a_power_cut(self):
         """What was half there when the server died is swept at the next start."""
@@ -4438,6 +4449,8 @@ class WebClient:
 class Page:
     """A browser's page, as a person uses it. Flutter paints; what is read here is what a screen reader is told."""
 
+    running: set[Page] = set()
+
     def __init__(self, browser: object, url: str, *, width: int = 1100, height: int = 760,
                  language: str = "en-US") -> None:
         self.context = browser.new_context(viewport={"width": width, "height": height}, locale=language)
@@ -4446,6 +4459,7 @@ class Page:
         self.faults: list[str] = []
         self.tab.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
         self.tab.on("crash", lambda _: self.faults.append("crashed"))
+        Page.running.add(self)
         self.tab.goto(url)
         self.wake()
 
@@ -4457,6 +4471,7 @@ class Page:
 
     def close(self) -> None:
         """The person goes."""
+        Page.running.discard(self)
         self.context.close()
 
     def told(self) -> str:
@@ -4555,9 +4570,6 @@ class BrowserTest(TwoRealms):
                 unittest.addModuleCleanup(ended.stop)
             cls.start_browser()
 
-    def setUp(self) -> None:
-        self.pages: list[Page] = []
-
     @staticmethod
     def start_browser() -> None:
         """Starts the browser, once. It ends with this process."""
@@ -4572,8 +4584,7 @@ class BrowserTest(TwoRealms):
     def page(self, **options: object) -> Page:
         """A new page of the client."""
         page = Page(self.browser, self.client.url, **options)
-        self.addCleanup(page.close)
-        self.pages.append(page)
+        self.keep(page)
         return page
 
     def page_of(self, person: Person, **options: object) -> Page:
@@ -4913,7 +4924,7 @@ class BrowserDemo(ChatTest):
         self.assertTrue((copy / ".venv").exists())
         BrowserTest.start_browser()
         page = Page(BrowserTest.browser, client.url, width=1500, height=900)
-        self.addCleanup(page.close)
+        self.keep(page)
         page.sees("Halo dari mesin1!")
         page.write("side by side", number=0)
         page.sees("You: side by side")
@@ -5478,13 +5489,16 @@ class Result(unittest.TextTestResult):
 
     def addError(self, test: unittest.TestCase, error: tuple) -> None:
         super().addError(test, error)
-        for page in getattr(test, "pages", ()):
-            self.stream.writeln(f"{error[1]}\n{page.told()}")
+        self.show_pages(error)
 
-    def addFailure(self, test: unittest.TestCase, failure: tuple) -> None:
-        super().addFailure(test, failure)
-        for page in getattr(test, "pages", ()):
-            self.stream.writeln(page.told())
+    def addFailure(self, test: unittest.TestCase, error: tuple) -> None:
+        super().addFailure(test, error)
+        self.show_pages(error)
+
+    def show_pages(self, error: tuple) -> None:
+        """Writes what is on the open pages, under the error: the report below has it after a long traceback."""
+        for page in Page.running:
+            self.stream.writeln(f"{error[1]}\n{page.told()}")
 
     def addSuccess(self, test: unittest.TestCase) -> None:
         super().addSuccess(test)
