@@ -4605,6 +4605,19 @@ class BrowserLogin(BrowserTest):
         page.login("messi", "surabaya")
         page.sees("Lionel Messi")
 
+    def test_the_page_has_one_thread_and_no_script_from_elsewhere(self):
+        page = self.page()
+        page.sees("Password")
+        self.assertFalse(page.tab.evaluate("crossOriginIsolated"), "with threads Flutter's renderer breaks at times")
+        elsewhere = f"http://127.0.0.1:{self.here.port}/script.js"
+        self.assertEqual(elsewhere, page.tab.evaluate("""address => new Promise(done => {
+            addEventListener("securitypolicyviolation", violation => done(violation.blockedURI));
+            const script = document.createElement("script");
+            script.src = address;
+            script.onerror = () => setTimeout(done, 1000, "was asked for");
+            document.head.append(script);
+        })""", elsewhere))
+
     def test_register_then_reload_then_log_out(self):
         page = self.page()
         page.register("ani", "Ani Wijaya")
@@ -4633,13 +4646,13 @@ class BrowserLogin(BrowserTest):
         bob.ok(f"send {alice} unread")
         page = self.page_of(alice)
         page.sees("unread")
-        page.tab.wait_for_function("document.title === '(2) Chat'")
+        eventually(lambda: page.tab.title() == "(2) Chat", "the number of unread conversations in the title")
         page.press("Commands, wire, realms")
         page.type(BrowserTools.COMMAND, f"history {carol}", enter=True)
         page.click("Wire")
         page.sees(f"history ••• {carol}")
         page.log_out()
-        page.tab.wait_for_function("document.title === 'Chat'")
+        eventually(lambda: page.tab.title() == "Chat", "the title without a number")
         page.login(bob)
         page.sees("You: unread")
         for panel in ("Wire", "Commands"):
@@ -4894,7 +4907,8 @@ class BrowserMeasure(BrowserTest):
         page.sees("number 1999")
         started = time.monotonic()
         page.choose("number 1999")
-        page.tab.locator('[flt-semantics-identifier^="msg-"]').first.wait_for(state="attached")
+        message = '[flt-semantics-identifier^="msg-"]'
+        page.tab.locator(message).first.wait_for(state="attached")
         opening = time.monotonic() - started
         page.tab.evaluate("""() => { window.when = {}; new MutationObserver(() => {
             for (const one of document.querySelectorAll('[flt-semantics-identifier^="msg-"]'))
@@ -4904,7 +4918,7 @@ class BrowserMeasure(BrowserTest):
         for number in range(9):
             started = time.time()
             bob.ok(f"send {alice} quick {number}")
-            page.tab.wait_for_function(f"window.when['quick {number}']")
+            page.tab.locator(message, has_text=f"quick {number}").wait_for(state="attached")
             delays.append(page.tab.evaluate(f"window.when['quick {number}']") - started)
         print(f"opening {1000 * opening:.0f} ms, a new message {1000 * statistics.median(delays):.0f} ms ... ", end="")
         self.assertLess(opening, 1.5)
@@ -5489,16 +5503,17 @@ class Result(unittest.TextTestResult):
 
     def addError(self, test: unittest.TestCase, error: tuple) -> None:
         super().addError(test, error)
-        self.show_pages(error)
+        self.errors[-1] = test, self.report(self.errors[-1][1])
 
     def addFailure(self, test: unittest.TestCase, error: tuple) -> None:
         super().addFailure(test, error)
-        self.show_pages(error)
+        self.failures[-1] = test, self.report(self.failures[-1][1])
 
-    def show_pages(self, error: tuple) -> None:
-        """Writes what is on the open pages, under the error: the report below has it after a long traceback."""
-        for page in Page.running:
-            self.stream.writeln(f"{error[1]}\n{page.told()}")
+    @staticmethod
+    def report(text: str) -> str:
+        """A traceback without what goes on inside of packages, and below it what is on the open pages."""
+        text = re.sub(r'  File "[^"]*site-packages.*\n(    .*\n)*', "", text)
+        return "\n".join([text, *(page.told() for page in Page.running)])
 
     def addSuccess(self, test: unittest.TestCase) -> None:
         super().addSuccess(test)

@@ -2814,6 +2814,7 @@ def serve(app: Any, options: argparse.Namespace) -> None:
             "X-Content-Type-Options": "nosniff"}, content_disposition_type="inline" if kind else "attachment")
 
     app.router.routes.insert(0, APIRoute("/dl/{token}", download))
+    app.middleware("http")(guard)
     host = os.environ.get("FLET_SERVER_IP") or "127.0.0.1"
     port = options.web_port or int(os.environ.get("FLET_SERVER_PORT") or 0) or free_port(8550)
     url = f"http://{host}:{port}"
@@ -2826,6 +2827,19 @@ def serve(app: Any, options: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))      # so that all that was started is ended
     uvicorn.run(app, host=host, port=port, ws="websockets-sansio", ws_max_size=64 * MIB, log_level="warning",
                 timeout_graceful_shutdown=1)
+
+
+async def guard(request: Any, answer: Callable[[Any], Awaitable[Any]]) -> Any:
+    """Changes two of the headers of all that the web server sends.
+
+    Flet's header for embedding gives a page threads, with which Flutter's renderer corrupts its memory: one in a few
+    hundred pages crashes or stands still (flutter/flutter#190039). And a part of Flet that is not used here fetches a
+    script from a public host; a page of the chat runs no script but its own.
+    """
+    response = await answer(request)
+    del response.headers["Cross-Origin-Embedder-Policy"]
+    response.headers["Content-Security-Policy"] = "script-src 'self' blob: 'unsafe-inline' 'wasm-unsafe-eval'"
+    return response
 
 
 def free_port(wish: int = 0) -> int:
