@@ -2832,9 +2832,9 @@ def serve(app: Any, options: argparse.Namespace) -> None:
 async def guard(request: Any, answer: Callable[[Any], Awaitable[Any]]) -> Any:
     """Changes two of the headers of all that the web server sends.
 
-    Flet's header for embedding gives a page threads, with which Flutter's renderer corrupts its memory: one in a few
-    hundred pages crashes or stands still (flutter/flutter#190039). And a part of Flet that is not used here fetches a
-    script from a public host; a page of the chat runs no script but its own.
+    Flet isolates its pages from other origins, for which browsers give them threads; with these Flutter's renderer
+    corrupts its memory, and one page in a few hundred crashes or stands still (flutter/flutter#190039). And a part of
+    Flet that is not used here fetches a script from a public host; a page of the chat runs no script but its own.
     """
     response = await answer(request)
     del response.headers["Cross-Origin-Embedder-Policy"]
