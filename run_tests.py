@@ -4451,6 +4451,9 @@ class Page:
 
     running: set[Page] = set()
 
+    LISTENING = ":focus[autocorrect=on]"           # the field from which Flutter takes what is typed
+    MESSAGE = "flt-semantics-host textarea"        # where messages are written; outside of that, Flutter has its own
+
     def __init__(self, browser: object, url: str, *, width: int = 1100, height: int = 760,
                  language: str = "en-US") -> None:
         self.context = browser.new_context(viewport={"width": width, "height": height}, locale=language)
@@ -4487,13 +4490,20 @@ class Page:
         found = self.tab.locator(f'flt-semantics-host :text("{text}"), flt-semantics-host [aria-label*="{text}"]')
         found.first.wait_for(state="detached" if gone else "attached")
 
-    def fill(self, field: object, text: str, enter: bool = False) -> None:
-        """Types into a field; the pauses are Flutter's, which hears of focus and text late."""
-        field.click()
-        self.tab.wait_for_timeout(120)
-        if not field.evaluate("field => field === document.activeElement"):
-            field.click()                                       # what had the focus before took it back
+    def focus(self, field: object) -> None:
+        """Clicks into a field until Flutter listens to it; what had the focus before may take it back at first."""
+        listening = field.and_(self.tab.locator(self.LISTENING))
+
+        def clicked() -> bool:
+            field.click()
             self.tab.wait_for_timeout(120)
+            return listening.count() > 0
+
+        eventually(clicked, f"the focus in {field}")
+
+    def fill(self, field: object, text: str, enter: bool = False) -> None:
+        """Types into a field; the pause is Flutter's, which hears of text late."""
+        self.focus(field)
         field.fill(text)
         self.tab.wait_for_timeout(80)
         if enter:
@@ -4505,7 +4515,7 @@ class Page:
 
     def write(self, text: str, number: int = 0) -> None:
         """Sends a message in the open conversation."""
-        self.fill(self.tab.locator("textarea").nth(number), text, enter=True)
+        self.fill(self.tab.locator(self.MESSAGE).nth(number), text, enter=True)
 
     def click(self, name: str) -> None:
         """A button or a menu's row with that text, whole."""
@@ -4719,7 +4729,7 @@ class BrowserTalk(BrowserTest):
         first.press("New")
         first.click("New group")
         first.type("Name of the group", "jarkom", enter=True)
-        first.tab.locator("textarea").wait_for(state="attached")
+        first.tab.locator(Page.MESSAGE).wait_for(state="attached")
         second.press("New")
         second.click("Join a group")
         second.sees("jarkom@mesin1")
@@ -4815,14 +4825,13 @@ class BrowserTalk(BrowserTest):
         carol.ok(f"send {alice} from carol")
         page = self.page_of(alice)
         page.choose("from bob")
-        page.fill(page.tab.locator("textarea"), "unfinished")
+        page.fill(page.tab.locator(Page.MESSAGE), "unfinished")
         page.choose("from carol")
         page.sees(carol.address)                                # until then the field is still bob's
         page.write("to carol")
         page.choose("from bob")
         page.sees(bob.address)
-        page.tab.locator("textarea").click()
-        page.tab.wait_for_timeout(120)
+        page.focus(page.tab.locator(Page.MESSAGE))
         page.tab.keyboard.press("Enter")
         page.sees("You: unfinished")
         self.assertEqual(bob.history(alice), ["from bob", "unfinished"])
@@ -4832,7 +4841,7 @@ class BrowserTalk(BrowserTest):
         alice, bob = self.people("alice", "bob")
         bob.ok(f"send {alice} hello")
         page = self.page_of(alice, width=400, height=720)
-        self.assertEqual(page.tab.locator("textarea").count(), 0)
+        self.assertEqual(page.tab.locator(Page.MESSAGE).count(), 0)
         page.choose("hello")
         page.write("from a phone")
         page.sees("from a phone")
@@ -4847,7 +4856,7 @@ class BrowserTalk(BrowserTest):
         page = self.page_of(alice)
         page.sees("from bob")
         page.tab.keyboard.press("Control+k")
-        page.tab.wait_for_timeout(200)                          # the focus comes late
+        page.tab.locator(Page.LISTENING).wait_for(state="attached")
         page.tab.keyboard.type("carol", delay=20)
         page.sees("from bob", gone=True)
         page.tab.keyboard.press("Enter")
