@@ -4451,6 +4451,11 @@ class Page:
 
     running: set[Page] = set()
 
+    # Switches on what a screen reader is told, at once: a field that has the focus already would never listen.
+    AWAKE = """new MutationObserver((_, observer) => {
+        const switchedOff = document.querySelector("flt-semantics-placeholder");
+        if (switchedOff) { observer.disconnect(); switchedOff.click(); }
+    }).observe(document, {childList: true, subtree: true})"""
     LISTENING = ":focus[autocorrect=on]"           # the field from which Flutter takes what is typed
     MESSAGE = "flt-semantics-host textarea"        # where messages are written; outside of that, Flutter has its own
 
@@ -4458,6 +4463,7 @@ class Page:
                  language: str = "en-US") -> None:
         self.context = browser.new_context(viewport={"width": width, "height": height}, locale=language)
         self.context.set_default_timeout(1000 * PATIENCE)
+        self.context.add_init_script(self.AWAKE)
         self.tab = self.context.new_page()
         self.faults: list[str] = []
         self.tab.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
@@ -4467,9 +4473,7 @@ class Page:
         self.wake()
 
     def wake(self) -> None:
-        """Switches on what a screen reader is told; after every load of the page."""
-        self.tab.wait_for_selector("flt-semantics-placeholder", state="attached")
-        self.tab.evaluate("document.querySelector('flt-semantics-placeholder').click()")
+        """Waits until the page tells what a screen reader is told; after every load of it."""
         self.tab.wait_for_selector("flt-semantics-host flt-semantics", state="attached")
 
     def close(self) -> None:
