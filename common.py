@@ -8,6 +8,7 @@ In this order:
   requests      one line of bytes -> tag, command, arguments
   replies       fields -> one JSON frame
   LineBuffer    bytes as they arrive -> whole lines
+  for people    a frame without its secrets, as text, as fields
   files         base64 and file names, both ways, in pieces
   start-up      options that server and client share, and the private environment of a client
 
@@ -500,6 +501,50 @@ class LineBuffer:
     def __len__(self) -> int:
         """Bytes held of the unfinished line."""
         return len(self._rest)
+
+
+# ---- frames for people -------------------------------------------------------------------------
+
+HIDDEN = "•••".encode()       # stands where a password or a token stood
+
+
+def mask(line: bytes) -> bytes:
+    """A frame without its password or token, a few dots in place of each."""
+    if line.startswith(b"{"):
+        return re.sub(rb'("tokenid":")[^"]*', b"\\1" + HIDDEN, line)
+    words = line.split(b" ")
+    place = 1 if words[0].startswith(b"@") else 0
+    command = COMMANDS.get(words[place].strip().decode(errors="replace").lower())
+    for number, name in enumerate(command.names if command else [], 1):
+        at = place + number
+        if name in ("T", "PASSWORD", "OLD", "NEW") and at < len(words):
+            end = b"\r\n" if words[at].endswith(b"\r\n") else b""
+            words[at] = HIDDEN + end
+    return b" ".join(words)
+
+
+def visible(frame: bytes) -> str:
+    """A frame's bytes as they are, the ends of lines written out."""
+    text = frame.decode(errors="backslashreplace")
+    return text.replace("\r", "\\r").replace("\n", "\\n").replace(LINE_BREAK, "\\u2028")
+
+
+def decode(frame: bytes) -> list[tuple[str, str]]:
+    """A masked frame's fields, one by one."""
+    text = visible(frame.strip())
+    if text.startswith("{"):
+        try:
+            return [(key, json.dumps(value, ensure_ascii=False)) for key, value in json.loads(text).items()]
+        except ValueError:
+            return [("…", text)]
+    words = text.split(" ")
+    fields = [("tag", words.pop(0)[1:])] if words[0].startswith("@") else []
+    command = COMMANDS.get(words[0].lower())
+    if not command:
+        return [*fields, ("?", text)]
+    values = split_arguments(" ".join(words[1:]), len(command.names), command.takes_rest)
+    names = [name.rstrip("…") for name in command.names]
+    return [*fields, ("command", command.word), *zip(names, values, strict=False)]
 
 
 # ---- files -------------------------------------------------------------------------------------

@@ -217,7 +217,7 @@ def unwatched(done: int, size: int) -> None:
 
 
 class Frame(NamedTuple):
-    """One request, reply or event as it crossed the connection. Its head may hold a password or token: see `mask`."""
+    """One request, reply or event as it crossed. Its head may hold a password or a token: see `common.mask`."""
 
     when: float
     outgoing: bool
@@ -2035,45 +2035,6 @@ class ChatView(Part):
 # ---- prompt, wire and realms on the page ---------------------------------------------------------
 
 
-def mask(line: bytes) -> bytes:
-    """A frame without its password or token, a few dots in place of each."""
-    if line.startswith(b"{"):
-        return re.sub(rb'("tokenid":")[^"]*', b"\\1\xe2\x80\xa2\xe2\x80\xa2\xe2\x80\xa2", line)
-    words = line.split(b" ")
-    place = 1 if words[0].startswith(b"@") else 0
-    command = COMMANDS.get(words[place].strip().decode(errors="replace").lower())
-    for number, name in enumerate(command.names if command else [], 1):
-        at = place + number
-        if name in ("T", "PASSWORD", "OLD", "NEW") and at < len(words):
-            end = b"\r\n" if words[at].endswith(b"\r\n") else b""
-            words[at] = "•••".encode() + end
-    return b" ".join(words)
-
-
-def visible(frame: bytes) -> str:
-    """A frame's bytes as they are, the ends of lines written out."""
-    text = frame.decode(errors="backslashreplace")
-    return text.replace("\r", "\\r").replace("\n", "\\n").replace(LINE_BREAK, "\\u2028")
-
-
-def decode(frame: bytes) -> list[tuple[str, str]]:
-    """A masked frame's fields, one by one."""
-    text = visible(frame.strip())
-    if text.startswith("{"):
-        try:
-            return [(key, json.dumps(value, ensure_ascii=False)) for key, value in json.loads(text).items()]
-        except ValueError:
-            return [("…", text)]
-    words = text.split(" ")
-    fields = [("tag", words.pop(0)[1:])] if words[0].startswith("@") else []
-    command = COMMANDS.get(words[0].lower())
-    if not command:
-        return [*fields, ("?", text)]
-    values = common.split_arguments(" ".join(words[1:]), len(command.names), command.takes_rest)
-    names = [name.rstrip("…") for name in command.names]
-    return [*fields, ("command", command.word), *zip(names, values, strict=False)]
-
-
 class Wire(Part):
     """Every frame that crossed one or two connections, the newest last; so many and no more."""
 
@@ -2093,7 +2054,7 @@ class Wire(Part):
         """A frame; drawn a little later with others."""
         if self.paused:
             return
-        self.frames.append((who, frame, mask(frame.head)))
+        self.frames.append((who, frame, common.mask(frame.head)))
         self.undrawn += 1
         if not self.drawing and self.window.holds(self.holder):
             self.drawing = asyncio.get_running_loop().call_later(0.05, self.draw)
@@ -2120,7 +2081,7 @@ class Wire(Part):
         who, frame, head = entry
         box = StillBox(ink=True, padding=ft.Padding(6, 2, 6, 2), border_radius=6)
         more = f" … {frame.size} B" if frame.size > FRAME_HEAD else ""
-        text = visible(head if frame.outgoing or more else head + FRAME_END)
+        text = common.visible(head if frame.outgoing or more else head + FRAME_END)
         mono = {"font_family": "Mono", "size": 12}
         arrow, color = ("→", ft.Colors.PRIMARY) if frame.outgoing else ("←", ft.Colors.TERTIARY)
         end = f"{frame.elapsed * 1000:.1f} ms" if frame.elapsed is not None else f"{frame.size} B"
@@ -2134,7 +2095,7 @@ class Wire(Part):
 
         def unfold() -> None:
             if box.content is line:
-                fields = ft.Text("\n".join(f"{key:>12}: {value}" for key, value in decode(head)), **mono)
+                fields = ft.Text("\n".join(f"{key:>12}: {value}" for key, value in common.decode(head)), **mono)
                 box.content = ft.Column([line, ft.Container(fields, padding=ft.Padding(20, 0, 0, 6))], spacing=2)
             else:
                 box.content = line
@@ -2322,7 +2283,7 @@ class Tools(Part):
         if line:
             shown = line
             if SECRET.match(line):
-                shown = mask(" ".join(line.split()).encode()).decode()
+                shown = common.mask(" ".join(line.split()).encode()).decode()
             else:
                 self.typed.append(line)
             self.print(f"> {shown}", color=ft.Colors.PRIMARY)
