@@ -12,7 +12,7 @@ In this order:
   files         base64 and file names, both ways, in pieces
   start-up      options that server and client share, and the private environment of a client
 
-`python3 common.py readme` writes the command table into README.md again.
+`python3 common.py readme` writes the command table into README.md, and into Wireshark's dissector, again.
 """
 from __future__ import annotations
 
@@ -48,14 +48,23 @@ MAX_FILE_NAME = 255            # bytes: what Linux, macOS and Windows can store
 MAX_FILE = 64 * MIB            # bytes of one file (--max-file): a minute on a busy lab network
 
 LINES_PER_TURN = 128           # requests of one connection in one turn of the loop, so that none starves the rest
-TURN_SECONDS = 0.02            # and of all connections: past this the turn is committed, the others come next
+TURN_SECONDS = 0.02            # what is carried out in one turn; past this it is committed, the others come next
+PERSON_SECONDS = 0.005         # and what one person's connections get of it
 RECEIVE_SIZE = 64 * KIB        # bytes asked of a socket at once: one allocation that malloc keeps at hand
 OUTPUT_MARK = 256 * KIB        # bytes unsent: past this no request of the connection is read, no event is queued
-INBOX_PAGE = 5000              # messages in one `inbox` reply; the next `inbox` has the rest
+MAX_REPLY = 1 * MIB            # bytes of the rows in one reply; the rest comes with the next request (`more`)
+MAX_UNREAD = 8 * MIB           # bytes that one person's connections may hold here, unread replies and unserved requests
+MAX_WAITING = 256              # replies of one connection that may wait for another realm's word at once
+MAX_UPLOADS = 64               # files of one person that may be under way at once
+UPLOAD_SECONDS = 30            # an upload without a byte for so long is ended
 PLACE_EVERY = 1000             # messages after which `places` has the next ones: a COMMIT's pages shared by so many
 HISTORY_PAGE = 50              # messages in one `history` reply, where the request names no number
 HISTORY_MAX = 500              # the most that a `history` may ask for
-PIPELINED_SENDS = 256          # sends of one connection that may wait for another realm's word at once
+MAX_MEMBERS_SHOWN = 1000       # names of a group's members in one row of `groups`, of its readers in `conversations`
+CONVERSATIONS_PAGE = 100       # rows of one `conversations` reply
+MAX_UNREAD_COUNT = 1000        # to which unread messages are counted
+SEARCH_PAGE = 50               # messages that one `search` finds
+SEARCH_QUEUE = 64              # searches waiting for their thread; more are told `busy`
 
 MAX_CONNECTIONS = 16_000       # in all (--max-connections), as far as the system gives file descriptors
 MAX_PER_ADDRESS = 8_000        # of one address (--max-per-address): a school behind one router, but not all of them
@@ -63,11 +72,13 @@ SPARE_DESCRIPTORS = 64         # kept for the database, the files and the links
 MAX_STORED = 4096 * MIB        # bytes of files that one user may have stored (--max-stored)
 BURST_SECONDS = 10             # with --max-rate: what a user may send at once, in seconds of that rate
 
-LOGIN_SECONDS = 30             # a connection that has not logged in by then is dropped
-REALM_REPLY_SECONDS = 5.0      # how long a sender waits for another realm's word before it hears "queued"
+LOGIN_SECONDS = 30             # a connection that has not logged in by then is ended, whatever it sends
+REALM_REPLY_SECONDS = 5.0      # how long a reply waits for another realm's word before it says "queued"
 KEEPALIVE_SECONDS = 25         # silence after which TCP asks whether the other side lives; gone 15 s later
 DRAIN_SECONDS = 2.0            # how long an ended connection may take to read what it is still owed
-SESSION_DAYS = 30              # a token that nobody used for so long has ended
+SESSION_DAYS = 30              # a token that nobody used on so many days has ended
+SWEEP_SECONDS = 60             # between two looks at what can be thrown away
+SWEEP_AGE = 3600               # seconds that a file stays though no message names it: longer than any upload's pause
 
 GUESSES = 10                   # failed logins of one account in GUESS_SECONDS, then `rate_limited`
 GUESS_SECONDS = 60
@@ -80,11 +91,15 @@ LINK_RETRY_FIRST = 0.5         # seconds before a lost link is tried again, doub
 LINK_RETRY_MOST = 15.0
 LINK_PING_SECONDS = 5.0        # a quiet link is asked for a sign of life
 LINK_DEAD_SECONDS = 12.0       # and is ended when none came
-LINK_BATCH = 1000              # messages of one batch between realms: two commits are shared by so many
-LINK_BATCH_BYTES = 256 * KIB   # the most that a batch's messages weigh
-LINK_LINE = 4 * MIB            # bytes of one line between realms: a batch, each byte escaped six-fold, and a piece
-LINK_PIECE = 192 * KIB         # bytes of a file in one `piece`: small enough that talk passes between two of them
-LINK_PIECES = 2                # pieces under way at once: one is written there while the next is on its way
+LINK_BATCH = 1000              # items of one batch between realms: two commits are shared by so many
+LINK_BATCH_BYTES = 256 * KIB   # the most that a batch's items weigh
+LINK_LINE = 4 * MIB            # bytes of one line between realms, and of what a peer may leave unread
+LINK_PIECE = 384 * KIB         # bytes of a file in one `piece`: small enough that texts pass between two of them
+LINK_FILES = 4                 # files of a peer here that no item has named yet
+LINK_REST = 1.0                # seconds before a file is tried again that the peer can't take now
+SEALING_SECONDS = 0.2          # before the peer is asked again whether a file is on its disk
+MAX_BELIEVED = 250             # people of other realms that a sender may write to though nobody could be asked
+MAX_EPOCHS = 1000              # starts of a server whose numbers its peers are told of
 
 # ---- errors ------------------------------------------------------------------------------------
 
@@ -100,6 +115,7 @@ ERRORS = {
     "already_member": "User sudah dalam group",
     "not_member": "Bukan anggota group",
     "realm_not_found": "Realm tidak ditemukan",
+    "realm_unreachable": "Realm tidak terhubung",
     "unknown_realm": "Realm tidak ada dalam tabel realm",
     "file_not_found": "File tidak ditemukan",
     "too_long": "Terlalu panjang",
@@ -194,6 +210,11 @@ def fold_name(text: str) -> str:
     return text.lower()
 
 
+def clean(text: str) -> str:
+    """A text without what steers a terminal or turns the direction of writing; the joiners of letters stay."""
+    return "".join(letter for letter in text if letter.isprintable() or letter in "\u200c\u200d")
+
+
 def parse_address(text: str, home: str) -> tuple[str, str]:
     """`user` or `user@realm` -> (name, realm), where a bare name means the realm `home`. Raises ChatError."""
     name, at, realm = text.partition("@")
@@ -235,6 +256,11 @@ class Command:
     def takes_rest(self) -> bool:
         """Whether the last parameter is the rest of the line."""
         return self.parameters.endswith("…")
+
+    @cached_property
+    def takes_token(self) -> bool:
+        """Whether the first parameter is the session's token."""
+        return self.parameters.split()[:1] in (["T"], ["[T]"])
 
     @cached_property
     def is_send(self) -> bool:
@@ -280,13 +306,19 @@ COMMANDS = {
                 "Change one's password; it ends one's other sessions.", "passwd surabaya rahasia"),
         Command("inbox", "T", USER, "Melihat pesan", "Take the messages that came in since the last `inbox`.", "inbox"),
         Command("logout", "T", USER, "Logout", "End the session everywhere.", "logout"),
-        Command("info", "[T] [REALM]", ANYONE, "Melihat user yang aktif",
+        Command("info", "[T] [REALM] [AFTER]", ANYONE, "Melihat user yang aktif",
                 "Who is there, and who is online; also of another realm.", "info mesin2"),
         Command("getfile", "T FILE_ID", USER, "Mengambil file", "Fetch the file of a message.", "getfile 17"),
         Command("history", "T USER-or-GROUP [BEFORE_ID] [LIMIT]", USER, "Melihat percakapan",
                 "Read a conversation again, newest last.", "history messi"),
-        Command("groups", "T", USER, "Melihat group", "One's groups with their members, and those one could join.",
-                "groups"),
+        Command("conversations", "T [BEFORE_ID]", USER, "Melihat daftar percakapan",
+                "One's conversations, the newest first, with what is unread.", "conversations"),
+        Command("read", "T USER-or-GROUP ID", USER, "Menandai sudah dibaca",
+                "Say that one has read a conversation up to this message.", "read messi 17"),
+        Command("search", "T USER-or-GROUP TEXT…", USER, "Mencari pesan",
+                "The newest messages of a conversation with this text.", "search messi socket"),
+        Command("groups", "T [REALM] [AFTER]", USER, "Melihat group",
+                "One's groups with their members, and those of a realm one could join.", "groups"),
         Command("leavegroup", "T GROUP", USER, "Keluar dari group", "Leave a group.", "leavegroup jarkom3"),
         Command("realms", "T", USER, "Melihat realm", "The realms, and the state of the link to each.", "realms"),
         Command("subscribe", "T [AFTER_ID]", USER, "Menerima pesan langsung",
@@ -309,10 +341,11 @@ COMMANDS = {
                 "Ask whether the peer table holds this row (the table is fixed).",
                 "addrealm mesin2 172.16.16.102 8890"),
         # Between realms; no person types these.
-        Command("peer", "NAME EPOCH NONCE", STRANGER, "", "Open a link: who calls, its database, a fresh nonce.", ""),
+        Command("peer", "NAME EPOCHS NONCE", STRANGER, "", "Open a link: who calls, its epochs, a fresh nonce.", ""),
         Command("peerproof", "[PROOF]", STRANGER, "", "Prove to be that realm; from here on the link is up.", ""),
         Command("deliver", "STREAM AFTER ITEMS…", REALM, "", "Items of the outbox, in order, as JSON.", ""),
-        Command("piece", "SHA256 SIZE OFFSET [BYTES]", REALM, "", "A piece of a file that an item will name.", ""),
+        Command("piece", "SHA256 SIZE OFFSET [CONTENT]", REALM, "", "A piece of a file that an item will name.", ""),
+        Command("ask", "QUESTION…", REALM, "", "What only this realm can decide, as JSON.", ""),
         Command("ping", "", REALM, "", "A sign of life.", ""),
     )
 }
@@ -400,6 +433,7 @@ FRAME_END = b"\r\n\r\n"
 LINE_BREAK = "\u2028"          # how a line break inside a message travels (LINE SEPARATOR)
 
 encode_text = json.encoder.encode_basestring_ascii     # a str -> its JSON string in pure ASCII, quotes included
+encode_row = json.JSONEncoder(separators=(",", ":")).encode    # an object of a long list: the quickest way for many
 
 
 class Json(str):
@@ -413,6 +447,8 @@ def encode_json(value: object) -> str:
         return encode_text(value)
     if kind is int:
         return str(value)
+    if kind is bool:
+        return "true" if value else "false"
     if kind is dict:
         return f"{{{encode_members(value)}}}"
     if kind is list:
@@ -614,6 +650,14 @@ class Base64Decoder:
             raise ChatError("bad_base64") from None
 
 
+def decode_base64(text: str) -> bytes:
+    """Base64 in one piece. Raises ChatError `bad_base64`."""
+    try:
+        return Base64Decoder._decode(text.encode("ascii"))
+    except UnicodeEncodeError:
+        raise ChatError("bad_base64") from None
+
+
 def encode_file_name(name: str) -> str:
     """A file name as it travels: percent-encoded (RFC 3986), so that it has no space."""
     return urllib.parse.quote(name, safe="") or "file"
@@ -684,14 +728,26 @@ def installed_version(name: str) -> str | None:
         return None
 
 
+def dissector_table() -> str:
+    """The command table as Wireshark's dissector has it: a line of Lua for each command."""
+    return "\n".join(f'  {command.word} = "{command.parameters}",' for command in COMMANDS.values())
+
+
+DISSECTOR = ROOT / "Mesin1 (Chat App)" / "assets" / "progjar.lua"
+WRITTEN = (                    # (file, the line before what is written, the line behind it, what is written)
+    (ROOT / "README.md", "<!-- commands -->\n", "\n<!-- /commands -->", readme_table),
+    (DISSECTOR, "-- commands\n", "\n-- /commands", dissector_table),
+)
+
+
 def main() -> None:
-    """`python3 common.py readme`: writes the command table between the README's two marker comments."""
+    """`python3 common.py readme`: writes the command table between the marker comments of two files."""
     if sys.argv[1:] != ["readme"]:
         sys.exit(__doc__)
-    readme = ROOT / "README.md"
-    head, _, rest = readme.read_text("utf-8").partition("<!-- commands -->\n")
-    tail = rest.partition("<!-- /commands -->")[2]
-    readme.write_text(f"{head}<!-- commands -->\n{readme_table()}\n<!-- /commands -->{tail}", "utf-8")
+    for path, before, behind, table in WRITTEN:
+        head, _, rest = path.read_text("utf-8").partition(before)
+        tail = rest.partition(behind.lstrip())[2]
+        path.write_text(f"{head}{before}{table()}{behind}{tail}", "utf-8")
 
 
 if __name__ == "__main__":

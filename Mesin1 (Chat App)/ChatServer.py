@@ -1,27 +1,33 @@
 """The chat server of one realm: `python3 ChatServer.py` on the realm's machine. Standard library only.
 
-The parts, each using only the parts above it:
+Chapter one is a complete server of one realm. It can be read alone, from top to bottom:
   model         Person, Conversation, Session, Message: what the tables hold, as objects in memory
-  Store         the database: one method per question, one COMMIT per turn of the loop
-  Workers       the few threads, for what would hold up the loop: password hashes, the syncing of files
+  Store         the database: one method for each question, one COMMIT for each turn of the loop
+  Workers       the only threads: password hashes, and the syncing of files
   Upload        a file on its way from a request line to the disk
-  Connection    one socket's bytes in and replies out, in order
-  RealmLink     the way to one other realm: handshake, durable outbox, files in pieces
-  Chat          one do_<word> for each row of the command table in common.py
-  Server        the loop: the only part that touches sockets
+  Connection    one socket: the table of what it may do, the lines that came in, the replies that go out
+  Chat          from a line to its reply; one do_<word> for each row of the command table in common.py
+  Server        the loop; the only part that touches sockets
+Chapter two is the other realms, for which chapter one has the few calls that begin with `self.realms`:
+  Outbox        what waits for other realms, and what has come from them, as rows of the same database
+  RealmLink     the connection that we open to one other realm
+  Realms        what we ask and tell the other realms, and what we do for them
+The end starts the program:
   main          options and start
 
-Two rules. Everything else runs in one thread. And a turn of the loop is: read, carry out, one COMMIT, write; so nothing
-that a turn decided leaves the process before it is on disk.
+Two rules hold everywhere. Only Workers uses threads; all other code runs in one thread. A turn of the loop is: read,
+carry out, COMMIT, write. So nothing that a turn decided leaves the process before it is on disk.
 
-To follow one request, read Server.receive, Server.serve, Chat.execute, then its do_<word>, then Server.turn.
+To follow one request, read Server.receive, Server.serve, Chat.execute, its do_<word>, and then Server.turn.
 """
 from __future__ import annotations
 
 import argparse
 import binascii
+import bisect
 import contextlib
 import errno
+import gc
 import hashlib
 import heapq
 import hmac
@@ -41,10 +47,11 @@ import struct
 import sys
 import tempfile
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -52,7 +59,7 @@ try:
     import fcntl
     import resource
     import termios
-except ImportError:                # Windows has none of them; who uses them does without
+except ImportError:                # Windows has none of them; the functions that use them do without
     fcntl = resource = termios = None
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -62,9 +69,9 @@ from common import COMMANDS, USER, ChatError, Json, Realm, Request, encode_json,
 
 log = logging.getLogger("chat")
 
-WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-LATER = object()               # what a handler returns whose answer is not known in this turn
+# ================================================================================================
+# Chapter one: a server of one realm
+# ================================================================================================
 
 # ---- model -------------------------------------------------------------------------------------
 
@@ -79,20 +86,20 @@ class Person:
     nama: str
     negara: str
     password: str | None
+    met: bool                      # false for a person of another realm who was only believed to exist
     address: str
     conversations: dict[str, Conversation] = field(default_factory=dict)   # by the other's address, or `group:ADDRESS`
     cursors: dict[str, int] = field(default_factory=dict)                  # realm -> id up to which `inbox` took
     connections: set[Connection] = field(default_factory=set)              # open here now
-    routes: dict[str, Conversation] = field(default_factory=dict)          # by the name as a request spells it
-    online_there: bool = False                                             # what the other realm says of its own user
+    uploads: set[Upload] = field(default_factory=set)                      # under way now
     stored: int = 0                                                        # bytes of the files that they sent
     allowance: float = 0.0                                                 # messages that they may send at once, and
     counted: float = 0.0                                                   # when that was counted
 
-    @property
-    def online(self) -> bool:
-        """Whether the person has a connection now, here or in their own realm."""
-        return bool(self.connections) or self.online_there
+    def describe(self) -> dict[str, object]:
+        """What everybody may know of a person of this realm."""
+        return {"user": self.name, "nama": self.nama, "negara": self.negara, "realm": self.realm,
+                "online": bool(self.connections)}
 
 
 @dataclass(slots=True, eq=False)
@@ -102,16 +109,25 @@ class Conversation:
     id: int
     name: str | None               # a group's name
     realm: str                     # where a group lives
-    admin: Person | None = None
-    members: dict[Person, int] = field(default_factory=dict)   # -> the id after which they see messages; never changed
-    #                                in place: what is published meanwhile goes to the members of that moment
+    admin: str = ""                # the address of a group's admin
+    members: dict[Person, int] = field(default_factory=dict)   # -> the id after which they see messages
+    realms: Counter[str] = field(default_factory=Counter)      # how many members each realm has
     last_id: int = 0               # of its newest message
+    reads: dict[Person, int] = field(default_factory=dict)     # the id up to which each has read it
     heads: dict[Person, str] = field(default_factory=dict)     # by sender: the part of each message that stays the same
 
     @property
     def address(self) -> str:
         """A group's address."""
         return f"{self.name}@{self.realm}"
+
+    def other(self, person: Person) -> Person:
+        """Whom a person talks with in a private conversation; oneself where one writes to oneself."""
+        return next((member for member in self.members if member is not person), person)
+
+    def key(self, person: Person) -> str:
+        """The name under which a person has this conversation."""
+        return f"group:{self.address}" if self.name else self.other(person).address
 
     def head(self, sender: Person) -> str:
         """Who speaks and to whom, as a piece of a message's JSON."""
@@ -121,20 +137,21 @@ class Conversation:
             if self.name:
                 fields |= {"group": self.address, "msg_from": sender.nama, "msg_to": self.name}
             else:
-                other = next((person for person in self.members if person is not sender), sender)
+                other = self.other(sender)
                 fields |= {"to": other.address, "msg_from": sender.nama, "msg_to": other.nama}
-            head = self.heads[sender] = encode_json(fields)[1:-1]
+            head = self.heads[sender] = common.encode_members(fields)
         return head
 
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """One login. The token itself is nowhere here, only its SHA-256."""
+    """One login. Only the SHA-256 of its token is kept."""
 
     digest: bytes
     person: Person
-    used: int                      # milliseconds since 1970, to the day
+    used: int                      # the last day on which it was used; see Store.day
     ended: bool = False
+    routes: list[bytes] = field(default_factory=list)          # its keys in Chat.routes
 
 
 class File(NamedTuple):
@@ -145,85 +162,92 @@ class File(NamedTuple):
     sha256: str
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Message:
-    """One row of the messages table; a text, or a file."""
+    """One row of the messages table: a text or a file."""
 
     id: int
     conversation: Conversation
-    ts: int
+    ts: int                        # milliseconds since 1970
     sender: Person
     text: str | None
     file: File | None
+    origin: int | None = None      # the id in the sender's realm, where that is another one
+
+    @property
+    def uid(self) -> str:
+        """The name of the message in every realm."""
+        return f"{self.sender.realm}:{self.origin or self.id}"
 
     def fields(self) -> str:
         """The message as clients see it: a JSON object without its braces."""
         if self.file is None:
             body = f'"msg":{common.encode_text(self.text)}'
         else:
-            body = f'"file":{encode_json({"id": self.id, **self.file._asdict()})}'
-        return f'"id":{self.id},"ts":"{common.format_time(self.ts)}",{self.conversation.head(self.sender)},{body}'
+            body = f'"file":{encode_json(self.file_fields())}'
+        sender = self.sender
+        return (f'"id":{self.id},"uid":"{sender.realm}:{self.origin or self.id}",'
+                f'"ts":"{common.format_time(self.ts)}",{self.conversation.head(sender)},{body}')
 
-    def event(self) -> bytes:
-        """The frame that tells a subscriber of it."""
-        return common.format_frame(f'"event":"message",{self.fields()}')
-
-
-def json_list(messages: Iterable[Message]) -> Json:
-    """Messages as a reply lists them."""
-    return Json(f"[{','.join([f'{{{message.fields()}}}' for message in messages])}]")
+    def file_fields(self) -> dict[str, object]:
+        """The file as clients see it."""
+        return {"id": self.id, **self.file._asdict()}
 
 
 # ---- Store -------------------------------------------------------------------------------------
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 1
 SCHEMA = """
-CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE meta(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO meta VALUES('day', 0), ('clock', 0), ('aborted', 0);
 CREATE TABLE people(id INTEGER PRIMARY KEY, name TEXT NOT NULL, realm TEXT NOT NULL, nama TEXT NOT NULL,
-    negara TEXT NOT NULL, password TEXT, UNIQUE(realm, name));
-CREATE TABLE conversations(id INTEGER PRIMARY KEY, name TEXT, realm TEXT NOT NULL, admin INTEGER);
+    negara TEXT NOT NULL, password TEXT, met INTEGER NOT NULL, UNIQUE(realm, name));
+CREATE TABLE conversations(id INTEGER PRIMARY KEY, name TEXT, realm TEXT NOT NULL, admin TEXT NOT NULL);
 CREATE TABLE members(conversation INTEGER, person INTEGER, since INTEGER NOT NULL,
     PRIMARY KEY(conversation, person)) WITHOUT ROWID;
 CREATE TABLE messages(id INTEGER PRIMARY KEY, conversation INTEGER NOT NULL, ts INTEGER NOT NULL,
-    sender INTEGER NOT NULL, text TEXT);
+    sender INTEGER NOT NULL, text TEXT, origin INTEGER);
 CREATE TABLE places(conversation INTEGER, id INTEGER, PRIMARY KEY(conversation, id)) WITHOUT ROWID;
 CREATE TABLE files(id INTEGER PRIMARY KEY, name TEXT NOT NULL, size INTEGER NOT NULL, sha256 TEXT NOT NULL);
+CREATE INDEX files_by_content ON files(sha256);
+CREATE TABLE reads(conversation INTEGER, person INTEGER, id INTEGER NOT NULL,
+    PRIMARY KEY(conversation, person)) WITHOUT ROWID;
 CREATE TABLE cursors(person INTEGER, realm TEXT, id INTEGER NOT NULL, PRIMARY KEY(person, realm)) WITHOUT ROWID;
 CREATE TABLE sessions(digest BLOB PRIMARY KEY, person INTEGER NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE tags(person INTEGER, tag TEXT, reply TEXT NOT NULL, PRIMARY KEY(person, tag)) WITHOUT ROWID;
-CREATE TABLE outbox(peer TEXT, stream INTEGER, seq INTEGER, sender INTEGER NOT NULL, item TEXT NOT NULL, tag TEXT,
-    settled INTEGER NOT NULL, PRIMARY KEY(peer, stream, seq)) WITHOUT ROWID;
-CREATE TABLE sent(peer TEXT, stream INTEGER, seq INTEGER NOT NULL, PRIMARY KEY(peer, stream)) WITHOUT ROWID;
-CREATE TABLE received(peer TEXT, stream INTEGER, seq INTEGER NOT NULL, PRIMARY KEY(peer, stream)) WITHOUT ROWID;
-CREATE TABLE epochs(peer TEXT PRIMARY KEY, epoch TEXT NOT NULL) WITHOUT ROWID;
+-- chapter two
+CREATE TABLE epochs(number INTEGER PRIMARY KEY, name TEXT NOT NULL, ended INTEGER NOT NULL);
+CREATE TABLE outbox(peer TEXT, stream INTEGER, seq INTEGER, message INTEGER NOT NULL, sender INTEGER,
+    item TEXT NOT NULL, PRIMARY KEY(peer, stream, seq)) WITHOUT ROWID;
+CREATE TABLE failed(message INTEGER PRIMARY KEY, code TEXT NOT NULL);
+CREATE TABLE received(peer TEXT, epoch TEXT, texts INTEGER NOT NULL, files INTEGER NOT NULL,
+    PRIMARY KEY(peer, epoch)) WITHOUT ROWID;
 CREATE TABLE refusals(peer TEXT, stream INTEGER, seq INTEGER, code TEXT NOT NULL,
     PRIMARY KEY(peer, stream, seq)) WITHOUT ROWID;
 """
-UPGRADES = {                   # from each earlier version to the next
-    1: "DROP INDEX messages_of_conversation; "
-       "CREATE TABLE places(conversation INTEGER, id INTEGER, PRIMARY KEY(conversation, id)) WITHOUT ROWID; "
-       "INSERT INTO places SELECT conversation, id FROM messages ORDER BY conversation, id",
-}
-INSERT_MESSAGE = "INSERT INTO messages(id, conversation, ts, sender, text) VALUES(?,?,?,?,?)"
-INSERT_TAG = "INSERT OR REPLACE INTO tags(person, tag, reply) VALUES(?,?,?)"
-INSERT_ITEM = "INSERT INTO outbox(peer, stream, seq, sender, item, tag, settled) VALUES(?,?,?,?,?,?,?)"
-SELECT = "SELECT id, conversation, ts, sender, text FROM "
-SELECT_MESSAGE = SELECT + "messages "
+INSERT_MESSAGE = "INSERT INTO messages VALUES(?,?,?,?,?,?)"
+INSERT_TAG = "INSERT OR REPLACE INTO tags VALUES(?,?,?)"
 # Where the messages of a conversation are: in `places`. It is filled for PLACE_EVERY messages at once, conversation by
-# conversation: kept up with each message it would cost a page per conversation at every COMMIT. The messages past the
-# last one that was placed are the tail, few enough to look through.
+# conversation. An index would be kept up with each message, and cost a page for each conversation at every COMMIT.
+# The messages past the last one that was placed are the tail, few enough to look through.
 PLACE = "INSERT INTO places SELECT conversation, id FROM messages WHERE id>? ORDER BY conversation, id"
 LAST_PLACED = """SELECT id FROM messages WHERE EXISTS
     (SELECT 1 FROM places WHERE places.conversation=messages.conversation AND places.id=messages.id)
     ORDER BY id DESC LIMIT 1"""
-PLACED = SELECT + "places JOIN messages USING(conversation, id) "
-PLACED_AFTER = PLACED + "WHERE conversation=? AND id>? ORDER BY id"
-PLACED_BEFORE = PLACED + "WHERE conversation=? AND id>? AND id<? ORDER BY id DESC LIMIT ?"
-TAIL_AFTER = SELECT_MESSAGE + """CROSS JOIN members USING(conversation)
+SELECT = "SELECT id, conversation, ts, sender, text, origin FROM "
+PLACED_AFTER = SELECT + "places JOIN messages USING(conversation, id) WHERE conversation=? AND id>? ORDER BY id"
+TAIL_AFTER = SELECT + """messages CROSS JOIN members USING(conversation)
     WHERE id>? AND id>since AND person=? ORDER BY id"""
-TAIL_BEFORE = SELECT_MESSAGE + "WHERE conversation=? AND id>? AND id<? ORDER BY id DESC LIMIT ?"
-
-TALK, FILES = 0, 1             # the two streams of a link: texts, and files with what must not overtake them
+PLACED_BEFORE = SELECT + """places JOIN messages USING(conversation, id)
+    WHERE conversation=? AND id>? AND id<? ORDER BY id DESC LIMIT ?"""
+TAIL_BEFORE = SELECT + "messages WHERE conversation=? AND id>? AND id<? ORDER BY id DESC LIMIT ?"
+COUNT = """SELECT COUNT(*) FROM (
+    SELECT 1 FROM places JOIN messages USING(conversation, id) WHERE conversation=?1 AND id>?2 AND sender<>?3
+    UNION ALL SELECT 1 FROM messages WHERE conversation=?1 AND id>MAX(?2, ?4) AND sender<>?3 LIMIT ?5)"""
+FIND = """SELECT id FROM (
+    SELECT id, text FROM messages WHERE conversation=?1 AND id>MAX(?2, ?3)
+    UNION ALL SELECT id, text FROM places JOIN messages USING(conversation, id) WHERE conversation=?1 AND id>?2)
+    WHERE {} ORDER BY id DESC LIMIT ?5"""
 
 
 class StoreRefused(Exception):
@@ -233,9 +257,10 @@ class StoreRefused(Exception):
 class Store:
     """The database, and in memory all of it but the messages.
 
-    Rows of the hot tables are gathered and written by one `executemany` at the end of the turn (`flush`); other writes
-    go through `_write`, inside a savepoint of the request. So a request that fails is undone alone (`revert`), and a
-    turn whose COMMIT fails as a whole (`abort`); what is in memory is then read from the disk again, as at the start.
+    A request checks everything first and writes then, so a refusal undoes nothing. A fault after a write, or a COMMIT
+    that fails, fails the whole turn: `abort` rolls it back, and builds what is in memory anew from the disk.
+
+    Rows of the hot tables are gathered and written by one `executemany` at the end of the turn (`flush`).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -247,30 +272,19 @@ class Store:
         self.path = folder / "chat.db"
         self._owner = self._claim(folder / "owner.db")
         self.db = sqlite3.connect(self.path, isolation_level=None, timeout=0, check_same_thread=False)
-        version = self._check()
+        is_new = self._check() == 0
         self.db.execute("PRAGMA journal_mode=WAL")
         self.db.execute("PRAGMA synchronous=FULL")
         self.db.execute("PRAGMA cache_size=-65536")            # KiB: the leaves that a busy realm appends to
-        steps = [UPGRADES[earlier] for earlier in range(version or SCHEMA_VERSION, SCHEMA_VERSION)]
-        if version == 0:
-            steps = [SCHEMA, f"INSERT INTO meta VALUES('epoch', '{secrets.token_hex(8)}')"]
-        if steps:
-            self.db.executescript(f"BEGIN; {';'.join(steps)}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT")
-        self._messages: list[tuple] = []
-        self._tags: dict[tuple[int, str], str] = {}
-        self._items: list[tuple] = []
-        self._mark = (0, 0)                        # how many messages and items there were before this request
-        self._open = self._savepoint = False
-        self.failed = False                        # SQLite has given up the turn: nothing can be written before `abort`
-        self.last_id = self._last_seq = 0
-        self._placed = 0                           # the id up to which `places` has the messages
-        self.people: dict[str, Person] = {}        # by address
-        self.groups: dict[str, Conversation] = {}  # by address
-        self.sessions: dict[bytes, Session] = {}   # by digest
-        self._person_of: dict[int, Person] = {}
-        self._conversation_of: dict[int, Conversation] = {}
-        self.epoch: str = self.db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()[0]
-        self._load()
+        if is_new:
+            self.db.executescript(f"BEGIN; {SCHEMA}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT")
+        self._rows: dict[str, list[tuple]] = defaultdict(list)     # gathered rows by their INSERT
+        self._tags: dict[tuple[int, str], str] = {}                # gathered tags
+        self._open = False                         # a transaction has begun
+        self.changes = 0                           # writes so far: a fault looks whether its request had written
+        self.failed = False                        # this turn can't be kept
+        self.blocked = False                       # a COMMIT failed, and nothing could be written since
+        self.load()
 
     @staticmethod
     def _claim(path: Path) -> sqlite3.Connection:
@@ -283,11 +297,12 @@ class Store:
         return lock
 
     def _check(self) -> int:
-        """The schema's version, 0 of a new database. Raises StoreRefused for a damaged one, or a newer program's."""
+        """The schema's version, 0 of a new database. Raises StoreRefused for a damaged one, or of another program."""
         try:
             version = self.db.execute("PRAGMA user_version").fetchone()[0]
-            if version > SCHEMA_VERSION:
-                raise StoreRefused(f"{self.path} is of a newer version of this program (schema {version})")
+            if version not in (0, SCHEMA_VERSION):
+                raise StoreRefused(f"{self.path} is of another version of this program (schema {version}, not "
+                                   f"{SCHEMA_VERSION}): newer or older; move it away, or use that program")
             found = self.db.execute("PRAGMA quick_check(1)").fetchone()[0]
         except sqlite3.OperationalError as error:
             raise StoreRefused(f"{self.path} can't be used now: {error}") from None
@@ -298,86 +313,52 @@ class Store:
             raise StoreRefused(f"{self.path} is damaged ({found}); put a backup in its place or move it away")
         return version
 
-    def _load(self) -> None:
-        """Reads the tables that are mirrored in memory; who is there already stays the same object."""
+    def load(self) -> None:
+        """Builds what is in memory from the disk: at the start, and after a turn that failed."""
         query = self.db.execute
-        people: dict[int, Person] = {}
-        conversations: dict[int, Conversation] = {}
-        sessions: dict[bytes, Session] = {}
-        for id, name, realm, nama, negara, password in query("SELECT * FROM people"):
-            person = self._person_of.get(id) or Person(id, name, realm, nama, negara, password, f"{name}@{realm}")
-            person.nama, person.negara, person.password, person.stored = nama, negara, password, 0
-            for mirror in (person.conversations, person.routes, person.cursors):
-                mirror.clear()
-            people[id] = person
+        self.people: dict[str, Person] = {}        # by address
+        self.person_of: dict[int, Person] = {}     # by id
+        self.conversation_of: dict[int, Conversation] = {}
+        self.sessions: dict[bytes, Session] = {}   # by digest
+        for id, name, realm, nama, negara, password, met in query("SELECT * FROM people"):
+            person = Person(id, name, realm, nama, negara, password, bool(met), f"{name}@{realm}")
+            self.people[person.address] = self.person_of[id] = person
         for id, name, realm, admin in query("SELECT * FROM conversations"):
-            conversation = self._conversation_of.get(id) or Conversation(id, name, realm, people.get(admin))
             newest = query("SELECT MAX(id) FROM places WHERE conversation=?", (id,)).fetchone()[0] or 0
-            conversation.last_id, conversation.members = max(conversation.last_id, newest), {}
-            conversation.heads.clear()
-            conversations[id] = conversation
-        self._placed = (query(LAST_PLACED).fetchone() or (0,))[0]
+            self.conversation_of[id] = Conversation(id, name, realm, admin, last_id=newest)
+        self._placed = (query(LAST_PLACED).fetchone() or (0,))[0]      # the id up to which `places` has the messages
         tail = query("SELECT conversation, MAX(id) FROM messages WHERE id>? GROUP BY conversation", (self._placed,))
         for conversation_id, id in tail:
-            conversations[conversation_id].last_id = max(conversations[conversation_id].last_id, id)
+            self.conversation_of[conversation_id].last_id = id
         for conversation_id, person_id, since in query("SELECT * FROM members"):
-            conversations[conversation_id].members[people[person_id]] = since
-        for conversation in conversations.values():
+            self._put(self.conversation_of[conversation_id], self.person_of[person_id], since)
+        for conversation in self.conversation_of.values():
             for person in conversation.members:
-                person.conversations[self._key(conversation, person)] = conversation
+                person.conversations[conversation.key(person)] = conversation
         for person_id, size in query("SELECT sender, SUM(size) FROM files JOIN messages USING(id) GROUP BY sender"):
-            people[person_id].stored = size
+            self.person_of[person_id].stored = size
+        for conversation_id, person_id, id in query("SELECT * FROM reads"):
+            self.conversation_of[conversation_id].reads[self.person_of[person_id]] = id
         for person_id, realm, id in query("SELECT * FROM cursors"):
-            people[person_id].cursors[realm] = id
+            self.person_of[person_id].cursors[realm] = id
         for digest, person_id, used in query("SELECT * FROM sessions"):
-            sessions[digest] = self.sessions.get(digest) or Session(digest, people[person_id], used)
-        for digest, session in self.sessions.items():
-            session.ended = digest not in sessions
-        self._person_of, self._conversation_of, self.sessions = people, conversations, sessions
-        self.people = {person.address: person for person in people.values()}
-        self.groups = {group.address: group for group in conversations.values() if group.name}
-        last_id = query("SELECT MAX(id) FROM messages").fetchone()[0] or 0
-        last_seq = query("SELECT MAX(seq) FROM (SELECT seq FROM sent UNION ALL SELECT seq FROM outbox)").fetchone()[0]
-        self.last_id = max(self.last_id, last_id)  # no number is given twice, even where it came to nothing
-        self._last_seq = max(self._last_seq, last_seq or 0)
+            self.sessions[digest] = Session(digest, self.person_of[person_id], used)
+        self.groups = {group.address: group for group in self.conversation_of.values() if group.name}
+        self.names: dict[str, list[str]] = defaultdict(list)   # by realm: the names of its people, sorted
+        for person in self.people.values():
+            self.names[person.realm].append(person.name)
+        for names in self.names.values():
+            names.sort()
+        self.group_names = sorted(self.groups)     # addresses, sorted
+        self.last_id: int = query("SELECT MAX(id) FROM messages").fetchone()[0] or 0
+        self.day, self._clock = (query("SELECT value FROM meta WHERE name=?", (name,)).fetchone()[0]
+                                 for name in ("day", "clock"))
 
-    @staticmethod
-    def _key(conversation: Conversation, person: Person) -> str:
-        """Under which name a person has a conversation."""
-        if conversation.name:
-            return f"group:{conversation.address}"
-        return next((other.address for other in conversation.members if other is not person), person.address)
+    # -- the turn
 
-    # -- the turn and its requests
-
-    def end_request(self) -> None:
-        """The request succeeded: `revert` undoes what comes from here on."""
-        if self._savepoint:
-            self.db.execute("RELEASE request")
-            self._savepoint = False
-        self._mark = (len(self._messages), len(self._items))
-
-    def revert(self) -> bool:
-        """The request failed: undoes it alone, or leaves the whole turn `failed`. Whether it had written anything."""
-        del self._messages[self._mark[0]:], self._items[self._mark[1]:]
-        if not self._savepoint:
-            return False
-        self._savepoint = False
-        try:
-            self.db.execute("ROLLBACK TO request")
-            self.db.execute("RELEASE request")
-            self._load()
-        except sqlite3.Error as error:
-            self.fail(error)
-        return True
-
-    def fail(self, error: sqlite3.Error) -> None:
-        """The disk is full or ill: what this turn wrote is lost."""
-        log.error("the database can't be written: %s", error)
-        self.failed, self._open, self._savepoint = True, False, False
-
-    def _begin(self) -> None:
-        if self.failed:
+    def begin(self) -> None:
+        """Opens the turn's transaction. Raises ChatError `storage` where nothing can be written now."""
+        if self.failed or self.blocked:
             raise ChatError("storage")
         if not self._open:
             try:
@@ -386,42 +367,28 @@ class Store:
                 log.error("no transaction: %s", error)
                 raise ChatError("storage") from None
             self._open = True
+        self.changes += 1
 
-    def _write(self, sql: str, values: tuple = ()) -> sqlite3.Cursor:
-        if not self._savepoint:
-            self._open_savepoint()
+    def write(self, sql: str, values: tuple = ()) -> sqlite3.Cursor:
+        """Writes at once. Raises sqlite3.Error, and ChatError `storage` before anything was written."""
+        self.begin()
         return self.db.execute(sql, values)
 
-    def _open_savepoint(self) -> None:
-        """Begins what `revert` rolls back; what earlier requests of the turn have gathered is written before."""
-        messages, items = self._mark
-        self._begin()
-        self._insert(self._messages[:messages], self._items[:items])
-        del self._messages[:messages], self._items[:items]
-        self._mark = (0, 0)
-        self.db.execute("SAVEPOINT request")
-        self._savepoint = True
+    def gather(self, sql: str, row: tuple) -> None:
+        """Writes a row at the end of the turn, together with others of its kind."""
+        if self.failed or not self._open:
+            self.begin()
+        self.changes += 1
+        self._rows[sql].append(row)
 
     def flush(self) -> None:
-        """Writes the gathered rows, so that a query sees them. Raises sqlite3.Error and ChatError."""
-        if (len(self._messages), len(self._items)) != self._mark and not self._savepoint:
-            self._open_savepoint()
-        if self._messages or self._items or self._tags:
-            self._begin()
-            self._insert(self._messages, self._items)
-            self._messages.clear()
-            self._items.clear()
-            self._mark = (0, 0)
-
-    def _insert(self, messages: list[tuple], items: list[tuple]) -> None:
-        for sql, rows in ((INSERT_MESSAGE, messages), (INSERT_ITEM, items),
-                          (INSERT_TAG, [(*key, reply) for key, reply in self._tags.items()])):
-            if rows:
-                self.db.executemany(sql, rows)
-        self._tags.clear()
+        """Writes the gathered rows, so that a query sees them. Raises sqlite3.Error."""
+        for sql, rows in self._rows.items():
+            self.db.executemany(sql, rows)
+        self._rows.clear()
 
     def commit(self) -> None:
-        """Puts the turn on disk. Raises sqlite3.Error and ChatError; then call `abort`."""
+        """Puts the turn on disk. Raises sqlite3.Error; then call `abort`."""
         self.flush()
         if self._open:
             if self.last_id - self._placed >= common.PLACE_EVERY:
@@ -429,18 +396,35 @@ class Store:
                 self._placed = self.last_id
             self.db.execute("COMMIT")
             self._open = False
+        self._tags.clear()
 
     def abort(self) -> None:
-        """Undoes the whole turn. Raises sqlite3.Error where nothing works any more."""
+        """Undoes the turn, on disk and in memory. Raises sqlite3.Error where the database can't be read any more."""
         with contextlib.suppress(sqlite3.Error):
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
-        self._open = self._savepoint = self.failed = False
-        self._messages.clear()
-        self._items.clear()
+        self._open = self.failed = False
+        self._rows.clear()
         self._tags.clear()
-        self._mark = (0, 0)
-        self._load()
+        self.load()
+        self.overwrite_log()
+
+    def overwrite_log(self) -> None:
+        """Writes a small transaction where the failed one may lie in SQLite's log, else a crash could bring that back.
+
+        Until this has worked nothing else is written: the store is `blocked`.
+        """
+        try:
+            self.db.execute("BEGIN IMMEDIATE")
+            self.db.execute("UPDATE meta SET value=value+1 WHERE name='aborted'")
+            self.db.execute("COMMIT")
+            self.blocked = False
+        except sqlite3.Error as error:
+            log.error("the database can't be written: %s", error)
+            self.blocked = True
+            with contextlib.suppress(sqlite3.Error):
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
 
     def close(self) -> None:
         """Gives the files back."""
@@ -449,161 +433,193 @@ class Store:
 
     # -- people and sessions
 
-    def add_person(self, name: str, realm: str, nama: str, negara: str, password: str | None = None) -> Person:
-        """A new row of people."""
-        id = self._write("INSERT INTO people(name, realm, nama, negara, password) VALUES(?,?,?,?,?)",
-                         (name, realm, nama, negara, password)).lastrowid
-        person = Person(id, name, realm, nama, negara, password, f"{name}@{realm}")
-        self.people[person.address] = self._person_of[id] = person
-        return person
-
-    def meet(self, name: str, realm: str, nama: str = "", negara: str = "") -> Person:
-        """The person of another realm, added or brought up to date with what that realm says."""
-        person = self.people.get(f"{name}@{realm}")
-        if person is None:
-            return self.add_person(name, realm, nama or name, negara)
-        names = nama or person.nama, negara or person.negara
-        if names != (person.nama, person.negara):
-            self._write("UPDATE people SET nama=?, negara=? WHERE id=?", (*names, person.id))
-            person.nama, person.negara = names
-            for conversation in person.conversations.values():
-                conversation.heads.clear()
+    def add_person(self, name: str, realm: str, nama: str, negara: str, password: str | None = None,
+                   met: bool = True) -> Person:
+        """A new person, of this realm where there is a password."""
+        id = self.write("INSERT INTO people(name, realm, nama, negara, password, met) VALUES(?,?,?,?,?,?)",
+                        (name, realm, nama, negara, password, met)).lastrowid
+        person = Person(id, name, realm, nama, negara, password, met, f"{name}@{realm}")
+        self.people[person.address] = self.person_of[id] = person
+        bisect.insort(self.names[realm], name)
         return person
 
     def set_password(self, person: Person, password: str) -> None:
-        """A new password, as `hash_password` gives it."""
-        self._write("UPDATE people SET password=? WHERE id=?", (password, person.id))
+        """`password` is what `hash_password` gives."""
+        self.write("UPDATE people SET password=? WHERE id=?", (password, person.id))
         person.password = password
 
-    def add_session(self, person: Person, digest: bytes, used: int) -> Session:
+    def add_session(self, person: Person, digest: bytes) -> Session:
         """A new login."""
-        self._write("INSERT INTO sessions VALUES(?,?,?)", (digest, person.id, used))
-        session = self.sessions[digest] = Session(digest, person, used)
+        self.write("INSERT INTO sessions VALUES(?,?,?)", (digest, person.id, self.day))
+        session = self.sessions[digest] = Session(digest, person, self.day)
         return session
 
-    def touch_session(self, session: Session, used: int) -> None:
-        """Notes that a session is in use; called once a day."""
-        self._write("UPDATE sessions SET used=? WHERE digest=?", (used, session.digest))
-        session.used = used
-
     def end_session(self, session: Session) -> None:
-        """A session's token is good for nothing any more."""
-        self._write("DELETE FROM sessions WHERE digest=?", (session.digest,))
+        """From here on its token is good for nothing."""
+        self.write("DELETE FROM sessions WHERE digest=?", (session.digest,))
         del self.sessions[session.digest]
         session.ended = True
 
-    def end_idle_sessions(self, before: int) -> None:
-        """Ends the sessions that were not used since; called at the start."""
-        for session in [session for session in self.sessions.values() if session.used < before]:
-            self.end_session(session)
+    def count_day(self, today: int, used: Iterable[Session]) -> None:
+        """Counts the days on which the server runs, so that no jump of the clock ends a session; notes who was here.
+
+        `today` is the clock's day, counted from 1970. However far it jumps, it is one day more.
+        """
+        if today > self._clock:
+            self.write("UPDATE meta SET value=? WHERE name='clock'", (today,))
+            self.write("UPDATE meta SET value=value+1 WHERE name='day'")
+            self._clock, self.day = today, self.day + 1
+        for session in used:
+            if session.used != self.day and not session.ended:
+                self.write("UPDATE sessions SET used=? WHERE digest=?", (self.day, session.digest))
+                session.used = self.day
 
     # -- conversations
 
     def private(self, first: Person, second: Person) -> Conversation:
         """What two people say to each other, made at the first word."""
         found = first.conversations.get(second.address)
-        return found or self._add_conversation(None, first.realm, None, {first: 0, second: 0})
+        return found or self._add_conversation(None, first.realm, "", {first: 0, second: 0})
 
-    def add_group(self, name: str, realm: str, admin: Person) -> Conversation:
-        """A new group with its first member."""
-        group = self._add_conversation(name, realm, admin, {admin: self.last_id})
+    def add_group(self, name: str, realm: str, admin: str, *members: Person) -> Conversation:
+        """A new group, or what we know of one of another realm."""
+        group = self._add_conversation(name, realm, admin, dict.fromkeys(members, self.last_id))
         self.groups[group.address] = group
+        bisect.insort(self.group_names, group.address)
         return group
 
-    def _add_conversation(self, name: str | None, realm: str, admin: Person | None,
-                          members: dict[Person, int]) -> Conversation:
-        id = self._write("INSERT INTO conversations(name, realm, admin) VALUES(?,?,?)",
-                         (name, realm, admin and admin.id)).lastrowid
-        conversation = self._conversation_of[id] = Conversation(id, name, realm, admin)
+    def _add_conversation(self, name: str | None, realm: str, admin: str, members: dict[Person, int]) -> Conversation:
+        id = self.write("INSERT INTO conversations(name, realm, admin) VALUES(?,?,?)", (name, realm, admin)).lastrowid
+        conversation = self.conversation_of[id] = Conversation(id, name, realm, admin)
         for person, since in members.items():
-            self._write("INSERT INTO members VALUES(?,?,?)", (id, person.id, since))
-        conversation.members = members
+            self.write("INSERT INTO members VALUES(?,?,?)", (id, person.id, since))
+            self._put(conversation, person, since)
         for person in members:
-            person.conversations[self._key(conversation, person)] = conversation
+            person.conversations[conversation.key(person)] = conversation
         return conversation
+
+    @staticmethod
+    def _put(conversation: Conversation, person: Person, since: int) -> None:
+        conversation.members[person] = since
+        conversation.realms[person.realm] += 1
 
     def add_member(self, group: Conversation, person: Person) -> None:
         """A person sees from now on what is said in the group."""
-        self._write("INSERT INTO members VALUES(?,?,?)", (group.id, person.id, self.last_id))
-        group.members = {**group.members, person: self.last_id}
-        person.conversations[self._key(group, person)] = group
+        self.write("INSERT INTO members VALUES(?,?,?)", (group.id, person.id, self.last_id))
+        self._put(group, person, self.last_id)
+        person.conversations[group.key(person)] = group
 
     def remove_member(self, group: Conversation, person: Person) -> None:
-        """A person leaves a group."""
-        self._write("DELETE FROM members WHERE conversation=? AND person=?", (group.id, person.id))
-        group.members = {member: since for member, since in group.members.items() if member is not person}
-        del person.conversations[self._key(group, person)]
+        """A person sees nothing more of the group."""
+        self.write("DELETE FROM members WHERE conversation=? AND person=?", (group.id, person.id))
+        del group.members[person], person.conversations[group.key(person)]
+        group.realms[person.realm] -= 1
+        if not group.realms[person.realm]:
+            del group.realms[person.realm]
 
     # -- messages
 
     def add_message(self, conversation: Conversation, sender: Person, ts: int, text: str | None,
-                    file: File | None = None) -> Message:
+                    file: File | None = None, origin: int | None = None) -> Message:
         """Stores a message under the next id."""
-        self._begin()
-        id = self.last_id = conversation.last_id = self.last_id + 1
-        self._messages.append((id, conversation.id, ts, sender.id, text))
+        id = self.last_id + 1
+        self.gather(INSERT_MESSAGE, (id, conversation.id, ts, sender.id, text, origin))
+        self.last_id = conversation.last_id = id
         if file is not None:
-            self._write("INSERT INTO files VALUES(?,?,?,?)", (id, *file))
+            self.write("INSERT INTO files VALUES(?,?,?,?)", (id, *file))
             sender.stored += file.size
-        return Message(id, conversation, ts, sender, text, file)
+        return Message(id, conversation, ts, sender, text, file, origin)
 
     def _message(self, row: tuple) -> Message:
-        id, conversation, ts, sender, text = row
+        id, conversation, ts, sender, text, origin = row
         file = None
         if text is None:
             file = File(*self.db.execute("SELECT name, size, sha256 FROM files WHERE id=?", (id,)).fetchone())
-        return Message(id, self._conversation_of[conversation], ts, self._person_of[sender], text, file)
+        return Message(id, self.conversation_of[conversation], ts, self.person_of[sender], text, file, origin)
 
     def message(self, id: int) -> Message | None:
         """The message with this id."""
         self.flush()
-        row = self.db.execute(SELECT_MESSAGE + "WHERE id=?", (id,)).fetchone()
+        row = self.db.execute(SELECT + "messages WHERE id=?", (id,)).fetchone()
         return row and self._message(row)
 
     def messages_after(self, person: Person, after: int) -> Iterator[Message]:
-        """All that a person may see past this id, in id order, read from the disk as it is asked for."""
+        """All that a person may see past this id, in id order; read from the disk as it is asked for, in this turn."""
+        self.flush()
         rows, newest = [], 0
-        for conversation, since in [(found, found.members[person]) for found in person.conversations.values()]:
-            if conversation.last_id > max(after, since):
-                rows.append(self.db.execute(PLACED_AFTER, (conversation.id, max(after, since))))
+        for conversation in person.conversations.values():
+            start = max(after, conversation.members[person])
+            if conversation.last_id > start:
+                rows.append(self.db.execute(PLACED_AFTER, (conversation.id, start)))
                 newest = max(newest, conversation.last_id)
         tail = self.db.execute(TAIL_AFTER, (max(after, self._placed), person.id)) if newest > self._placed else ()
         return map(self._message, itertools.chain(heapq.merge(*rows), tail))
 
-    def history(self, conversation: Conversation, person: Person, before: int, limit: int) -> list[Message]:
-        """The last `limit` messages with an id below `before`, oldest first."""
-        self.flush()
-        since, rows = conversation.members[person], []
-        if conversation.last_id > self._placed:
-            rows = self.db.execute(TAIL_BEFORE, (conversation.id, max(since, self._placed), before, limit)).fetchall()
-        if len(rows) < limit:
-            rows += self.db.execute(PLACED_BEFORE, (conversation.id, since, before, limit - len(rows))).fetchall()
-        return [self._message(row) for row in reversed(rows)]
+    def messages_before(self, conversation: Conversation, since: int, before: int, most: int) -> Iterator[Message]:
+        """The last messages of a conversation with an id past `since` and below `before`, newest first.
 
-    def inbox(self, person: Person, realms: Iterable[str], only: str | None) -> Iterator[Message]:
-        """What came in for a person and was not yet taken; `only` what people of that realm sent."""
+        They are read from the disk as they are asked for, in this turn.
+        """
         self.flush()
+        place = (conversation.id, max(since, self._placed), before, most)
+        count = 0
+        for row in self.db.execute(TAIL_BEFORE, place) if conversation.last_id > self._placed else ():
+            count += 1
+            yield self._message(row)
+        for row in self.db.execute(PLACED_BEFORE, (conversation.id, since, before, most - count)):
+            yield self._message(row)
+
+    def unread(self, conversation: Conversation, person: Person) -> int:
+        """How many messages of others a person has not read yet, counted to MAX_UNREAD_COUNT."""
+        since = max(conversation.reads.get(person, 0), conversation.members[person])
+        if conversation.last_id <= since:
+            return 0
+        self.flush()
+        return self.db.execute(COUNT, (conversation.id, since, person.id, self._placed,
+                                       common.MAX_UNREAD_COUNT)).fetchone()[0]
+
+    def set_read(self, conversation: Conversation, person: Person, id: int) -> None:
+        """A person has read a conversation up to this message."""
+        self.write("INSERT OR REPLACE INTO reads VALUES(?,?,?)", (conversation.id, person.id, id))
+        conversation.reads[person] = id
+
+    def search(self, conversation: Conversation, since: int, text: str) -> Callable[[], list[int]]:
+        """A function, to be called in another thread, that finds the newest messages with this text: their ids.
+
+        It has a connection of its own that only reads, so that the loop never waits for it.
+        """
+        arguments = (conversation.id, since, self._placed)
+
+        def find() -> list[int]:
+            with contextlib.closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+                if text.isascii():                 # SQLite's LIKE knows the case of these letters alone
+                    condition = "text LIKE ?4 ESCAPE '\\'"
+                    wanted = "%" + re.sub(r"([\\%_])", r"\\\1", text) + "%"
+                else:
+                    condition, wanted = "contains(text, ?4)", text.casefold()
+                    db.create_function("contains", 2, lambda found, word: bool(found) and word in found.casefold())
+                rows = db.execute(FIND.format(condition), (*arguments, wanted, common.SEARCH_PAGE + 1))
+                return [id for id, in rows]
+        return find
+
+    def inbox(self, person: Person, realms: Iterable[str]) -> Iterator[Message]:
+        """What people of these realms have sent to a person and no `inbox` took yet."""
         cursors = {realm: person.cursors.get(realm, 0) for realm in realms}
-        wanted = [cursors.get(only, 0)] if only else cursors.values()
-        for message in self.messages_after(person, min(wanted)):
-            realm = message.sender.realm
+        for message in self.messages_after(person, min(cursors.values())):
             own = message.sender is person and (message.conversation.name or len(message.conversation.members) > 1)
-            if not own and message.id > cursors.get(realm, 0) and only in (None, realm):
+            if not own and message.id > cursors.get(message.sender.realm, sys.maxsize):
                 yield message
 
     def take(self, person: Person, realms: Iterable[str], id: int) -> None:
         """What these realms' people sent up to this id was taken by an `inbox`."""
         for realm in realms:
             if id > person.cursors.get(realm, 0):
-                self._write("INSERT OR REPLACE INTO cursors VALUES(?,?,?)", (person.id, realm, id))
+                self.write("INSERT OR REPLACE INTO cursors VALUES(?,?,?)", (person.id, realm, id))
                 person.cursors[realm] = id
 
-    def names_file(self, sha256: str) -> bool:
-        """Whether a message, or an item that waits for another realm, has this file."""
-        self.flush()
-        return bool(self.db.execute(
-            "SELECT 1 FROM files WHERE sha256=? UNION ALL "
-            "SELECT 1 FROM outbox WHERE stream=? AND instr(item, ?) LIMIT 1", (sha256, FILES, sha256)).fetchone())
+    def is_named(self, sha256: str) -> bool:
+        """Whether a message has this file."""
+        return bool(self.db.execute("SELECT 1 FROM files WHERE sha256=? LIMIT 1", (sha256,)).fetchone())
 
     def tagged(self, person: Person, tag: str) -> str | None:
         """The reply that an earlier send with this tag got."""
@@ -615,74 +631,8 @@ class Store:
 
     def remember_tag(self, person: Person, tag: str, reply: str) -> None:
         """Keeps the reply to a tagged send."""
-        self._begin()
+        self.gather(INSERT_TAG, (person.id, tag, reply))
         self._tags[person.id, tag] = reply
-
-    # -- between realms
-
-    def queue(self, peer: str, stream: int, sender: Person, item: str, tag: str | None, settled: bool) -> int:
-        """Puts an item into the outbox; `settled` where the sender's realm has nothing left to do when it is taken."""
-        self._begin()
-        self._last_seq += 1
-        self._items.append((peer, stream, self._last_seq, sender.id, item, tag, settled))
-        return self._last_seq
-
-    def outbox(self, peer: str, stream: int, after: int, most: int) -> list[tuple[int, str]]:
-        """The next items of a stream: [(seq, item)]."""
-        return self.db.execute("SELECT seq, item FROM outbox WHERE peer=? AND stream=? AND seq>? ORDER BY seq LIMIT ?",
-                               (peer, stream, after, most)).fetchall()
-
-    def item(self, peer: str, stream: int, seq: int) -> tuple[Person, dict, str | None] | None:
-        """One item of the outbox, if it is still there: (sender, item, tag)."""
-        self.flush()
-        row = self.db.execute("SELECT sender, item, tag FROM outbox WHERE peer=? AND stream=? AND seq=?",
-                              (peer, stream, seq)).fetchone()
-        return row and (self._person_of[row[0]], json.loads(row[1]), row[2])
-
-    def unsettled(self) -> list[tuple[str, int, int]]:
-        """The items whose senders were still waiting when the server ended: [(peer, stream, seq)]."""
-        self.flush()
-        return self.db.execute("SELECT peer, stream, seq FROM outbox WHERE NOT settled ORDER BY seq").fetchall()
-
-    def settle_item(self, peer: str, stream: int, seq: int) -> None:
-        """Notes that a queued item's sender waits no longer."""
-        self._write("UPDATE outbox SET settled=1 WHERE peer=? AND stream=? AND seq=?", (peer, stream, seq))
-
-    def queued(self, peer: str) -> int:
-        """How many items wait for a realm."""
-        return self.db.execute("SELECT COUNT(*) FROM outbox WHERE peer=?", (peer,)).fetchone()[0]
-
-    def acknowledge(self, peer: str, stream: int, seq: int) -> None:
-        """The other realm has the items up to seq: they leave the outbox."""
-        self._write("DELETE FROM outbox WHERE peer=? AND stream=? AND seq<=?", (peer, stream, seq))
-        self._write("INSERT OR REPLACE INTO sent VALUES(?,?,?)", (peer, stream, seq))
-
-    def received(self, peer: str, stream: int) -> int:
-        """The highest seq that we have of a realm."""
-        row = self.db.execute("SELECT seq FROM received WHERE peer=? AND stream=?", (peer, stream)).fetchone()
-        return row[0] if row else 0
-
-    def set_received(self, peer: str, stream: int, seq: int, refused: dict[int, str]) -> None:
-        """Notes, beside the items themselves, up to where they are here, and which of them were refused."""
-        self._write("INSERT OR REPLACE INTO received VALUES(?,?,?)", (peer, stream, seq))
-        for refused_seq, code in refused.items():
-            self._write("INSERT OR REPLACE INTO refusals VALUES(?,?,?,?)", (peer, stream, refused_seq, code))
-
-    def refusals(self, peer: str, stream: int, after: int) -> dict[str, str]:
-        """The refused items past `after`; a realm that names `after` has heard of those before it."""
-        if self.db.execute("SELECT 1 FROM refusals WHERE peer=? AND stream=? AND seq<=?",
-                           (peer, stream, after)).fetchone():
-            self._write("DELETE FROM refusals WHERE peer=? AND stream=? AND seq<=?", (peer, stream, after))
-        return {str(seq): code for seq, code in self.db.execute(
-            "SELECT seq, code FROM refusals WHERE peer=? AND stream=?", (peer, stream))}
-
-    def meet_epoch(self, peer: str, epoch: str) -> None:
-        """A realm whose database was made anew counts from the start again."""
-        row = self.db.execute("SELECT epoch FROM epochs WHERE peer=?", (peer,)).fetchone()
-        if row is None or row[0] != epoch:
-            self._write("DELETE FROM received WHERE peer=?", (peer,))
-            self._write("DELETE FROM refusals WHERE peer=?", (peer,))
-            self._write("INSERT OR REPLACE INTO epochs VALUES(?,?)", (peer, epoch))
 
 
 # ---- Workers -----------------------------------------------------------------------------------
@@ -693,13 +643,14 @@ class Workers:
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self.hashes = ThreadPoolExecutor(common.HASH_WORKERS, "hash")      # of passwords
-        self.syncs = ThreadPoolExecutor(common.HASH_WORKERS, "sync")       # of files
+        self.files = ThreadPoolExecutor(common.HASH_WORKERS, "files")      # syncs and lists
+        self.searches = ThreadPoolExecutor(1, "search")
         self._wake = wake
         self._done: deque[tuple[Callable[[Future], None], Future]] = deque()
 
     def run(self, pool: ThreadPoolExecutor, done: Callable[[Future], None], work: Callable,
             *arguments: object) -> None:
-        """Has something done in one of the pools, and `done` called with what came of it."""
+        """Has something done in one of the pools, and `done` called in the loop with what came of it."""
         def hand_over(future: Future) -> None:
             self._done.append((done, future))
             self._wake()
@@ -712,11 +663,11 @@ class Workers:
             try:
                 done(future)
             except Exception:                      # a fault of ours ends neither the loop nor the other work
-                log.exception("%s failed", done.__qualname__)
+                log.exception("%s failed", done)
 
     def close(self) -> None:
         """Waits for what is under way, drops the rest."""
-        for pool in (self.hashes, self.syncs):
+        for pool in (self.hashes, self.files, self.searches):
             pool.shutdown(cancel_futures=True)
 
 
@@ -766,11 +717,11 @@ def append_to_file(file: BinaryIO, data: bytes, position: int) -> None:
 def seal_file(path: Path, folder: Path, expected: str | None = None) -> str:
     """Puts a whole file on disk under its SHA-256, which is returned. Raises OSError, ValueError if not `expected`."""
     name = file_digest(path)
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
     if expected not in (None, name):
         path.unlink()
         raise ValueError(f"{path.name} is not what was announced")
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
     os.replace(path, folder / name)
     if os.name == "posix":                                     # the rename is on disk when its folder is
         descriptor = os.open(folder, os.O_RDONLY)
@@ -779,6 +730,21 @@ def seal_file(path: Path, folder: Path, expected: str | None = None) -> str:
         finally:
             os.close(descriptor)
     return name
+
+
+def list_old_files(folder: Path) -> list[str]:
+    """The names of the files that nobody has written to for SWEEP_AGE."""
+    before = time.time() - common.SWEEP_AGE
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if is_older(entry.path, before)]
+
+
+def is_older(path: str | Path, before: float) -> bool:
+    """Whether a file is there and was last written to before that time (seconds since 1970)."""
+    try:
+        return os.stat(path).st_mtime < before
+    except OSError:
+        return False
 
 
 # ---- Upload ------------------------------------------------------------------------------------
@@ -790,12 +756,13 @@ class Upload:
     What goes wrong is kept in `error` and the rest of the line is swallowed, so that the connection stays usable.
     """
 
-    def __init__(self, request: Request, folder: Path, most: int, error: ChatError | None = None) -> None:
+    def __init__(self, request: Request, folder: Path, most: int, now: float, error: ChatError | None = None) -> None:
         self.request = request
         self.error = error
         self.size = 0
+        self.heard = now                           # when its last byte came
         self.whole = False                         # the line has ended; the file is being put on disk
-        self.stored = False                        # it is on disk, under its SHA-256
+        self.person: Person | None = None          # who sends it
         self._most = most
         self._decoder = common.Base64Decoder()
         self._file: BinaryIO | None = None
@@ -809,12 +776,23 @@ class Upload:
             else:
                 self._file, self.path = os.fdopen(descriptor, "wb", buffering=0), Path(path)
 
-    def feed(self, data: bytes, decode: Callable[[bytes], bytes] | None = None) -> None:
+    def feed(self, data: bytes, now: float) -> None:
         """Takes in the next base64 of the line."""
+        self.heard = now
+        self._store(self._decoder.feed, data)
+
+    def finish(self) -> None:
+        """The line has ended."""
+        self.whole = True
+        self._store(lambda _: self._decoder.finish(), b"")
+        if self._file:
+            self._file.close()
+
+    def _store(self, decode: Callable[[bytes], bytes], data: bytes) -> None:
         if self.error:
             return
         try:
-            content = (decode or self._decoder.feed)(data)
+            content = decode(data)
             if self.size + len(content) > self._most:
                 raise ChatError("too_large", f"{self._most // common.MIB} MiB")
             append_to_file(self._file, content, self.size)
@@ -825,16 +803,9 @@ class Upload:
             log.error("an upload can't be written: %s", problem)
             self.abandon(ChatError("storage"))
 
-    def finish(self) -> None:
-        """The line has ended."""
-        self.whole = True
-        self.feed(b"", lambda _: self._decoder.finish())
-        if self._file:
-            self._file.close()
-
-    def abandon(self, error: ChatError | None = None) -> None:
+    def abandon(self, error: ChatError) -> None:
         """Removes the temporary file."""
-        self.error = error or self.error or ChatError("internal_error")
+        self.error, self.size = error, 0
         if self._file:
             self._file.close()
             self.path.unlink(missing_ok=True)
@@ -844,110 +815,153 @@ class Upload:
 # ---- Connection --------------------------------------------------------------------------------
 
 
-class Slot:
-    """The place of a reply that is to come, so that replies keep the order of their requests."""
+class State(NamedTuple):
+    """What a connection may do in one state. Nothing else decides it but how full its buffers are."""
 
-    __slots__ = ("tag", "realm", "sender", "results", "expected", "frame")
+    name: str
+    reads: bool                    # its bytes are taken in
+    serves: bool                   # its requests are carried out
+    finishes: bool                 # a request that was held is carried out once its answer is there
+    sends: bool                    # what it is owed is sent
 
-    def __init__(self, tag: str | None, realm: str | None = None, sender: Person | None = None) -> None:
+
+#                                 reads  serves finishes sends  and it goes on to
+CONNECTING = State("connecting", False, False, False, False)  # OPEN, once the other realm has taken the call
+OPEN = State("open", True, True, True, True)                  # HALF, when the other side says that it sends no more
+HALF = State("half", False, True, True, True)                 # CLOSED in order, when all that came is answered
+LAST_WORDS = State("last words", False, False, True, True)    # DRAINING (CLOSED, if it subscribed), when all is sent
+DRAINING = State("draining", False, False, False, False)      # CLOSED by a reset, when the kernel has sent what it has
+BROKEN = State("broken", False, False, False, False)          # CLOSED by a reset, at its next visit
+CLOSED = State("closed", False, False, False, False)
+# An old client never sees an orderly end as one: it would spin for ever. So LAST_WORDS ends in a reset, and that comes
+# only after the kernel has handed over the last reply, because a reset throws away what is still on its way.
+
+
+class Waiting:
+    """The reply to a send that waits for another realm's word. The send itself is done already."""
+
+    __slots__ = ("conn", "tag", "reply", "left", "due", "frame")
+
+    WEIGHT = 256                                   # bytes that it counts as, until it is known
+
+    def __init__(self, conn: Connection, tag: str | None, reply: dict[str, object], left: int, due: float) -> None:
+        self.conn = conn
         self.tag = tag
-        self.realm = realm                         # the realm whose word it waits for
-        self.sender = sender                       # whose message it is about
-        self.expected = 1                          # how many results make the reply: a send to several people
-        self.results: list[tuple[str, dict[str, object]]] = []     # (to whom, fields)
-        self.frame: bytes | Iterator[bytes] | None = None
+        self.reply = reply                         # as it is when all arrives
+        self.left = left                           # of how many items the word is still missing
+        self.due = due                             # when the sender hears `queued` instead
+        self.frame: bytes | None = None            # the reply, once it is known
+
+
+Frame = bytes | Iterator[bytes]    # a reply, or its pieces
 
 
 class Connection:
-    """One socket's state: whose it is, the lines that came in, the replies that go out."""
+    """One socket: whose it is, the lines that came in, the replies that go out."""
 
-    __slots__ = ("sock", "host", "mask", "buffer", "upload", "held", "tag", "slots", "staged", "output", "unsent",
-                 "sending", "streaming", "session", "token", "token_session", "subscribed", "behind", "cursor",
-                 "taking", "link", "claim", "deadline", "shaking", "finished", "ending", "dropped")
+    __slots__ = ("sock", "host", "state", "mask", "buffer", "upload", "held", "answer", "tag", "replies", "earlier",
+                 "waiting", "pending", "output", "unsent", "sending", "streaming", "blocked", "blocked_since",
+                 "session", "asking", "subscribed", "behind", "cursor", "taking", "link", "claim", "deadline")
 
-    def __init__(self, sock: socket.socket, host: str, limit: int = common.MAX_LINE) -> None:
+    def __init__(self, sock: socket.socket, host: str, state: State = OPEN, limit: int = common.MAX_LINE) -> None:
         self.sock = sock
         self.host = host
+        self.state = state
         self.mask = 0                              # what the selector is asked to watch
         # in
         self.buffer = common.LineBuffer(limit)
         self.upload: Upload | None = None
-        self.held: tuple[Request, Upload | None] | None = None     # to be carried out when the slots are filled
+        self.held: Request | None = None           # waits for its answer (a hash, a file, a realm); nothing passes it
+        self.answer: tuple[object] | None = None   # what `held` waits for
         self.tag: str | None = None                # of the request that is being carried out
-        # out
-        self.slots: deque[Slot] | tuple = ()
-        self.staged: list[tuple[str | None, bytes | Iterator[bytes]]] = []    # this turn's replies: not on disk yet
-        self.output: deque[bytes | Iterator[bytes]] = deque()
-        self.unsent = 0                            # bytes staged and in output; what an iterator will give not counted
-        self.sending: bytes | memoryview | None = None     # what a send left over
+        # out: replies go into `output` after the COMMIT, up to the first that waits
+        self.replies: list[tuple[str | None, Frame] | Waiting] = []
+        self.earlier = 0                           # how many of them are of earlier turns
+        self.waiting = 0                           # how many of them wait
+        self.pending = 0                           # their bytes
+        self.output: deque[Frame] = deque()
+        self.unsent = 0                            # its bytes; what an iterator will give is not counted
+        self.sending: bytes | memoryview = b""     # what a send left over
         self.streaming = False                     # a reply is read from the disk as the socket drains
+        self.blocked = 0                           # the event that it waits for, where the socket takes no more now
+        self.blocked_since = 0.0
         # who
         self.session: Session | None = None
-        self.token: str | None = None              # the last good token here, to spare its hash
-        self.token_session: Session | None = None
+        self.asking: Session | None = None         # the session of the request that is being carried out
         self.subscribed = False
         self.behind = False                        # a subscriber that is fed from the table
         self.cursor = 0                            # the id of the last message event
-        self.taking: tuple[Person, list[str], int] | None = None     # an inbox reply that is under way
+        self.taking: tuple[Person, list[str], int] | None = None   # an `inbox` whose reply is not sent yet
         self.link: RealmLink | None = None         # of another realm
         self.claim: Claim | None = None            # to be another realm, not yet proved
-        # ends
-        self.deadline = 0.0
-        self.shaking = False                       # the TLS handshake is not done yet
-        self.finished = False                      # the other side has said that it will send no more
-        self.ending = False                        # to be closed when the output has drained
-        self.dropped = False                       # closed
+        self.deadline = 0.0                        # when a guest, or one that is draining, is ended
 
-    def reply(self, frame: bytes | Iterator[bytes], tag: str | None = None) -> None:
-        """Stages a reply behind those that are still to come."""
-        if self.slots:
-            slot = Slot(tag)
-            slot.frame = frame
-            self.slots.append(slot)
-            return
-        self.staged.append((tag, frame))
+    def reply(self, frame: Frame, tag: str | None = None) -> None:
+        """Puts a reply behind the others; it leaves after the COMMIT."""
+        self.replies.append((tag, frame))
         if type(frame) is bytes:
-            self.unsent += len(frame)
+            self.pending += len(frame)
         else:
             self.streaming = True
 
-    def later(self, realm: str | None = None, sender: Person | None = None) -> Slot:
-        """A place for a reply that is to come."""
-        if not self.slots:
-            self.slots = deque()
-        slot = Slot(self.tag, realm, sender)
-        self.slots.append(slot)
-        return slot
+    def wait(self, waiting: Waiting) -> None:
+        """Puts a place behind the other replies, for one that is to come."""
+        self.replies.append(waiting)
+        self.pending += Waiting.WEIGHT
+        self.waiting += 1
 
     def release(self) -> None:
-        """The turn is on disk: its replies may leave."""
-        self.output.extend([frame for _, frame in self.staged])
-        self.staged.clear()
-
-    def fill(self, slot: Slot, frame: bytes) -> None:
-        """A reply has come; stages it, and what it held up, unless an earlier one is still missing."""
-        slot.frame = frame
-        waiting, self.slots = self.slots, ()
-        while waiting and waiting[0].frame is not None:
-            done = waiting.popleft()
-            self.reply(done.frame, done.tag)
-        self.slots = waiting
+        """The turn is on disk: its replies may leave, up to the first that waits."""
+        if not self.waiting:
+            self.output.extend([frame for _, frame in self.replies])
+            self.unsent += self.pending
+            self.replies.clear()
+            self.pending = self.earlier = 0
+            return
+        count = 0
+        for reply in self.replies:
+            frame = reply.frame if type(reply) is Waiting else reply[1]
+            if frame is None:
+                break
+            count += 1
+            self.waiting -= type(reply) is Waiting
+            self.output.append(frame)
+            size = len(frame) if type(frame) is bytes else 0
+            self.pending -= Waiting.WEIGHT if type(reply) is Waiting else size
+            self.unsent += size
+        del self.replies[:count]
+        self.earlier = len(self.replies)
 
     def push(self, chunk: bytes, last_id: int) -> None:
-        """Queues events, unless the subscriber is fed from the table."""
+        """Sends events, unless the subscriber is fed from the table. `last_id` is 0 where they are no messages."""
         if self.behind or (last_id and last_id <= self.cursor):
             return
-        if self.unsent + len(chunk) > common.OUTPUT_MARK:
+        if self.backlog + len(chunk) > common.OUTPUT_MARK:
             self.behind = bool(last_id)            # an event that is in no table is lost to one who does not read
             return
         self.output.append(chunk)
         self.unsent += len(chunk)
         self.cursor = last_id or self.cursor
 
+    def settle(self, value: object) -> None:
+        """What the held request waits for has come."""
+        self.answer = (value,)
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that are still to be sent."""
+        return self.pending + self.unsent + len(self.sending)
+
     @property
     def has_output(self) -> bool:
-        """Whether there is something to send."""
-        return bool(self.output or self.staged or self.sending)
+        """Whether there is something to send now."""
+        return bool(self.output or self.sending or (self.behind and self.subscribed))
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether the next reply is known, and leaves with the next turn."""
+        first = self.replies[0] if self.replies else None
+        return first is not None and not (type(first) is Waiting and first.frame is None)
 
     @property
     def is_outgoing(self) -> bool:
@@ -956,346 +970,67 @@ class Connection:
 
     @property
     def may_serve(self) -> bool:
-        """Whether its next line may be carried out: not while its replies are not taken, nor before the one held."""
-        if self.held:
-            return not self.slots
-        return not (self.unsent > common.OUTPUT_MARK or self.streaming or self.ending or
-                    (self.upload and self.upload.whole))
+        """Whether its next line may be carried out: not behind a held one, nor while its replies are not taken."""
+        return (self.state.serves and self.held is None and self.taking is None and not self.streaming
+                and self.waiting < common.MAX_WAITING and self.backlog <= common.OUTPUT_MARK)
 
     @property
     def has_work(self) -> bool:
         """Whether there is a request that may be carried out now."""
-        return (self.held is not None or self.buffer.has_line() or
-                (self.buffer.overlong and len(self.buffer) > 0)) and self.may_serve
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no request is left to carry out or to answer; half of one does not count."""
-        return not (self.held or self.slots or self.buffer.has_line() or (self.upload and self.upload.whole))
+        if self.held is not None:
+            return self.answer is not None and self.state.finishes
+        return (self.buffer.has_line() or (self.buffer.overlong and len(self.buffer) > 0)) and self.may_serve
 
     @property
     def may_read(self) -> bool:
         """Whether more requests are welcome. Two realms that both wait for the other to read would wait for ever."""
-        return not self.finished and (self.is_outgoing or not (self.held or self.buffer.has_line())
-                                      and self.may_serve)
+        return self.state.reads and (self.is_outgoing or (not self.buffer.has_line() and self.may_serve))
 
-
-# ---- RealmLink ---------------------------------------------------------------------------------
-
-DOWN, CONNECTING, UP = "down", "connecting", "up"
-
-
-class Claim(NamedTuple):
-    """What a connection says to be: another realm, with both sides' fresh nonces."""
-
-    link: RealmLink
-    epoch: str
-    their_nonce: str
-    our_nonce: str
-
-
-@dataclass(slots=True)
-class Pending:
-    """A sender who waits for another realm's word."""
-
-    conn: Connection | None        # None, like the slot, where nobody waits for the answer any more
-    slot: Slot | None
-    person: Person
-    item: dict[str, object]
-    tag: str | None
-    due: float = 0.0               # when the sender is told `queued`
-
-
-@dataclass(slots=True)
-class Transfer:
-    """A file on its way to another realm."""
-
-    sha256: str
-    size: int
-    file: BinaryIO
-    offset: int = 0                # bytes sent
-    under_way: int = 1             # replies to come; the first only says how much is there already
-    astray: bool = True            # the other side has another offset than we thought: wait, then go on from there
-
-
-class RealmLink:
-    """The way to one other realm, over the one connection that we open to it.
-
-    It never sleeps and opens no socket: the loop asks `wants_connection`, hands in lines and the time, and calls `pump`
-    after each COMMIT, which is when items may leave. One batch of each stream is under way at a time.
-    """
-
-    def __init__(self, realm: Realm, home: str, key: bytes | None, store: Store) -> None:
-        self.realm = realm
-        self.host = realm.address                  # looked up now: in the loop it would hold up everybody
-        if ":" not in self.host:
-            with contextlib.suppress(OSError):
-                self.host = socket.gethostbyname(self.host)
-        self.home = home
-        self.key = key
-        self.store = store
-        self.state = DOWN
-        self.conn: Connection | None = None
-        self.incoming: Connection | None = None    # the connection that the other realm opened to us
-        self.next_attempt = 0.0
-        self.delay = common.LINK_RETRY_FIRST
-        self.heard = self.asked = 0.0              # when something came, when the last ping left
-        self.round_trip: float | None = None       # seconds
-        self.expected: deque[tuple[str, object]] = deque()     # the requests that are not answered yet
-        self.sent = [0, 0]                         # by stream: the seq that is on disk there
-        self.busy = [False, False]                 # a batch is under way
-        self.fresh = [True, True]                  # there may be items in the outbox
-        self.waiting: list[dict[int, Pending]] = [{}, {}]
-        self.transfer: Transfer | None = None
-        self.there = ""                            # the file that is there already, for the next item
-        self.groups: dict[str, dict] = {}          # the other realm's groups, by name
-        self.joining: set[str] = set()             # those that somebody of ours asks to be let into
-        self.parts: dict[str, BinaryIO] = {}       # files that come from there
-        self.sealing: set[str] = set()
-        self.lane_of: dict[int, tuple] = {}        # seq in the stream of files -> who speaks to whom
-        self.load_lanes()
-        self.nonce = ""
-
-    # -- the state of the connection
-
-    def wants_connection(self, now: float) -> bool:
-        """Whether it is time to try."""
-        return self.state == DOWN and now >= self.next_attempt
-
-    def next_check(self, now: float) -> float:
-        """When `check` or an attempt is due."""
-        if self.state == DOWN:
-            return self.next_attempt
-        dead = self.heard + common.LINK_DEAD_SECONDS
-        return min(max(self.heard, self.asked) + common.LINK_PING_SECONDS, dead) if self.state == UP else dead
-
-    def connecting(self, conn: Connection, now: float) -> None:
-        """A connection is being opened."""
-        self.state, self.conn, self.heard, self.asked = CONNECTING, conn, now, now
-
-    def connected(self, now: float) -> None:
-        """The connection is open: says who we are."""
-        self.heard = now
-        self.nonce = secrets.token_hex(16)
-        self.ask(f"peer {self.home} {self.store.epoch} {self.nonce}", "peer")
-
-    def lost(self, now: float) -> None:
-        """The connection is gone: tries again after a while, each time a longer one."""
-        self.state, self.conn, self.round_trip = DOWN, None, None
-        self.next_attempt = now + self.delay * random.uniform(0.8, 1.2)
-        self.delay = min(self.delay * 2, common.LINK_RETRY_MOST)
-        self.busy = [False, False]
-        self.expected.clear()
-        self.end_transfer()
-        self.there = ""
-
-    def check(self, now: float) -> bool:
-        """Asks for a sign of life where it has been quiet; False when the other side is dead."""
-        if now - self.heard >= common.LINK_DEAD_SECONDS:
-            return False
-        if self.state == UP and now - max(self.heard, self.asked) >= common.LINK_PING_SECONDS:
-            self.asked = now
-            self.ask("ping", "ping", now)
-        return True
-
-    def proof(self, role: str, caller: str, callee: str, caller_nonce: str, callee_nonce: str) -> str:
-        """HMAC-SHA256 (RFC 2104) over the roles and both fresh nonces; empty without a key."""
-        if self.key is None:
-            return ""
-        text = " ".join(("chat-realm-1", role, caller, callee, caller_nonce, callee_nonce))
-        return hmac.new(self.key, text.encode(), hashlib.sha256).hexdigest()
-
-    def is_proof(self, proof: str, *what: str) -> bool:
-        """Whether the other side knows the key."""
-        return hmac.compare_digest(proof.encode(), self.proof(*what).encode())
-
-    # -- requests and replies
-
-    def ask(self, line: str, kind: str, about: object = None) -> None:
-        """Sends a request over the link."""
-        data = line.encode() + b"\r\n"
-        self.conn.output.append(data)
-        self.conn.unsent += len(data)
-        self.expected.append((kind, about))
-
-    def answer_to_peer(self, reply: dict) -> None:
-        """The other side has answered the greeting: both sides prove themselves. Raises ChatError."""
-        parties = (self.home, self.realm.name, self.nonce, str(reply["nonce"]))
-        if self.key is not None and not self.is_proof(str(reply["proof"]), "callee", *parties):
-            raise ChatError("realm_refused")
-        self.ask(f"peerproof {self.proof('caller', *parties)}".strip(), "peerproof")
-
-    def is_up(self, now: float) -> None:
-        """The other realm has let us in and said what it has."""
-        self.state, self.delay, self.asked = UP, common.LINK_RETRY_FIRST, now
-        self.fresh = [True, True]
-
-    # -- the outbox
-
-    @staticmethod
-    def lane(item: dict) -> tuple:
-        """Who speaks to whom: messages of one lane never overtake each other."""
-        return (item["from"], item.get("to"), item.get("group"))
-
-    def load_lanes(self) -> None:
-        """Reads who speaks to whom in the stream of files."""
-        self.lane_of = {seq: self.lane(json.loads(item))
-                        for seq, item in self.store.outbox(self.realm.name, FILES, 0, -1)}
-        self.lanes = set(self.lane_of.values())
-
-    def queue(self, person: Person, item: dict, tag: str | None, settled: bool) -> tuple[int, int]:
-        """Puts an item into the outbox: (stream, seq). A text goes with the files where it would overtake one."""
-        lane = self.lane(item)
-        stream = FILES if "file" in item or lane in self.lanes else TALK
-        seq = self.store.queue(self.realm.name, stream, person, encode_json(item), tag, settled)
-        self.fresh[stream] = True
-        if stream == FILES:
-            self.lane_of[seq] = lane
-            self.lanes.add(lane)
-        return stream, seq
-
-    def first_waiting(self, stream: int) -> tuple[int, Pending] | None:
-        """The sender who has waited longest, with the item's seq."""
-        return next((both for both in self.waiting[stream].items() if both[1].slot), None)
-
-    def acknowledged(self, stream: int, seq: int) -> None:
-        """The other realm has the items up to this one on disk."""
-        self.fresh[stream] = True
-        if seq > self.sent[stream]:
-            self.store.acknowledge(self.realm.name, stream, seq)
-        self.sent[stream] = seq
-        if stream == FILES:
-            self.there = ""                        # where its item was refused, it may be there no longer
-            for done in [queued for queued in self.lane_of if queued <= seq]:
-                del self.lane_of[done]
-            self.lanes = set(self.lane_of.values())
-
-    def pump(self) -> None:
-        """Sends what may be sent now. Only to be called when the turn is on disk."""
-        if self.state != UP:
-            return
-        if self.fresh[TALK] and not self.busy[TALK]:
-            self._deliver(TALK, self._next(TALK))
-        if self.transfer:
-            self._send_pieces(self.transfer)
-        elif self.fresh[FILES] and not self.busy[FILES]:
-            self._pump_files()
-
-    def _pump_files(self) -> None:
-        """Sends the next file, or texts that wait behind one; none before the talk that was said before it."""
-        rows = self._next(FILES)
-        first = json.loads(rows[0][1]) if rows else {}
-        file = File(**first["file"]) if "file" in first else None
-        if file and file.sha256 != self.there:
-            self._start_transfer(file)
-            return
-        talk = self.store.outbox(self.realm.name, TALK, self.sent[TALK], 1)
-        rows = [row for row in rows if not talk or row[0] < talk[0][0]]
-        self._deliver(FILES, rows[:1] if file else list(
-            itertools.takewhile(lambda row: "file" not in json.loads(row[1]), rows)))
-
-    def _next(self, stream: int) -> list[tuple[int, str]]:
-        rows = self.store.outbox(self.realm.name, stream, self.sent[stream], common.LINK_BATCH)
-        self.fresh[stream] = bool(rows)
-        return rows
-
-    def _deliver(self, stream: int, rows: list[tuple[int, str]]) -> None:
-        """Sends a batch: as many of the rows as it may weigh, at least one."""
-        items, weight = [], 0
-        for seq, item in rows:
-            weight += len(item)
-            if items and weight > common.LINK_BATCH_BYTES:
-                break
-            items.append(f'{{"seq":{seq},{item[1:]}')
-        self.busy[stream] = bool(items)
-        if items:
-            self.ask(f"deliver {stream} {self.sent[stream]} [{','.join(items)}]", "deliver", stream)
-
-    def _start_transfer(self, file: File) -> None:
-        """Asks how much of a file is there already."""
-        self.transfer = Transfer(file.sha256, file.size, (self.store.files / file.sha256).open("rb"))
-        self.ask(f"piece {file.sha256} {file.size} 0", "piece", 0)
-
-    def _send_pieces(self, transfer: Transfer) -> None:
-        while transfer.under_way < common.LINK_PIECES and transfer.offset < transfer.size and not transfer.astray:
-            transfer.file.seek(transfer.offset)
-            data = transfer.file.read(common.LINK_PIECE)
-            content = binascii.b2a_base64(data, newline=False).decode()
-            self.ask(f"piece {transfer.sha256} {transfer.size} {transfer.offset} {content}", "piece",
-                     transfer.offset + len(data))
-            transfer.offset += len(data)
-            transfer.under_way += 1
-
-    def piece_written(self, reply: dict, expected: int) -> None:
-        """The other realm has written a piece, or has said how much it has."""
-        transfer = self.transfer
-        if transfer is None:
-            return
-        transfer.under_way -= 1
-        if reply["complete"]:
-            self.file_is_there(transfer.sha256)
-        else:
-            transfer.astray = transfer.astray or reply["offset"] != expected
-            if transfer.astray and not transfer.under_way:
-                transfer.offset, transfer.astray = int(reply["offset"]), False
-
-    def file_is_there(self, sha256: str) -> None:
-        """The other realm has the whole file on disk (or will refuse it): the item that names it may go."""
-        self.there = sha256
-        if self.transfer and self.transfer.sha256 == sha256:
-            self.end_transfer()
-
-    def file_sealed(self, sha256: str, sealed: bool) -> None:
-        """The other realm has put a file on disk, or found that it is not what was announced."""
-        if sealed:
-            self.file_is_there(sha256)
-        elif self.transfer and self.transfer.sha256 == sha256:
-            raise ChatError("realm_refused", "a file did not arrive whole")     # begins anew with the next connection
-
-    def write_part(self, path: Path, sha256: str, size: int, offset: int, data: bytes) -> int:
-        """Appends a piece of a file that comes from there, where it fits: bytes that are here now. Raises OSError."""
-        if sha256 in self.sealing:
-            return size
-        part = self.parts.get(sha256)
-        if part is None:
-            part = self.parts[sha256] = path.open("ab", buffering=0)
-        have = part.tell()
-        if offset == have and have + len(data) <= size:
-            append_to_file(part, data, have)
-            have += len(data)
-        if have >= size:
-            part.close()
-            del self.parts[sha256]
-        return have
-
-    def close_parts(self) -> None:
-        """The other realm's connection is gone; what came of its files stays, to go on from there."""
-        for part in self.parts.values():
-            part.close()
-        self.parts.clear()
-
-    def end_transfer(self) -> None:
-        """Stops sending the file."""
-        if self.transfer:
-            self.transfer.file.close()
-            self.transfer = None
+    @property
+    def is_done(self) -> bool:
+        """Whether all is answered and sent; half a request does not count."""
+        return not (self.held or self.taking or self.replies or self.has_output
+                    or (self.state.serves and self.buffer.has_line()))
 
 
 # ---- Chat --------------------------------------------------------------------------------------
 
 SENT = "Pesan terkirim"
 QUEUED = "Pesan disimpan, dikirim saat realm tujuan tersambung"
-BOUNCE = "Tidak terkirim ke {target}: {reason}. ({text})"
 SYSTEM = "system"              # the name under which a realm itself writes; nobody can register it
+TOKEN_BYTES = 24               # 192 random bits, twice as many letters
+HEAD = len("send ") + 2 * TOKEN_BYTES + 1      # where the recipient stands in `send TOKEN USER TEXT`
+MAX_ROUTES = 256               # of one session
+
+
+class Later(Exception):
+    """The request needs an answer that is not here yet. It is carried out again, from its start, with the answer."""
+
+
+class Route(NamedTuple):
+    """What `send TOKEN USER` means, so that a send by a way that was taken before is one look-up."""
+
+    session: Session
+    person: Person
+    conversation: Conversation
+    elsewhere: bool                # the other realm has a word in it
+
+
+class Sent(NamedTuple):
+    """What a send has stored, and to whom it could not be sent."""
+
+    messages: list[Message]
+    refused: list[str] = []
 
 
 @dataclass(slots=True)
-class Run:
+class Broadcast:
     """Messages of one turn for the same people, or another event: one chunk that all their connections share."""
 
     members: Iterable[Person] | None           # None: everybody who has subscribed
     messages: list[Message]
     frame: bytes = b""                         # of an event that is no message
+    more: str = ""                             # what the messages have beside their fields, as JSON
 
 
 class Limits(NamedTuple):
@@ -1308,17 +1043,17 @@ class Limits(NamedTuple):
     per_address: int = common.MAX_PER_ADDRESS
 
 
-class Guesses:
+class LoginThrottle:
     """The logins of one account: at most GUESSES may fail in GUESS_SECONDS, also of those that come all at once."""
 
     def __init__(self) -> None:
         self.failed: deque[float] = deque()
         self.running = 0
-        self.waiting: deque[Callable[[ChatError | None], None]] = deque()
+        self.queue: deque[Callable[[ChatError | None], None]] = deque()
 
     def ask(self, now: float, go: Callable[[ChatError | None], None]) -> None:
         """Calls `go(None)` when the account may be tried, or `go(error)`."""
-        self.waiting.append(go)
+        self.queue.append(go)
         self.next(now)
 
     def done(self, now: float, succeeded: bool) -> None:
@@ -1329,10 +1064,10 @@ class Guesses:
         self.next(now)
 
     def next(self, now: float) -> None:
-        """Lets through, or refuses, who waits."""
+        """Lets through, or refuses, those who wait."""
         while self.failed and self.failed[0] <= now - common.GUESS_SECONDS:
             self.failed.popleft()
-        while self.waiting:
+        while self.queue:
             error = None
             if len(self.failed) >= common.GUESSES:
                 seconds = int(self.failed[0] + common.GUESS_SECONDS - now) + 1
@@ -1341,19 +1076,20 @@ class Guesses:
                 return
             else:
                 self.running += 1
-            self.waiting.popleft()(error)
+            self.queue.popleft()(error)
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to remember."""
-        return not (self.failed or self.running or self.waiting)
+        return not (self.failed or self.running or self.queue)
 
 
 class Chat:
-    """What the commands do. A handler returns the fields of its reply, LATER, or raises ChatError.
+    """What the commands do. A handler returns the fields of its reply, or raises ChatError or Later.
 
     `do_<word>(conn, person, *arguments)`: `person` is who asks (None where no token is needed), and the arguments are
-    those of the command's row without the token. Handlers stand in the order of the table.
+    those of the command's row without the token. Handlers stand in the order of the table. A handler that sends gets
+    the text, or the File, as its last argument, and returns what it has Sent.
     """
 
     def __init__(self, realm: str, table: dict[str, Realm], store: Store, workers: Workers, *, key: bytes | None = None,
@@ -1363,164 +1099,292 @@ class Chat:
         self.store = store
         self.workers = workers
         self.limits = limits or Limits()
-        self.wall = wall                           # seconds since 1970, for display only
+        self.wall = wall                           # seconds since 1970: for display, and to count days
         self.now = 0.0                             # of the turn: seconds of a clock that never goes back
         self.now_ms = 0                            # of the turn: milliseconds since 1970
-        self.links = {name: RealmLink(row, realm, key, store) for name, row in table.items() if name != realm}
-        self.touched: set[Connection] = set()      # connections with something to write after the COMMIT
-        self.drained: set[Connection] = set()      # connections whose `inbox` reply has been sent off whole
+        self.ready: dict[Connection, None] = {}    # who is owed a visit of the loop, in their order
+        self.soon: list[Callable[[], None]] = []   # to be done at the begin of the next turn
+        self.on_commit: list[Callable[[], None]] = []              # to be done when this turn is on disk
+        self.broadcasts: list[Broadcast] = []      # events of this turn
         self.subscribers: set[Connection] = set()
-        self.guesses: dict[str, Guesses] = {}      # by account, existing or not
-        self.next_sweep = 0.0                      # when `guesses` is next looked through for what can be forgotten
+        self.routes: dict[bytes, Route] = {}
+        self.throttles: dict[str, LoginThrottle] = {}              # by account, existing or not
         self.hashes = 0                            # logins that wait for a hash
-        self.uploads: set[Upload] = set()          # whole, and not carried out yet
-        self.unwanted: set[str] = set()            # stored files that perhaps no message has
-        self.waiting_tags: dict[tuple[Person, str], list[tuple[RealmLink, int, int]]] = {}
-        self.runs: list[Run] = []                  # events of this turn
-        self.ended: list[Connection] = []          # that this turn has logged out
-        self.news: list[bytes] = []                # what the other realms are told of our people and groups
-        self._handlers = {word: getattr(self, f"do_{word}") for word in COMMANDS}
-        self.tick(0.0)
-        self.guarded(self.settle_left)
-        store.commit()
-        self.runs.clear()
+        self.searches = 0                          # searches that wait for their thread
+        self.next_sweep = 0.0
+        self.next_try = 0.0                        # when a store that is blocked is tried again
+        self.realms = Realms(self, key) if len(table) > 1 else None
+        self._handlers = {word: getattr(self, f"do_{word}", None) or getattr(self.realms, f"do_{word}", None)
+                          for word in COMMANDS}
 
-    def settle_left(self) -> None:
-        """Ends what was left when the server ended: idle sessions, and the waiting for another realm."""
-        self.store.end_idle_sessions(self.now_ms - common.SESSION_DAYS * 86_400_000)
-        self.wait_for_unsettled()
-        for link in self.links.values():
-            self.stop_all(link)
+    # -- the turn
 
     def tick(self, now: float) -> None:
-        """A turn begins: takes the time, and tells `queued` to who has waited long enough for another realm."""
+        """A turn begins: takes the time, and does what is due."""
         self.now, self.now_ms = now, int(self.wall() * 1000)
-        while self.drained:
-            conn = self.drained.pop()
-            if conn.taking:
-                self.take_inbox(conn)
+        if self.store.blocked and now >= self.next_try:
+            self.next_try = now + 1.0
+            self.store.overwrite_log()
+        actions, self.soon = self.soon, []
+        for action in actions:
+            self.guarded(action)
         if now >= self.next_sweep:
-            self.next_sweep = now + common.GUESS_SECONDS
-            for account, guesses in list(self.guesses.items()):
-                guesses.next(now)
-                if guesses.idle:
-                    del self.guesses[account]
-        for link, stream in itertools.product(self.links.values(), (TALK, FILES)):
-            while (first := link.first_waiting(stream)) and first[1].due <= now:
-                first[1].due = now + 1.0           # where nothing can be written, it is tried again
-                self.stop_waiting(link, stream, first[0])
+            self.next_sweep = now + common.SWEEP_SECONDS
+            self.guarded(self.sweep)
+        if self.realms:
+            self.realms.tick()
+
+    def sweep(self) -> None:
+        """Throws away what is not needed any more, and counts the days."""
+        for account, throttle in list(self.throttles.items()):
+            throttle.next(self.now)
+            if throttle.idle:
+                del self.throttles[account]
+        self.workers.run(self.workers.files, self.throw_away, list_old_files, self.store.files)
+        used = {conn.session for person in self.store.people.values() for conn in person.connections}
+        self.store.count_day(self.now_ms // 86_400_000, used)
+
+    def throw_away(self, listed: Future) -> None:
+        """Removes those of the old files that no message names. What has come again meanwhile is not old any more."""
+        before = time.time() - common.SWEEP_AGE
+        for name in listed.result():
+            path = self.store.files / name
+            if not name.startswith("upload-") and not self.store.is_named(name) and is_older(path, before):
+                path.unlink(missing_ok=True)
+
+    def guarded(self, action: Callable, *arguments: object) -> object:
+        """Does something as one request: a ChatError becomes its reply. A fault after a write fails the turn."""
+        store, before = self.store, self.store.changes
+        try:
+            return action(*arguments)
+        except ChatError as error:
+            return error.reply()
+        except sqlite3.Error as error:
+            log.error("the database can't be used: %s", error)
+            store.failed = True
+            return ChatError("storage").reply()
+        except Later:
+            raise
+        except Exception:
+            log.exception("%s failed", getattr(action, "__name__", action))
+            store.failed = store.failed or store.changes != before
+            return ChatError("internal_error").reply()
+
+    def release(self) -> None:
+        """The turn is on disk: what it decided may leave. Other realms' news go before any reply."""
+        for action in self.on_commit:
+            action()
+        self.on_commit.clear()
+        if self.realms:
+            self.realms.release()
+        for conn in self.ready:
+            if conn.replies:
+                conn.release()
+        for broadcast in self.broadcasts:
+            connections = self.audience(broadcast.members)
+            if connections:
+                chunk = broadcast.frame or "".join(
+                    [f'{{"event":"message",{message.fields()}{broadcast.more}}}\r\n\r\n'
+                     for message in broadcast.messages]).encode()
+                last_id = broadcast.messages[-1].id if broadcast.messages else 0
+                for conn in connections:
+                    conn.push(chunk, last_id)
+                    self.ready[conn] = None
+        self.broadcasts.clear()
+
+    def audience(self, members: Iterable[Person] | None) -> list[Connection]:
+        """The connections of these people that have subscribed. With few subscribers those are looked through."""
+        if members is None:
+            return list(self.subscribers)
+        if isinstance(members, dict) and len(members) > len(self.subscribers):
+            return [conn for conn in self.subscribers if conn.session.person in members]
+        return [conn for person in members for conn in person.connections if conn.subscribed]
+
+    def abort(self) -> None:
+        """The turn can't be put on disk: memory is what the disk has. Raises sqlite3.Error where that can't be read."""
+        logged_in = [conn for person in self.store.people.values() for conn in person.connections]
+        self.broadcasts.clear()
+        self.on_commit.clear()
+        self.routes.clear()
+        self.store.abort()
+        self.next_try = self.now + 1.0
+        for conn in logged_in:
+            session = self.store.sessions.get(conn.session.digest)
+            conn.session = session
+            if session:
+                session.person.connections.add(conn)
+                if conn.upload:
+                    conn.upload.person = session.person
+                    session.person.uploads.add(conn.upload)
+            else:
+                conn.subscribed = False
+                self.subscribers.discard(conn)
+        if self.realms:
+            self.realms.reload()
 
     # -- from a line to its reply
 
-    def execute(self, conn: Connection, line: bytes) -> Upload | None:
-        """The path of a request: parse it, see whether it may be asked, carry it out, stage its reply.
+    def execute(self, conn: Connection, line: bytes) -> None:
+        """The path of a request: parse it, see whether it may be asked, carry it out, put its reply behind the others.
 
-        A request that brings a file is not carried out yet: its Upload is returned, with all of the content.
+        A request that brings a file is carried out when the file is on disk.
         """
         conn.tag = None
-        if conn.taking:                            # that the client asks on says that it got the reply to its `inbox`
-            self.guarded(self.take_inbox, conn)
-        try:
-            if len(line) > conn.buffer.limit:
-                return self.begin_upload(conn, line)
-            conn.tag, line = common.split_tag(line)
-            request = common.parse_request(conn.tag, line)
-            if request.command.takes_file:
-                content = request.arguments.pop()
-                return self.upload_for(conn, request, content.encode())
-        except ChatError as error:
-            conn.reply(format_reply(error.reply(), conn.tag), conn.tag)
-            return None
-        if conn.slots and not self.may_overtake(conn, request):
-            conn.held = (request, None)
+        reply = self.guarded(self.read_request, conn, line)
+        if reply is not None:
+            self.give_reply(conn, reply)
+
+    @staticmethod
+    def give_reply(conn: Connection, reply: Frame | dict | Waiting) -> None:
+        """Puts a reply, or the place for one that is to come, behind the others."""
+        if type(reply) is dict:
+            reply = format_reply(reply, conn.tag)
+        if type(reply) is Waiting:
+            conn.wait(reply)
         else:
-            self.carry_out(conn, request)
+            conn.reply(reply, conn.tag)
+
+    def read_request(self, conn: Connection, line: bytes) -> bytes | dict | Waiting | None:
+        """Parses a line and carries it out; its reply, where that is not with the others yet. Raises ChatError."""
+        if len(line) > conn.buffer.limit:
+            self.end_upload(conn, self.begin_upload(conn, line))
+            return None
+        conn.tag, line = common.split_tag(line)
+        end = line.find(b" ", HEAD)
+        route = self.routes.get(line[:end])
+        if route:
+            return self.send_on_route(conn, route, line[end:].lstrip(b" "))
+        request = common.parse_request(conn.tag, line)
+        if request.command.takes_file:
+            content = request.arguments.pop()
+            self.end_upload(conn, self.upload_for(conn, request, content.encode()))
+            return None
+        self.carry_out(conn, request)
+        if request.command.word == "send" and conn.asking:
+            self.remember_route(conn.asking, request, line)
         return None
 
-    def carry_out(self, conn: Connection, request: Request, upload: Upload | None = None) -> None:
-        """Carries out a parsed request and stages its reply."""
-        conn.tag = request.tag
-        reply = self.guarded(self._carry_out, conn, request, upload)
-        if upload:
-            self.upload_over(upload, reply is LATER or (isinstance(reply, dict) and "file" in reply))
-        if isinstance(reply, dict):
-            conn.reply(format_reply(reply, request.tag), request.tag)
-        elif reply is not LATER:
-            conn.reply(reply, request.tag)         # a frame that is ready: a file's pieces, or an earlier reply
+    def carry_out(self, conn: Connection, request: Request) -> None:
+        """Carries out a parsed request; where it needs an answer first, it is held until that is there."""
+        conn.tag, conn.held, conn.asking = request.tag, None, None
+        try:
+            reply = self.guarded(self.perform, conn, request)
+        except Later:
+            conn.held = request
+            return
+        conn.answer = None
+        self.give_reply(conn, reply)
 
-    def _carry_out(self, conn: Connection, request: Request, upload: Upload | None) -> object:
+    def perform(self, conn: Connection, request: Request) -> object:
+        """Checks a request, and has its handler carry it out."""
         command = request.command
-        if upload and upload.error:
-            raise upload.error
+        if conn.upload:
+            self.forget_upload(conn)
         person, arguments = self.admit(conn, request)
-        tagged = request.tag is not None and command.is_send
-        if tagged:
-            earlier = self.earlier_reply(person, request.tag)
+        if not command.is_send:
+            return self._handlers[command.word](conn, person, *arguments)
+        earlier = self.earlier_reply(person, request.tag)
+        if earlier:
+            return earlier
+        self.check_send(person, arguments[-1], 1)
+        sent = self._handlers[command.word](conn, person, *arguments)
+        reply = self.sent_fields(sent)
+        if request.tag is not None:
+            self.store.remember_tag(person, request.tag, encode_json(reply))
+        return self.realms.reply_to(conn, sent.messages[0], reply) if self.realms else reply
+
+    def send_on_route(self, conn: Connection, route: Route, text: bytes) -> bytes | dict | Waiting:
+        """Carries out a `send` by a way that was taken before; its reply. Raises ChatError."""
+        if not text:
+            raise ChatError("bad_arguments", COMMANDS["send"].usage)
+        try:
+            text = text.decode()
+        except UnicodeDecodeError:
+            raise ChatError("bad_encoding") from None
+        person, tag = route.person, conn.tag
+        if conn.session is None:
+            self.attach(conn, route.session)
+        if tag is not None:
+            earlier = self.earlier_reply(person, tag)
             if earlier:
                 return earlier
-        if command.is_send:
-            if self.limits.rate:
-                self.check_rate(person)
-            if upload:
-                self.check_stored(person, upload.size)
-                arguments[-1] = File(common.decode_file_name(arguments[-1]), upload.size, upload.path.name)
-            else:
-                self.check_text(arguments[-1])
-        reply = self._handlers[command.word](conn, person, *arguments)
-        if tagged and reply is not LATER:
-            self.store.remember_tag(person, request.tag, format_reply(reply, request.tag).decode())
-        return reply
+        self.check_send(person, text, 1)
+        person.allowance -= 1
+        message = self.post(person, route.conversation, text)
+        members = f'"message":"{SENT}","id":{message.id},"uid":"{message.uid}"'
+        if tag is not None:
+            self.store.remember_tag(person, tag, f"{{{members}}}")
+        if route.elsewhere:
+            reply = {"message": SENT, "id": message.id, "uid": message.uid}
+            if waiting := self.realms.wait(conn, message, reply):
+                return waiting
+            members = f'"message":"{QUEUED}","id":{message.id},"uid":"{message.uid}","queued":true'
+        tagged = "" if tag is None else f'"tag":"{tag}",'
+        return f'{{"status":"OK",{tagged}{members}}}\r\n\r\n'.encode()
 
-    def guarded(self, action: Callable, *arguments: object) -> object:
-        """Does something as one request: what it wrote is undone alone if it fails. An error becomes its reply."""
-        store = self.store
-        try:
-            result = action(*arguments)
-            store.end_request()
-            return result
-        except ChatError as error:
-            failure = error
-        except sqlite3.Error as error:
-            store.fail(error)
-            return ChatError("storage").reply()
-        except Exception:
-            log.exception("%s failed", action.__name__)
-            failure = ChatError("internal_error")
-        if store.revert():
-            self.recover()
-        return failure.reply()
+    def remember_route(self, session: Session, request: Request, line: bytes) -> None:
+        """Notes the way of a `send` that has been carried out."""
+        token, user = request.arguments[:2]
+        head = f"send {token} {user}".encode()
+        name, at, realm = user.lower().partition("@")
+        conversation = session.person.conversations.get(f"{name}@{realm if at else self.realm}")
+        if (conversation and conversation.other(session.person).met and not session.ended
+                and line.startswith(head + b" ") and len(session.routes) < MAX_ROUTES):
+            session.routes.append(head)
+            self.routes[head] = Route(session, session.person, conversation, len(conversation.realms) > 1)
 
-    def recover(self) -> None:
-        """The store was read again after a failure: what hangs on it here is brought in line."""
-        logged_in = [conn for person in self.store.people.values() for conn in person.connections]
-        for conn in {*self.touched, *logged_in}:   # a person who was undone has touched ones only
-            if conn.session and conn.session.ended:
-                self.detach(conn)
-        on_disk = set(self.store.unsettled())
-        for link in self.links.values():
-            link.load_lanes()
-            for stream, waiting in enumerate(link.waiting):
-                for seq in [seq for seq in waiting if (link.realm.name, stream, seq) not in on_disk]:
-                    pending = waiting.pop(seq)
-                    self.answer(pending.conn, pending.slot, ChatError("storage").reply(), pending.item.get("to", ""))
-        self.wait_for_unsettled()
+    def forget_routes(self) -> None:
+        """Every way has to be found anew."""
+        for route in self.routes.values():
+            route.session.routes.clear()
+        self.routes.clear()
 
-    def wait_for_unsettled(self) -> None:
-        """Keeps in mind the items whose senders nobody has answered, and nobody can any more."""
-        for peer, stream, seq in self.store.unsettled():
-            if peer in self.links and seq not in self.links[peer].waiting[stream]:
-                person, item, tag = self.store.item(peer, stream, seq)
-                self.links[peer].waiting[stream][seq] = Pending(None, None, person, item, tag)
-        for link in self.links.values():           # in their order, as `taken` expects them
-            link.waiting = [dict(sorted(waiting.items())) for waiting in link.waiting]
+    def admit(self, conn: Connection, request: Request) -> tuple[Person | None, list[str]]:
+        """Who asks, and the arguments without the token. Raises ChatError where the command is not theirs to send."""
+        command, arguments = request.command, request.arguments
+        if command.caller == USER or (command.takes_token and arguments):
+            session = self.store.sessions.get(hashlib.sha256(arguments[0].encode()).digest())
+            if session is None or (self.store.day - session.used > common.SESSION_DAYS
+                                   and not session.person.connections):
+                raise ChatError("session_not_found")
+            conn.asking = session
+            if conn.session is None:
+                self.attach(conn, session)
+            return session.person, arguments[1:]
+        if self._handlers[command.word] is None:
+            raise ChatError("unknown_command")     # chapter two is not there
+        if command.caller == common.REALM and (conn.link is None or conn.link.incoming is not conn):
+            raise ChatError("unknown_command")
+        if command.caller == common.STRANGER and (conn.session or conn.link):
+            raise ChatError("unknown_command")
+        return (conn.session.person if conn.session and not conn.session.ended else None), arguments[:]
+
+    def await_answer(self, conn: Connection, start: Callable[[], None]) -> object:
+        """The answer that the request waits for. The first time it calls `start` and raises Later.
+
+        Whoever has the answer calls `settle`. An answer that is a ChatError is raised.
+        """
+        if conn.answer is None:
+            start()
+            raise Later
+        (value,), conn.answer = conn.answer, None
+        if isinstance(value, ChatError):
+            raise value
+        return value
+
+    def settle(self, conn: Connection, value: object) -> None:
+        """The answer for a held request is there."""
+        if conn.held is not None:
+            conn.settle(value)
+            self.ready[conn] = None
+
+    # -- uploads
 
     def begin_upload(self, conn: Connection, start: bytes) -> Upload:
         """A line past the limit: the Upload of the file at its end, else one that swallows it. Never raises."""
         request = Request(None, COMMANDS["send"], [])
         try:
-            tag, line = common.split_tag(start)
-            conn.tag = tag
-            request.tag = tag
+            request.tag, line = common.split_tag(start)
             word, _, rest = line.partition(b" ")
             command = COMMANDS.get(word.decode(errors="replace").lower())
             if command is None or not command.takes_file:
@@ -1528,109 +1392,86 @@ class Chat:
             arguments = common.split_arguments(rest.decode(), len(command.names), True)
             if len(arguments) < command.required:
                 raise ChatError("bad_arguments", command.usage)
-            return self.upload_for(conn, Request(tag, command, arguments[:-1]), arguments[-1].encode())
+            return self.upload_for(conn, Request(request.tag, command, arguments[:-1]), arguments[-1].encode())
         except UnicodeDecodeError:
-            return Upload(request, self.store.files, 0, ChatError("bad_encoding"))
+            return Upload(request, self.store.files, 0, self.now, ChatError("bad_encoding"))
         except ChatError as error:
-            return Upload(request, self.store.files, 0, error)
+            return Upload(request, self.store.files, 0, self.now, error)
 
     def upload_for(self, conn: Connection, request: Request, start: bytes) -> Upload:
         """The Upload of a request's file, with the start of its content. Raises ChatError where it is not allowed."""
-        self.admit(conn, request)
-        upload = Upload(request, self.store.files, self.limits.file)
-        upload.feed(start)
+        person, arguments = self.admit(conn, request)
+        if len(person.uploads) >= common.MAX_UPLOADS:
+            raise ChatError("busy")
+        self.check_recipient(person, request.command.word, *arguments[:-1])
+        upload = Upload(request, self.store.files, self.limits.file, self.now)
+        upload.person = person
+        person.uploads.add(upload)
+        self.feed_upload(upload, start)
         return upload
 
-    def drop_upload(self, conn: Connection) -> None:
-        """The connection is gone: so is the file that came over it."""
-        if conn.upload and not conn.upload.whole:
-            conn.upload.abandon()
-        if conn.held and conn.held[1]:
-            self.upload_over(conn.held[1], wanted=False)
-            conn.held = None
+    def check_recipient(self, person: Person, word: str, target: str, name: str = "") -> None:
+        """What can be refused before a file's content has come. Raises ChatError."""
+        if word == "sendgroupfile":
+            self.group_of(person, target)
+        elif word == "sendfile":
+            name, realm = self.address(target)
+            if realm == self.realm:
+                self.person(name)
+        else:
+            self.address(f"x@{target}")
 
-    def upload_over(self, upload: Upload, wanted: bool) -> None:
-        """The request of an upload was carried out, or never will be: `wanted` if a message has its file."""
-        self.uploads.discard(upload)
-        self.guarded(self.discard_files, *([upload.path.name] if upload.stored and not wanted else ()))
+    def feed_upload(self, upload: Upload, data: bytes) -> None:
+        """Takes in the next of a file's content, as far as the sender's quota goes."""
+        upload.feed(data, self.now)
+        person = upload.person
+        if person and not upload.error and self.limits.stored:
+            if person.stored + sum(other.size for other in person.uploads) > self.limits.stored:
+                upload.abandon(self.quota_error())
 
-    def discard_files(self, *unwanted: str) -> None:
-        """Removes stored files that no message has. What is still to be carried out might have the same."""
-        self.unwanted.update(unwanted)
-        while self.unwanted and not self.uploads:
-            sha256 = next(iter(self.unwanted))
-            if not self.store.names_file(sha256):
-                (self.store.files / sha256).unlink(missing_ok=True)
-            self.unwanted.remove(sha256)
+    def take_overlong(self, conn: Connection) -> bool:
+        """Takes what there is of a line past the limit into its upload; whether the line has ended."""
+        data, ended = conn.buffer.take_overlong()
+        if conn.upload is None:
+            conn.upload = self.begin_upload(conn, data)
+        else:
+            self.feed_upload(conn.upload, data)
+        if ended:
+            self.end_upload(conn, conn.upload)
+        return ended
 
-    def seal_upload(self, conn: Connection, upload: Upload) -> None:
-        """An upload is whole: has it put on disk, then carries out its request."""
+    def end_upload(self, conn: Connection, upload: Upload) -> None:
+        """A line with a file has ended: has the file put on disk, then its request is carried out."""
         def done(result: Future) -> None:
             try:
-                upload.path = self.store.files / result.result()
-                upload.stored = True
+                name = common.decode_file_name(upload.request.arguments[-1])
+                upload.request.arguments[-1] = File(name, upload.size, result.result())
             except OSError as problem:
                 log.error("a file can't be stored: %s", problem)
                 upload.abandon(ChatError("storage"))
-            conn.upload = None
-            conn.held = (upload.request, upload)
-            if conn.dropped:
-                self.drop_upload(conn)
-            else:
-                self.touched.add(conn)
+            self.settle(conn, None)
+        conn.upload, conn.held, conn.answer = upload, upload.request, None
+        upload.finish()
         if upload.error:
-            conn.upload, conn.held = None, (upload.request, upload)
+            self.settle(conn, None)
         else:
-            self.uploads.add(upload)
-            self.workers.run(self.workers.syncs, done, seal_file, upload.path, self.store.files)
+            self.workers.run(self.workers.files, done, seal_file, upload.path, self.store.files)
 
-    def admit(self, conn: Connection, request: Request) -> tuple[Person | None, list[str]]:
-        """Who asks, and the arguments without the token. Raises ChatError where the command is not theirs to send."""
-        command, arguments = request.command, request.arguments
-        if command.caller == USER or (command.names[0:1] == ["T"] and arguments):
-            session = self.session_of(conn, arguments[0])
-            if conn.session is None:
-                self.attach(conn, session)
-            return session.person, arguments[1:]
-        if command.caller == common.REALM and (conn.link is None or conn.link.incoming is not conn):
-            raise ChatError("unknown_command")
-        if command.caller == common.STRANGER and (conn.session or conn.link):
-            raise ChatError("unknown_command")
-        return conn.session and conn.session.person, arguments[:]
+    def forget_upload(self, conn: Connection) -> None:
+        """The upload has come to its end; a file that no message names is thrown away by a sweep. Raises its error."""
+        upload, conn.upload, conn.answer = conn.upload, None, None
+        if upload.person:
+            upload.person.uploads.discard(upload)
+        if upload.error:
+            raise upload.error
 
-    def session_of(self, conn: Connection, token: str) -> Session:
-        """The session of a token. Raises ChatError."""
-        if token == conn.token and not conn.token_session.ended:
-            return conn.token_session
-        session = self.store.sessions.get(hashlib.sha256(token.encode()).digest())
-        idle = self.now_ms - session.used if session else 0
-        if session is None or (idle > common.SESSION_DAYS * 86_400_000 and not session.person.connections):
-            raise ChatError("session_not_found")
-        if idle > 86_400_000:
-            self.store.touch_session(session, self.now_ms)
-        conn.token, conn.token_session = token, session
-        return session
-
-    def may_overtake(self, conn: Connection, request: Request) -> bool:
-        """Whether a request may be carried out while earlier ones wait for another realm's word.
-
-        Texts to that same realm may: they take the same way in the same order, so a pipelining sender is not held to
-        one message a round trip. Everything else waits, and finds what was asked before it done.
-        """
-        last, word, arguments = conn.slots[-1], request.command.word, request.arguments
-        if last.realm is None or len(conn.slots) >= common.PIPELINED_SENDS:
-            return False
-        if word in ("send", "sendgroup"):
-            return arguments[1].lower().endswith("@" + last.realm)
-        return word == "sendprivaterealm" and arguments[1].lower() == last.realm
-
-    def earlier_reply(self, person: Person, tag: str) -> bytes | None:
-        """The reply to an earlier send with the same tag. One that still waits for another realm is ended by it."""
-        for link, stream, seq in self.waiting_tags.pop((person, tag), ()):
-            if seq in link.waiting[stream]:
-                self.stop_waiting(link, stream, seq)
-        reply = self.store.tagged(person, tag)
-        return reply.encode() if reply else None
+    def drop_upload(self, conn: Connection) -> None:
+        """The connection is gone: so is the file that was coming over it."""
+        if conn.upload:
+            if not conn.upload.whole:
+                conn.upload.abandon(ChatError("internal_error"))
+            with contextlib.suppress(ChatError):
+                self.forget_upload(conn)
 
     # -- sessions and events
 
@@ -1639,12 +1480,10 @@ class Chat:
         if conn.session is session:
             return
         self.detach(conn)
-        person = session.person
-        was_online = person.online
         conn.session = session
-        person.connections.add(conn)
-        if not was_online:
-            self.tell_presence(person)
+        session.person.connections.add(conn)
+        if len(session.person.connections) == 1:
+            self.tell_presence(session.person)
 
     def detach(self, conn: Connection) -> None:
         """The connection is nobody's any more."""
@@ -1653,60 +1492,48 @@ class Chat:
         person, conn.session, conn.subscribed = conn.session.person, None, False
         self.subscribers.discard(conn)
         person.connections.discard(conn)
-        if not person.online:
+        if not person.connections:
             self.tell_presence(person)
 
     def tell_presence(self, person: Person) -> None:
         """A person came or went."""
-        audience: Iterable[Person] | None = None
-        if len(self.subscribers) > common.AUDIENCE:
-            audience = {member for conversation in person.conversations.values() for member in conversation.members}
-        self.announce("presence", audience, user=person.address, online=person.online)
-        if person.realm == self.realm:
-            self.news.append(format_event("person", **self.describe(person)))
+        self.announce("presence", self.acquainted(person), user=person.address, online=bool(person.connections))
+        if self.realms:
+            self.realms.tell("person", None, user=person.name, online=bool(person.connections))
+
+    def acquainted(self, person: Person | None) -> Iterable[Person] | None:
+        """Who is told that a person came or went: everybody, or, where that is too many, those who share a chat."""
+        if len(self.subscribers) <= common.AUDIENCE:
+            return None
+        return {conn.session.person for conversation in (person.conversations.values() if person else ())
+                for conn in self.audience(conversation.members)}
 
     def announce(self, kind: str, members: Iterable[Person] | None, **fields: object) -> None:
         """Publishes an event that is no message."""
-        self.runs.append(Run(members, [], format_event(kind, **fields)))
+        self.broadcasts.append(Broadcast(members, [], format_event(kind, **fields)))
 
-    def publish(self, message: Message) -> None:
-        """Publishes a message to its conversation's members of this moment."""
-        members = message.conversation.members
-        if self.runs and self.runs[-1].members is members and self.runs[-1].messages:
-            self.runs[-1].messages.append(message)
+    def publish(self, message: Message, members: Iterable[Person], more: str = "") -> None:
+        """Publishes a message to these people, with `more` as JSON beside its fields."""
+        last = self.broadcasts[-1] if self.broadcasts else None
+        if last and last.members is members and last.messages and last.more == more:
+            last.messages.append(message)
         else:
-            self.runs.append(Run(members, [message]))
+            self.broadcasts.append(Broadcast(members, [message], more=more))
 
-    def release(self) -> None:
-        """The turn is on disk: what it decided may leave. The other realms' news go before any reply."""
-        for conn in [link.incoming for link in self.links.values() if link.incoming and self.news]:
-            conn.output.extend(self.news)
-            conn.unsent += sum(map(len, self.news))
-            self.touched.add(conn)
-        for conn in self.touched:
-            if conn.staged:
-                conn.release()
-        for run in self.runs:
-            connections: Iterable[Connection] = self.subscribers
-            if run.members is not None:
-                connections = [conn for person in run.members for conn in person.connections if conn.subscribed]
-            if connections:
-                chunk = run.frame or b"".join([message.event() for message in run.messages])
-                last_id = run.messages[-1].id if run.messages else 0
-                for conn in connections:
-                    conn.push(chunk, last_id)
-                self.touched.update(connections)
-        self.runs.clear()
-        self.news.clear()
-        self.ended.clear()
+    def fix_audience(self, group: Conversation) -> None:
+        """The members of a group are about to change: what this turn has published goes to those of now."""
+        for broadcast in self.broadcasts:
+            if broadcast.members is group.members:
+                broadcast.members = dict(group.members)
 
     def feed(self, conn: Connection) -> None:
         """Gives a subscriber who fell behind the next messages from the table."""
         frames, weight = [], 0
-        for message in self.store.messages_after(conn.session.person, conn.cursor):
+        person = conn.session.person
+        for message in self.store.messages_after(person, conn.cursor):
             if weight > common.OUTPUT_MARK:
                 break
-            frames.append(message.event())
+            frames.append(common.format_frame(f'"event":"message",{self.show(message, person)}'))
             weight += len(frames[-1])
             conn.cursor = message.id
         if frames:
@@ -1714,128 +1541,149 @@ class Chat:
         conn.unsent += weight
         conn.behind = weight > common.OUTPUT_MARK
 
+    def show(self, message: Message, viewer: Person) -> str:
+        """A message's fields as this person sees it: one's own to another realm has its state."""
+        fields = message.fields()
+        if self.realms and message.sender is viewer:
+            fields += self.realms.state_fields(message)
+        return fields
+
+    def page(self, messages: Iterable[Message], viewer: Person) -> tuple[list[tuple[Message, str]], bool]:
+        """As many messages as fit a reply, each with its JSON, and whether there are more."""
+        page, weight = [], 0
+        for message in messages:
+            text = f"{{{self.show(message, viewer)}}}"
+            weight += len(text)
+            if page and weight > common.MAX_REPLY:
+                return page, True
+            page.append((message, text))
+        return page, False
+
     # -- auth, register, groups
 
-    def do_auth(self, conn: Connection, _: Person | None, user: str, password: str) -> object:
+    def do_auth(self, conn: Connection, _: Person | None, user: str, password: str) -> dict:
         account = f"{user.lower()[:common.MAX_NAME + 1]}@{self.realm}"     # a longer name is nobody's
-        person = self.store.people.get(account)
-        self.verify(conn, account, person and person.password, password, lambda _: self.log_in(conn, person))
-        return LATER
+        self.check_password(conn, account, password)
+        return self.log_in(conn, self.store.people[account])
 
-    def verify(self, conn: Connection, account: str, stored: str | None, password: str,
-               succeed: Callable[[str], dict[str, object]], new: str | None = None) -> None:
-        """Has a password checked, as often as the account may be tried, and then calls `succeed` for the reply.
+    def check_password(self, conn: Connection, account: str, password: str, new: str | None = None) -> str:
+        """Raises ChatError where the password is wrong, and Later until that is known; the hash of the `new` one.
 
-        It gets the hash of the `new` password, if there is one. An account that does not exist costs the same.
+        It is tried only as often as the account may be. An account that does not exist costs the same. A password
+        that was changed while this one was compared is not the one that was compared.
         """
-        slot = self.hash_slot(conn)
-        guesses = self.guesses.setdefault(account, Guesses())
+        person = self.store.people.get(account)
+        stored = person and person.password
+        compared, hashed = self.await_answer(conn, lambda: self.begin_check(conn, account, stored, password, new))
+        if hashed is None or compared != stored:
+            log.warning("failed login of %s from %s", account if stored else "an unknown user", conn.host)
+            raise ChatError("bad_credentials")
+        return hashed
+
+    def begin_check(self, conn: Connection, account: str, stored: str | None, password: str, new: str | None) -> None:
+        """Has a password compared, in a thread, when the account may be tried."""
+        throttle = self.throttles.setdefault(account, LoginThrottle())
 
         def go(error: ChatError | None) -> None:
             if error:
-                self.end_hash(conn, slot, error.reply())
+                self.soon.append(lambda: self.end_hash(conn, error))       # the request is held only after this
             else:
                 self.workers.run(self.workers.hashes, done, verify_password, password, stored or NO_PASSWORD, new)
 
         def done(result: Future) -> None:
             hashed = result.result() if stored else None
-            guesses.done(self.now, hashed is not None)
-            if hashed is None:
-                log.warning("failed login of %s from %s", account if stored else "an unknown user", conn.host)
-                self.end_hash(conn, slot, ChatError("bad_credentials").reply())
-            else:
-                self.end_hash(conn, slot, self.guarded(succeed, hashed))
-        guesses.ask(self.now, go)
+            throttle.done(self.now, hashed is not None)
+            self.end_hash(conn, (stored, hashed))
+        self.begin_hash()
+        throttle.ask(self.now, go)
 
-    def hash_slot(self, conn: Connection) -> Slot:
-        """A place for the reply to a login. Raises ChatError `busy` while too many wait for a hash."""
+    def begin_hash(self) -> None:
+        """Raises ChatError `busy` while too many wait for a hash."""
         if self.hashes >= common.HASH_QUEUE:
             raise ChatError("busy")
         self.hashes += 1
-        return conn.later()
 
-    def end_hash(self, conn: Connection, slot: Slot, reply: dict[str, object]) -> None:
-        """The reply to a login is known."""
+    def end_hash(self, conn: Connection, answer: object) -> None:
+        """A hash is done, or refused."""
         self.hashes -= 1
-        self.answer(conn, slot, reply)
+        self.settle(conn, answer)
 
-    def log_in(self, conn: Connection, person: Person) -> dict[str, object]:
+    def log_in(self, conn: Connection, person: Person) -> dict:
         """A new session for a person who has proved to be it."""
-        token = secrets.token_hex(24)              # 192 random bits
-        session = self.store.add_session(person, hashlib.sha256(token.encode()).digest(), self.now_ms)
-        if not conn.dropped:
-            self.attach(conn, session)
+        token = secrets.token_hex(TOKEN_BYTES)
+        session = self.store.add_session(person, hashlib.sha256(token.encode()).digest())
+        self.attach(conn, session)
         log.info("%s logged in from %s", person.address, conn.host)
         return {"tokenid": token, "user": person.address}
 
-    def do_register(self, conn: Connection, _: Person | None, user: str, password: str, nama: str,
-                    negara: str) -> object:
+    def do_register(self, conn: Connection, _: Person | None, user: str, password: str, nama: str, negara: str) -> dict:
         name = common.fold_name(user)
         nama, negara = (text.replace("_", " ").strip() or text for text in (nama, negara))
         if max(len(nama.encode()), len(negara.encode())) > common.MAX_FULL_NAME:
             raise ChatError("too_long")
-        if self.is_taken(name):
+        if common.clean(nama + negara) != nama + negara:
+            raise ChatError("bad_name")
+        if name == SYSTEM or f"{name}@{self.realm}" in self.store.people:
             raise ChatError("user_exists")
-        slot = self.hash_slot(conn)
 
-        def add(hashed: str) -> dict[str, object]:
-            if self.is_taken(name):                # by somebody who asked meanwhile
-                raise ChatError("user_exists")
-            return self.log_in(conn, self.store.add_person(name, self.realm, nama, negara, hashed))
+        def start() -> None:
+            self.begin_hash()
+            self.workers.run(self.workers.hashes, lambda result: self.end_hash(conn, result.result()),
+                             hash_password, password)
+        hashed = self.await_answer(conn, start)
+        return self.log_in(conn, self.store.add_person(name, self.realm, nama, negara, hashed))
 
-        def done(result: Future) -> None:
-            self.end_hash(conn, slot, self.guarded(add, result.result()))
-        self.workers.run(self.workers.hashes, done, hash_password, password)
-        return LATER
-
-    def is_taken(self, name: str) -> bool:
-        """Whether nobody can register under this name any more."""
-        return name == SYSTEM or f"{name}@{self.realm}" in self.store.people
-
-    def do_addgroup(self, conn: Connection, person: Person, group: str) -> object:
+    def do_addgroup(self, conn: Connection, person: Person, group: str) -> dict:
         name, realm = self.address(group)
         if realm != self.realm:
-            self.links[realm].joining.add(name)
-            return self.forward(conn, person, realm, {"do": "addgroup", "group": name})
-        self.add_group(name, person)
+            return self.realms.join_there(conn, person, "addgroup", name, realm)
+        self.make_group(name, person)
         return {"message": f"Group {name} dibuat"}
 
-    def add_group(self, name: str, admin: Person) -> None:
-        """A new group of this realm."""
+    def make_group(self, name: str, admin: Person) -> None:
+        """A new group of this realm. Raises ChatError."""
         if f"{name}@{self.realm}" in self.store.groups:
             raise ChatError("group_exists")
-        self.tell_group(self.store.add_group(name, self.realm, admin), admin, "created")
+        self.tell_group(self.store.add_group(name, self.realm, admin.address, admin), admin, "created")
 
-    def do_joingroup(self, conn: Connection, person: Person, group: str) -> object:
+    def do_joingroup(self, conn: Connection, person: Person, group: str) -> dict:
         name, realm = self.address(group)
         if realm != self.realm:
-            joined = self.store.groups.get(f"{name}@{realm}")
-            if joined and person in joined.members:
-                raise ChatError("already_member")
-            self.links[realm].joining.add(name)
-            return self.forward(conn, person, realm, {"do": "joingroup", "group": name})
-        self.join_group(self.group(name), person)
+            return self.realms.join_there(conn, person, "joingroup", name, realm)
+        found = self.group(name)
+        if person in found.members:
+            raise ChatError("already_member")
+        self.join(found, person)
         return {"message": f"Bergabung dengan group {name}"}
 
-    def join_group(self, group: Conversation, person: Person) -> None:
-        """A new member of a group of this realm."""
-        if person in group.members:
-            raise ChatError("already_member")
+    def join(self, group: Conversation, person: Person) -> None:
+        """A person who is no member yet becomes one."""
+        self.fix_audience(group)
         self.store.add_member(group, person)
         self.tell_group(group, person, "joined")
 
-    def leave_group(self, group: Conversation, person: Person) -> None:
-        """A member leaves a group of this realm."""
-        self.check_member(group, person)
+    def leave(self, group: Conversation, person: Person) -> None:
+        """A member is one no more."""
+        self.fix_audience(group)
         self.store.remove_member(group, person)
         self.tell_group(group, person, "left")
 
     def tell_group(self, group: Conversation, person: Person, change: str) -> None:
         """Our people, and the other realms, hear of a group's change."""
         fields = {"group": group.address, "user": person.address, "change": change}
-        audience = None if len(self.subscribers) <= common.AUDIENCE else [*group.members, person]
-        self.announce("group", audience, **fields)
-        self.news.append(format_event("group", **fields, description=self.describe_group(group)))
+        listeners = None if len(self.subscribers) <= common.AUDIENCE else {
+            conn.session.person for conn in self.audience(group.members)} | {person}
+        self.announce("group", listeners, **fields)
+        if self.realms and group.realm == self.realm:
+            self.realms.tell("group", person.realm, **fields)
+            self.realms.tell_member(group, person)
+
+    def person(self, name: str) -> Person:
+        """A person of this realm. Raises ChatError."""
+        person = self.store.people.get(f"{name}@{self.realm}")
+        if person is None or person.password is None:
+            raise ChatError("user_not_found")
+        return person
 
     def group(self, name: str) -> Conversation:
         """A group of this realm. Raises ChatError."""
@@ -1844,8 +1692,17 @@ class Chat:
             raise ChatError("group_not_found")
         return group
 
+    def group_of(self, person: Person, target: str) -> Conversation:
+        """A group of any realm that a person is a member of. Raises ChatError."""
+        name, realm = self.address(target)
+        group = self.store.groups.get(f"{name}@{realm}")
+        if group is None:
+            raise ChatError("group_not_found")
+        self.check_member(group, person)
+        return group
+
     @staticmethod
-    def check_member(group: Conversation, person: Person) -> None:
+    def check_member(group: Conversation, person: Person | None) -> None:
         """Raises ChatError where the person is not in the group."""
         if person not in group.members:
             raise ChatError("not_member")
@@ -1859,168 +1716,180 @@ class Chat:
 
     # -- sending
 
-    def do_send(self, conn: Connection, person: Person, user: str, text: str) -> object:
-        conversation = person.routes.get(user)
-        if conversation is None:
-            return self.send_to(conn, person, user, {"text": text})
-        return self.post(person, conversation, {"text": text})
-
-    def do_sendfile(self, conn: Connection, person: Person, user: str, file: File) -> object:
-        return self.send_to(conn, person, user, {"file": file})
-
-    def do_sendgroup(self, conn: Connection, person: Person, group: str, text: str) -> object:
-        return self.send_to_group(conn, person, group, {"text": text})
-
-    def do_sendgroupfile(self, conn: Connection, person: Person, group: str, file: File) -> object:
-        return self.send_to_group(conn, person, group, {"file": file})
-
-    def send_to(self, conn: Connection, person: Person, user: str, body: dict, slot: Slot | None = None) -> object:
-        """Sends to a person of any realm. `body` is `{"text": …}` or `{"file": File}`."""
+    def do_send(self, conn: Connection, person: Person, user: str, body: str | File) -> Sent:
         name, realm = self.address(user)
-        if realm != self.realm:
-            return self.forward(conn, person, realm, {"do": "send", "to": name}, body, slot)
-        other = self.store.people.get(f"{name}@{realm}")
-        if other is None or other.password is None:
-            raise ChatError("user_not_found")
-        conversation = self.store.private(person, other)
-        if user in (other.name, other.address):
-            person.routes[user] = conversation
-        return self.post(person, conversation, body)
+        return self.send_to(conn, person, [name], realm, body)
 
-    def send_to_group(self, conn: Connection, person: Person, target: str, body: dict) -> object:
-        """Sends to a group of any realm."""
-        name, realm = self.address(target)
-        group = self.store.groups.get(f"{name}@{realm}")
-        if realm != self.realm:
-            link = self.links[realm]
-            if group is None and link.state == UP and name not in link.groups:
-                raise ChatError("group_not_found")
-            if group is None or person not in group.members:
-                raise ChatError("not_member")
-            return self.forward(conn, person, realm, {"do": "post", "group": name}, body)
-        group = self.group(name)
-        self.check_member(group, person)
-        return self.post(person, group, body)
+    do_sendfile = do_send
 
-    def post(self, sender: Person, conversation: Conversation, body: dict, ts: int | None = None) -> dict[str, object]:
-        """Stores a message here and publishes it; one for a group of ours goes to its members' realms too."""
-        text, file = body.get("text"), body.get("file")
-        message = self.store.add_message(conversation, sender, ts or self.now_ms, text, file)
-        self.publish(message)
-        if conversation.name and conversation.realm == self.realm:
-            for realm in ({member.realm for member in conversation.members} & self.links.keys()) - {sender.realm}:
-                item = {"do": "copy", "group": conversation.name, "from": sender.address, "name": sender.nama,
-                        "ts": message.ts, **self.item_body(body)}
-                self.links[realm].queue(sender, item, None, True)
-        reply: dict[str, object] = {"message": SENT, "id": message.id}
-        if file is not None:
-            reply["file"] = {"id": message.id, **file._asdict()}
-        return reply
+    def do_sendgroup(self, conn: Connection, person: Person, group: str, body: str | File) -> Sent:
+        found = self.group_of(person, group)
+        person.allowance -= 1
+        return Sent([self.post(person, found, body)])
 
-    def check_rate(self, person: Person) -> None:
-        """Raises ChatError where a person sends faster than --max-rate; BURST_SECONDS of it may come at once."""
-        rate = self.limits.rate
-        burst = rate * common.BURST_SECONDS
-        gained = (self.now - person.counted) * rate if person.counted else burst
+    do_sendgroupfile = do_sendgroup
+
+    def send_to(self, conn: Connection, person: Person, names: list[str], realm: str, body: str | File) -> Sent:
+        """Sends to people of one realm: to those who exist. Raises ChatError where none does."""
+        if realm == self.realm:
+            found = [self.store.people[f"{name}@{realm}"] for name in names if f"{name}@{realm}" in self.store.people]
+        else:
+            found = self.realms.find_people(conn, person, names, realm)
+        if not found:
+            raise ChatError("user_not_found", *([", ".join(names)] if len(names) > 1 else []))
+        person.allowance -= len(found)
+        messages = [self.post(person, self.store.private(person, other), body) for other in found]
+        there = {other.name for other in found}
+        return Sent(messages, [name for name in names if name not in there])
+
+    def post(self, sender: Person, conversation: Conversation, body: str | File, ts: int = 0,
+             origin: int | None = None) -> Message:
+        """Stores a message here, publishes it, and passes it on to the realms that are to have it.
+
+        It is the same for what is sent here, whether to this realm or to another one, and for what comes from there.
+        """
+        text, file = (body, None) if isinstance(body, str) else (None, body)
+        message = self.store.add_message(conversation, sender, ts or self.now_ms, text, file, origin)
+        if self.realms is None or (conversation.realm == self.realm and len(conversation.realms) == 1):
+            self.publish(message, conversation.members)
+        else:
+            self.realms.post(message)
+        return message
+
+    @staticmethod
+    def sent_fields(sent: Sent) -> dict[str, object]:
+        """The fields of the reply to a send."""
+        last = sent.messages[-1]
+        fields: dict[str, object] = {"id": last.id, "uid": last.uid}
+        if last.file:
+            fields["file"] = last.file_fields()
+        if len(sent.messages) + len(sent.refused) > 1:
+            fields |= {"ids": [message.id for message in sent.messages],
+                       "uids": [message.uid for message in sent.messages]}
+        if sent.refused:
+            return ChatError("user_not_found", ", ".join(sent.refused), users=sent.refused, **fields).reply()
+        return {"message": SENT, **fields}
+
+    def earlier_reply(self, person: Person, tag: str | None) -> dict[str, object] | None:
+        """The reply to an earlier send with the same tag, with what holds now."""
+        stored = self.store.tagged(person, tag) if tag is not None else None
+        if stored is None:
+            return None
+        reply = json.loads(stored)
+        return self.realms.holds_now(reply) if self.realms else reply
+
+    def check_send(self, person: Person | None, body: str | File, count: int) -> None:
+        """Raises ChatError where a text is too long, or a person would send too much or too fast."""
+        if type(body) is str:
+            if len(body) > common.MAX_TEXT // 4 and len(body.encode()) > common.MAX_TEXT:
+                raise ChatError("too_long")
+        elif self.limits.stored and person and person.stored + count * body.size > self.limits.stored:
+            raise self.quota_error()
+        if self.limits.rate and person:
+            self.check_rate(person, count)
+
+    def check_rate(self, person: Person, count: int) -> None:
+        """Raises ChatError where a person sends faster than --max-rate; BURST_SECONDS of it may come at once.
+
+        Whoever posts takes what was sent from the allowance.
+        """
+        burst = self.limits.rate * common.BURST_SECONDS
+        gained = (self.now - person.counted) * self.limits.rate if person.counted else burst
         person.allowance = min(burst, person.allowance + gained)
         person.counted = self.now
-        if person.allowance < 1:
+        if person.allowance < count:
             raise ChatError("rate_limited", retry_after=1)
-        person.allowance -= 1
 
-    def check_stored(self, person: Person, size: int) -> None:
-        """Raises ChatError where a person would have more stored than --max-stored."""
-        if self.limits.stored and person.stored + size > self.limits.stored:
-            raise ChatError("quota_exceeded", f"{self.limits.stored // common.MIB} MiB")
-
-    @staticmethod
-    def check_text(text: str) -> None:
-        """Raises ChatError where a text is longer than a message may be."""
-        if len(text) > common.MAX_TEXT // 4 and len(text.encode()) > common.MAX_TEXT:
-            raise ChatError("too_long")
-
-    @staticmethod
-    def item_body(body: dict) -> dict:
-        """A message's body as an item of the outbox carries it."""
-        return {"file": body["file"]._asdict()} if "file" in body else body
+    def quota_error(self) -> ChatError:
+        """The refusal of a file past --max-stored."""
+        return ChatError("quota_exceeded", f"{self.limits.stored // common.MIB} MiB")
 
     # -- passwd, inbox, logout, info
 
-    def do_passwd(self, conn: Connection, person: Person, old: str, new: str) -> object:
-        session = conn.token_session
+    def do_passwd(self, conn: Connection, person: Person, old: str, new: str) -> dict:
+        hashed = self.check_password(conn, person.address, old, new)
+        self.store.set_password(person, hashed)
+        for session in [session for session in self.store.sessions.values() if session.person is person]:
+            if session is not conn.asking:
+                self.end_session(session)
+        log.info("%s has a new password", person.address)
+        return {"message": "Password diganti"}
 
-        def change(hashed: str) -> dict[str, object]:
-            self.store.set_password(person, hashed)
-            for other in [other for other in self.store.sessions.values() if other.person is person]:
-                if other is not session:
-                    self.end_session(other)
-            log.info("%s has a new password", person.address)
-            return {"message": "Password diganti"}
-        self.verify(conn, person.address, person.password, old, change, new)
-        return LATER
-
-    def do_inbox(self, conn: Connection, person: Person, realm: str | None = None) -> object:
-        realms = list(self.table)
-        page = list(itertools.islice(self.store.inbox(person, realms, realm), common.INBOX_PAGE))
-        more = len(page) == common.INBOX_PAGE
-        taken = page[-1].id if more else self.store.last_id
-        conn.taking = (person, [realm] if realm else realms, taken)
+    def do_inbox(self, conn: Connection, person: Person, realm: str | None = None) -> dict:
+        realms = [realm] if realm else list(self.table)
+        page, more = self.page(self.store.inbox(person, realms), person)
+        conn.taking = (person, realms, page[-1][0].id if more else self.store.last_id)
         if realm:
-            messages = json_list(page)
+            messages = Json(f"[{','.join([text for _, text in page])}]")
         else:
-            by_sender: dict[str, list[Message]] = {}
-            for message in page:
-                by_sender.setdefault(message.sender.address, []).append(message)
-            lists = [f'"{sender}":{json_list(by_sender[sender])}' for sender in by_sender]
+            senders: dict[str, list[str]] = defaultdict(list)
+            for message, text in page:
+                senders[message.sender.address].append(text)
+            lists = [f'"{sender}":[{",".join(texts)}]' for sender, texts in senders.items()]
             messages = Json(f"{{{','.join(lists)}}}")
         return {"messages": messages, "more": more}
 
     def take_inbox(self, conn: Connection) -> None:
-        """The reply to an `inbox` has arrived: what it held is not new any more."""
+        """The reply to an `inbox` has gone out whole: what it held is not new any more, and the next line may come."""
+        if conn.taking is None:                    # the turn has failed that made the reply
+            return
         (person, realms, id), conn.taking = conn.taking, None
-        self.store.take(person, realms, id)
+        self.ready[conn] = None
+        self.store.take(self.store.person_of[person.id], realms, id)
 
-    def do_logout(self, conn: Connection, person: Person) -> object:
-        self.end_session(conn.token_session)
+    def do_logout(self, conn: Connection, person: Person) -> dict:
+        self.end_session(conn.asking)
         return {"message": "Logout berhasil"}
 
     def end_session(self, session: Session) -> None:
         """A session's token ends at once, on every connection."""
         self.store.end_session(session)
-        for conn in [conn for conn in session.person.connections if conn.session is session]:
-            self.detach(conn)
-            self.ended.append(conn)
+        for head in session.routes:
+            self.routes.pop(head, None)
 
-    def do_info(self, conn: Connection, person: Person | None, realm: str | None = None) -> object:
+        def leave() -> None:
+            for conn in [conn for conn in session.person.connections if conn.session is session]:
+                self.detach(conn)
+        self.on_commit.append(leave)
+
+    def do_info(self, conn: Connection, person: Person | None, realm: str = "", after: str = "") -> dict:
         if person is None:
             raise ChatError("session_not_found")
         _, realm = self.address(f"x@{realm}" if realm else "x")
-        link = self.links.get(realm)
-        if link is None or link.state != UP:
-            return self.info_of(realm)
-        link.ask("ping", "info", (conn, conn.later()))         # what that realm had to tell comes before its answer
-        return LATER
+        if realm != self.realm:
+            return self.realms.info(conn, realm, after)
+        return self.info_reply(self.people_after(after))
 
-    def info_of(self, realm: str) -> dict[str, object]:
-        """The reply to `info`, as far as we know."""
-        users = [self.describe(other) for other in self.store.people.values()
-                 if other.realm == realm and other.name != SYSTEM]
-        users.sort(key=lambda user: user["user"])
-        return {"message": ", ".join(user["user"] for user in users if user["online"]), "users": users}
+    def people_after(self, after: str) -> Iterator[dict]:
+        """The people of this realm whose names come after `after`, in their order."""
+        names = self.store.names[self.realm]
+        for place in range(bisect.bisect_right(names, after), len(names)):
+            yield self.store.people[f"{names[place]}@{self.realm}"].describe()
 
     @staticmethod
-    def describe(person: Person) -> dict[str, object]:
-        """What everybody may know of a person."""
-        return {"user": person.name, "nama": person.nama, "negara": person.negara, "realm": person.realm,
-                "online": person.online}
+    def info_reply(users: Iterable[dict], more: bool = False) -> dict:
+        """The reply to `info` with as many of these people as fit; `more` where others come behind them."""
+        rows, online, weight = [], [], 0
+        for user in users:
+            row = common.encode_row(user)
+            weight += len(row)
+            if rows and weight > common.MAX_REPLY:
+                more = True
+                break
+            rows.append(row)
+            if user["online"]:
+                online.append(user["user"])
+        return {"message": ", ".join(online), "users": Json(f"[{','.join(rows)}]"), "more": more}
 
     # -- getfile, history, groups, realms, subscribe, help
 
-    def do_getfile(self, conn: Connection, person: Person, file_id: str) -> object:
+    def do_getfile(self, conn: Connection, person: Person, file_id: str) -> Frame:
         message = self.store.message(self.number(file_id))
         if message is None or message.file is None or message.id <= message.conversation.members.get(
                 person, sys.maxsize):
             raise ChatError("file_not_found")
+        if sum(other.streaming for other in person.connections) >= common.MAX_UPLOADS:
+            raise ChatError("busy")
         try:
             content = (self.store.files / message.file.sha256).open("rb")
         except OSError as problem:
@@ -2033,10 +1902,11 @@ class Chat:
         """The reply to `getfile` in pieces, read from the disk as the socket drains."""
         head = format_reply({"file_name": file.name, "file_size": file.size, "sha256": file.sha256,
                              "file_content": ""}, tag)
+        end = len(b'"}') + len(common.FRAME_END)
         with content:
-            yield head[:-6]                        # without `"}` and the frame's end
+            yield head[:-end]
             yield from common.encode_file(content)
-            yield head[-6:]
+            yield head[-end:]
 
     @staticmethod
     def number(text: str) -> int:
@@ -2045,13 +1915,16 @@ class Chat:
             raise ChatError("bad_arguments", text[:20])
         return int(text)
 
-    def do_history(self, conn: Connection, person: Person, target: str, before: str = "", limit: str = "") -> object:
+    def do_history(self, conn: Connection, person: Person, target: str, before: str = "", limit: str = "") -> dict:
         most = min(self.number(limit), common.HISTORY_MAX) if limit else common.HISTORY_PAGE
         newest = self.number(before) if before else sys.maxsize
         conversation = self.conversation(person, target)
-        page = self.store.history(conversation, person, newest, most + 1) if conversation else []
-        more = len(page) > most
-        return {"messages": json_list(page[1:] if more else page), "more": more}
+        if conversation is None:
+            return {"messages": [], "more": False}
+        rows = self.store.messages_before(conversation, conversation.members[person], newest, most + 1)
+        page, more = self.page(rows, person)
+        texts = [text for _, text in reversed(page[:most])]
+        return {"messages": Json(f"[{','.join(texts)}]"), "more": more or len(page) > most}
 
     def conversation(self, person: Person, target: str) -> Conversation | None:
         """A person's conversation with a user or (`group:NAME`, or where no user is called so) a group."""
@@ -2062,514 +1935,183 @@ class Chat:
             return found
         group = person.conversations.get(f"group:{address}")
         if group is None:
-            known = address in self.store.groups or (realm in self.links and name in self.links[realm].groups)
-            raise ChatError("not_member" if known else "group_not_found" if target.startswith("group:")
-                            else "user_not_found")
+            raise ChatError("not_member" if address in self.store.groups else
+                            "group_not_found" if target.startswith("group:") else "user_not_found")
         return group
 
-    def do_groups(self, conn: Connection, person: Person) -> object:
-        groups = {address: self.describe_group(group) for address, group in self.store.groups.items()
-                  if group.realm == self.realm or person in group.members}
-        for realm, link in self.links.items():
-            groups |= {f"{name}@{realm}": group for name, group in link.groups.items()}
-        own = person.conversations
-        return {"groups": [{"group": address, "admin": group["admin"], "members": group["members"],
-                            "member": f"group:{address}" in own} for address, group in groups.items()]}
+    def do_conversations(self, conn: Connection, person: Person, before: str = "") -> dict:
+        newest = self.number(before) if before else sys.maxsize
+        places = sorted(((max(talk.last_id, since), talk) for talk in person.conversations.values()
+                         if max(talk.last_id, since := talk.members[person]) < newest),
+                        key=lambda place: place[0], reverse=True)
+        rows, weight, last = [], 0, None
+        for at, talk in places:
+            full = len(rows) >= common.CONVERSATIONS_PAGE or weight > common.MAX_REPLY
+            if full and at != last:                # rows with the same `at` stay together
+                return {"conversations": Json(f"[{','.join(rows)}]"), "more": True}
+            last = at
+            rows.append(self.describe_conversation(talk, person, at))
+            weight += len(rows[-1])
+        return {"conversations": Json(f"[{','.join(rows)}]"), "more": False}
+
+    def describe_conversation(self, talk: Conversation, person: Person, at: int) -> str:
+        """A row of `conversations`, as JSON."""
+        since = talk.members[person]
+        newest = next(self.store.messages_before(talk, since, sys.maxsize, 1), None) if talk.last_id > since else None
+        others = ((other.address, id) for other, id in talk.reads.items() if other is not person)
+        fields: dict[str, object] = {"group": talk.address, "name": talk.name} if talk.name else {
+            "with": talk.key(person), "name": talk.other(person).nama}
+        return encode_json({**fields, "last": Json(f"{{{self.show(newest, person)}}}") if newest else None,
+                            "at": at, "unread": self.store.unread(talk, person), "read": talk.reads.get(person, 0),
+                            "read_by": dict(itertools.islice(others, common.MAX_MEMBERS_SHOWN))})
+
+    def do_read(self, conn: Connection, person: Person, target: str, id: str) -> dict:
+        talk = self.conversation(person, target)
+        if talk is not None:
+            self.mark_read(talk, person, min(self.number(id), talk.last_id))
+        return {"message": "Ditandai sudah dibaca"}
+
+    def mark_read(self, talk: Conversation, person: Person, id: int) -> None:
+        """A person, of any realm, has read a conversation up to here: those who wrote what was read hear of it."""
+        before = talk.reads.get(person, 0)
+        if id <= before:
+            return
+        passed = list(self.store.messages_before(talk, before, id + 1, common.MAX_UNREAD_COUNT))
+        self.store.set_read(talk, person, id)
+        senders = {message.sender for message in passed}
+        for viewer in senders | {person}:
+            where = {"group": talk.address} if talk.name else {
+                "with": (talk.other(person) if viewer is person else person).address}
+            uid = passed[0].uid if passed else ""
+            if viewer.realm == self.realm:
+                self.announce("read", [viewer], user=person.address, **where, id=id, uid=uid)
+        if self.realms and person.realm == self.realm:
+            self.realms.tell_read(talk, person, passed)
+
+    def do_search(self, conn: Connection, person: Person, target: str, text: str) -> dict:
+        talk = self.conversation(person, target)
+        if talk is None:
+            return {"messages": [], "more": False}
+        since = talk.members[person]
+
+        def start() -> None:
+            if self.searches >= common.SEARCH_QUEUE:
+                raise ChatError("busy")
+            self.searches += 1
+            self.workers.run(self.workers.searches, done, self.store.search(talk, since, text))
+
+        def done(result: Future) -> None:
+            self.searches -= 1
+            self.settle(conn, ChatError("storage") if result.exception() else result.result())
+        ids = [id for id in self.await_answer(conn, start) if id > since]
+        found = [self.store.message(id) for id in ids[:common.SEARCH_PAGE]]
+        page, more = self.page(found, person)
+        texts = [words for _, words in reversed(page)]
+        return {"messages": Json(f"[{','.join(texts)}]"), "more": more or len(ids) > common.SEARCH_PAGE}
+
+    def do_groups(self, conn: Connection, person: Person, realm: str = "", after: str = "") -> dict:
+        _, name = self.address(f"x@{realm}" if realm else "x")
+        if name != self.realm:
+            return self.realms.groups(conn, person, name, after)
+        return self.groups_page(after, person, lambda group: group.realm == self.realm or person in group.members)
+
+    def groups_page(self, after: str, person: Person | None, wanted: Callable[[Conversation], bool],
+                    realm: str = "") -> dict:
+        """The groups whose addresses come after `after`, as many as fit a reply, with the members (of one realm)."""
+        names = self.store.group_names
+        after = after if "@" in after or not after else f"{after}@{self.realm}"
+        rows, weight = [], 0
+        for place in range(bisect.bisect_right(names, after), len(names)):
+            group = self.store.groups[names[place]]
+            if not wanted(group):
+                continue
+            row = self.describe_group(group, person, realm)
+            weight += len(row)
+            if rows and weight > common.MAX_REPLY:
+                return {"groups": Json(f"[{','.join(rows)}]"), "more": True}
+            rows.append(row)
+        return {"groups": Json(f"[{','.join(rows)}]"), "more": False}
 
     @staticmethod
-    def describe_group(group: Conversation) -> dict[str, object]:
-        """What everybody may know of a group."""
-        return {"name": group.name, "admin": group.admin.address if group.admin else None,
-                "members": [member.address for member in group.members]}
+    def describe_group(group: Conversation, person: Person | None, realm: str) -> str:
+        """What everybody may know of a group, as JSON; names and addresses need no escapes."""
+        members = (member for member in group.members if realm in ("", member.realm))
+        names = [f'"{member.address}"' for member in itertools.islice(members, common.MAX_MEMBERS_SHOWN)]
+        return (f'{{"group":"{group.address}","admin":"{group.admin}","count":{len(group.members)},'
+                f'"members":[{",".join(names)}],"member":{"true" if person in group.members else "false"}}}')
 
-    def do_leavegroup(self, conn: Connection, person: Person, group: str) -> object:
-        name, realm = self.address(group)
-        if realm != self.realm:
-            if f"group:{name}@{realm}" not in person.conversations:
-                raise ChatError("not_member" if name in self.links[realm].groups else "group_not_found")
-            return self.forward(conn, person, realm, {"do": "leavegroup", "group": name})
-        self.leave_group(self.group(name), person)
-        return {"message": f"Keluar dari group {name}"}
+    def do_leavegroup(self, conn: Connection, person: Person, group: str) -> dict:
+        found = self.group_of(person, group)
+        self.leave(found, person)
+        if found.realm != self.realm:
+            self.realms.leave_there(found, person)
+        return {"message": f"Keluar dari group {found.name if found.realm == self.realm else found.address}"}
 
-    def do_realms(self, conn: Connection, person: Person) -> object:
-        realms: dict[str, dict] = {}
-        for name, row in self.table.items():
-            link = self.links.get(name)
-            trip = link and link.round_trip
-            realms[name] = {"address": row.address, "port": row.port,
-                            "link": "local" if link is None else UP if link.state == UP else DOWN,
-                            "queued": self.store.queued(name) if link else 0,
-                            "rtt_ms": None if trip is None else round(trip * 1000, 2)}
+    def do_realms(self, conn: Connection, person: Person) -> dict:
+        realms = {name: {"address": row.address, "port": row.port, "link": "local", "queued": 0, "rtt_ms": None}
+                  for name, row in self.table.items()}
+        for name, link in self.realms.links.items() if self.realms else ():
+            realms[name] |= self.realms.describe(link)
         return {"realms": realms}
 
-    def do_subscribe(self, conn: Connection, person: Person, after: str = "") -> object:
-        self.attach(conn, conn.token_session)
-        conn.cursor = min(self.number(after), self.store.last_id) if after else self.store.last_id
-        conn.subscribed = conn.behind = True       # the table feeds it from the cursor on, after this reply
-        self.subscribers.add(conn)
+    def do_subscribe(self, conn: Connection, person: Person, after: str = "") -> dict:
+        cursor = min(self.number(after), self.store.last_id) if after else self.store.last_id
+        session = conn.asking
+
+        def follow() -> None:
+            self.attach(conn, session)
+            conn.cursor, conn.subscribed, conn.behind = cursor, True, True     # the table feeds it, after this reply
+            self.subscribers.add(conn)
+        self.on_commit.append(follow)
         return {"last_id": self.store.last_id}
 
-    def do_help(self, conn: Connection, _: Person | None, word: str = "") -> object:
+    def do_help(self, conn: Connection, _: Person | None, word: str = "") -> dict:
         return {"message": common.help_text(word)}
 
     # -- the documented commands between realms
 
-    def do_sendprivaterealm(self, conn: Connection, person: Person, realm: str, user: str, text: str) -> object:
-        return self.send_to(conn, person, f"{user}@{realm}", {"text": text})
+    def do_sendprivaterealm(self, conn: Connection, person: Person, realm: str, user: str, body: str | File) -> Sent:
+        return self.do_send(conn, person, f"{user}@{realm}", body)
 
-    def do_sendfilerealm(self, conn: Connection, person: Person, realm: str, user: str, file: File) -> object:
-        return self.send_to(conn, person, f"{user}@{realm}", {"file": file})
+    do_sendfilerealm = do_sendprivaterealm
 
-    def do_sendgrouprealm(self, conn: Connection, person: Person, realm: str, targets: str, text: str) -> object:
-        return self.send_to_all(conn, person, realm, targets, {"text": text})
-
-    def do_sendgroupfilerealm(self, conn: Connection, person: Person, realm: str, targets: str, file: File) -> object:
-        return self.send_to_all(conn, person, realm, targets, {"file": file})
-
-    def send_to_all(self, conn: Connection, person: Person, realm: str, targets: str, body: dict) -> object:
-        """Sends to `group:NAME`, or to each of `u1,u2`; one slot takes all the results."""
-        group, is_group, name = targets.partition("group:")
-        if is_group and not group:
-            return self.send_to_group(conn, person, f"{name}@{realm}", body)
-        users = [user for user in dict.fromkeys(targets.split(",")) if user]
+    def do_sendgrouprealm(self, conn: Connection, person: Person, realm: str, targets: str, body: str | File) -> Sent:
+        before, is_group, group = targets.partition("group:")
+        if is_group and not before:
+            return self.do_sendgroup(conn, person, f"{group}@{realm}", body)
         _, realm = self.address(f"x@{realm}")
+        users = [user.lower() for user in dict.fromkeys(targets.split(",")) if user]
         if not users:
             raise ChatError("bad_arguments", "u1,u2")
         if len(users) > common.MAX_TARGETS:
             raise ChatError("too_long")
-        for _ in users[1:] if self.limits.rate else ():        # the first was counted with the request
-            self.check_rate(person)
-        slot = conn.later(realm, person)
-        slot.expected = len(users)
-        for user in users:
-            try:
-                result = self.send_to(conn, person, f"{user}@{realm}", body, slot)
-            except ChatError as error:
-                result = error.reply()
-            if result is not LATER:
-                self.answer(conn, slot, result, user)
-        if "file" in body and len(slot.results) == slot.expected:
-            self.discard_files(body["file"].sha256)             # which keeps it where one of them got it
-        return LATER
+        self.check_send(person, body, len(users))
+        return self.send_to(conn, person, users, realm, body)
 
-    def do_getrealminbox(self, conn: Connection, person: Person, realm: str) -> object:
+    do_sendgroupfilerealm = do_sendgrouprealm
+
+    def do_getrealminbox(self, conn: Connection, person: Person, realm: str) -> dict:
         _, realm = self.address(f"x@{realm}")
         return self.do_inbox(conn, person, realm)
 
-    def do_addrealm(self, conn: Connection, _: Person | None, name: str, address: str, port: str) -> object:
+    def do_addrealm(self, conn: Connection, _: Person | None, name: str, address: str, port: str) -> dict:
         rows = (self.table.get(name.lower()), common.REALMS.get(name.lower()))     # as it is, and as it is documented
         if not any(row and (row.address, str(row.port)) == (address, port) for row in rows):
             raise ChatError("unknown_realm")
         return {"message": f"Realm {name.lower()} ada dalam tabel realm"}
 
-    # -- other realms: what we ask of them
-
-    def forward(self, conn: Connection, person: Person, realm: str, item: dict, body: dict | None = None,
-                slot: Slot | None = None) -> object:
-        """Puts an item for another realm into the outbox; the sender waits for its word while the link is up."""
-        item |= {"from": person.name, "name": person.nama, "ts": self.now_ms, **self.item_body(body or {})}
-        link = self.links[realm]
-        if link.state != UP:
-            reply = self.settle(realm, person, item, queued=True)
-            link.queue(person, item, conn.tag, True)
-            return reply
-        stream, seq = link.queue(person, item, conn.tag, False)
-        slot = slot or conn.later(realm, person)
-        link.waiting[stream][seq] = Pending(conn, slot, person, item, conn.tag, self.now + common.REALM_REPLY_SECONDS)
-        if conn.tag:
-            self.waiting_tags.setdefault((person, conn.tag), []).append((link, stream, seq))
-        return LATER
-
-    def answer(self, conn: Connection | None, slot: Slot | None, reply: dict[str, object], to: str = "") -> None:
-        """One of the results that a slot waits for; with the last one its reply is made."""
-        if slot is None:
-            return
-        slot.results.append((to, reply))
-        if len(slot.results) < slot.expected:
-            return
-        reply = self.combine(slot.results) if slot.expected > 1 else reply
-        frame = format_reply(reply, slot.tag)
-        if slot.tag and slot.sender:
-            self.waiting_tags.pop((slot.sender, slot.tag), None)
-            if "id" in reply and not self.store.failed:
-                self.store.remember_tag(slot.sender, slot.tag, frame.decode())
-        if not conn.dropped:
-            conn.fill(slot, frame)
-            self.touched.add(conn)
-
-    @staticmethod
-    def combine(results: list[tuple[str, dict[str, object]]]) -> dict[str, object]:
-        """The reply to a send to several people: OK, or an ERROR that names those whom it did not reach."""
-        ids = [reply["id"] for _, reply in results if "id" in reply]
-        refused = [(to, reply) for to, reply in results if reply.get("status") == "ERROR"]
-        reply: dict[str, object] = {"message": SENT}
-        if refused:
-            names = ", ".join(to for to, _ in refused)
-            reply = ChatError(str(refused[0][1]["code"]), names, users=[to for to, _ in refused]).reply()
-        if any(reply.get("queued") for _, reply in results):
-            reply["queued"] = True
-        return {**reply, "id": ids[-1], "ids": ids} if ids else reply
-
-    def settle(self, realm: str, person: Person, item: dict, queued: bool) -> dict[str, object]:
-        """What the other realm took, or will take when it is back, is done here too: the fields of the reply."""
-        do, name = item["do"], item.get("group", "")
-        group = self.store.groups.get(f"{name}@{realm}")
-        body = {"file": File(**item["file"])} if "file" in item else {"text": item.get("text", "")}
-        if do == "send":
-            reply = self.post(person, self.store.private(person, self.store.meet(item["to"], realm)), body, item["ts"])
-        elif do == "post":
-            if group is None:
-                raise ChatError("group_not_found")
-            reply = self.post(person, group, body, item["ts"])
-        elif do == "leavegroup":
-            if group and person in group.members:
-                self.store.remove_member(group, person)
-            reply = {"message": f"Keluar dari group {name}@{realm}"}
-        else:
-            self.links[realm].joining.discard(name)
-            if group is None:
-                self.store.add_group(name, realm, person)
-            elif person not in group.members:
-                self.store.add_member(group, person)
-            reply = {"message": f"Anggota group {name}@{realm}"}
-        return reply | {"message": QUEUED, "queued": True} if queued else reply
-
-    def settle_pending(self, link: RealmLink, stream: int, seq: int, queued: bool) -> None:
-        """Ends the waiting of a sender whose item was taken, or has to be `queued`."""
-        pending = link.waiting[stream].pop(seq)
-        try:
-            reply = self.settle(link.realm.name, pending.person, pending.item, queued)
-        except ChatError as error:                 # a group that the sender has left meanwhile
-            reply = error.reply()
-        if pending.slot:
-            self.answer(pending.conn, pending.slot, reply, pending.item.get("to", ""))
-        elif pending.tag and "id" in reply:
-            self.store.remember_tag(pending.person, pending.tag, format_reply(reply, pending.tag).decode())
-
-    def stop_waiting(self, link: RealmLink, stream: int, seq: int) -> None:
-        """Another realm's word is not waited for any longer; its item stays in the outbox."""
-        self.store.settle_item(link.realm.name, stream, seq)
-        self.settle_pending(link, stream, seq, queued=True)
-
-    def stop_all(self, link: RealmLink) -> None:
-        """Nobody waits for this realm's word any longer."""
-        for stream, waiting in enumerate(link.waiting):
-            for seq in list(waiting):
-                self.stop_waiting(link, stream, seq)
-
-    def taken(self, link: RealmLink, stream: int, have: int, refused: dict[str, str]) -> None:
-        """The other realm has the items up to `have` on disk, but refused some of them."""
-        refusals = [(int(seq), ChatError(code if code in common.ERRORS else "internal_error"))
-                    for seq, code in refused.items()]
-        items = {seq: self.store.item(link.realm.name, stream, seq) for seq, _ in refusals}
-        link.acknowledged(stream, have)
-        for seq, error in refusals:
-            pending = link.waiting[stream].pop(seq, None)
-            link.joining.discard(pending.item.get("group", "") if pending else "")
-            if pending and pending.slot:
-                self.answer(pending.conn, pending.slot, error.reply(), pending.item.get("to", ""))
-            elif items[seq]:
-                person, item, _ = items[seq]
-                self.bounce(link.realm.name, person, item, error)
-            if pending and "file" in pending.item:
-                self.discard_files(pending.item["file"]["sha256"])
-        for seq in list(itertools.takewhile(lambda seq: seq <= have, link.waiting[stream])):
-            self.settle_pending(link, stream, seq, queued=False)
-
-    def bounce(self, realm: str, person: Person, item: dict, error: ChatError) -> None:
-        """Tells a sender, who has long heard `queued`, that it came to nothing."""
-        do, name = item["do"], item.get("group", "")
-        if do == "copy":
-            log.warning("realm %s refused a message of group %s: %s", realm, name, error.code)
-            return
-        group = self.store.groups.get(f"{name}@{realm}")
-        if do in ("addgroup", "joingroup") and error.code != "already_member" and group and person in group.members:
-            self.store.remove_member(group, person)
-        text = item.get("text") or item.get("file", {}).get("name") or do
-        system = self.store.meet(SYSTEM, realm, f"Realm {realm}")
-        self.post(system, self.store.private(person, system), {"text": BOUNCE.format(
-            target=f"{item.get('to') or name}@{realm}", reason=error.message, text=text[:200])})
-
-    def hear(self, link: RealmLink, line: bytes) -> None:
-        """A line that came over a link: an event, or the reply to what we asked. Raises ChatError to end the link."""
-        link.heard = self.now
-        if line.strip():                           # else it is the second half of a frame's end
-            failure = self.guarded(self.hear_frame, link, line)
-            if failure:
-                raise ChatError(failure["code"], failure["message"])
-
-    def hear_frame(self, link: RealmLink, line: bytes) -> None:
-        """An event, or a reply. Raises ChatError, also where it is neither."""
-        try:
-            frame = json.loads(line)
-            if "event" in frame:
-                self.hear_event(link, frame)
-            else:
-                self.hear_reply(link, frame)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-            log.debug("a frame of realm %s", link.realm.name, exc_info=True)   # theirs is bad, or ours is a fault
-            raise ChatError("realm_refused", f"malformed frame: {type(error).__name__}") from None
-
-    def hear_reply(self, link: RealmLink, reply: dict) -> None:
-        """The reply to the oldest request that is not answered yet."""
-        kind, about = link.expected.popleft()
-        if reply["status"] != "OK":
-            if kind == "piece" and reply.get("code") == "too_large":
-                link.file_is_there(link.transfer.sha256)           # it will be refused with its item
-                return
-            raise ChatError("realm_refused", f"{kind}: {reply.get('code')}")
-        if kind == "peer":
-            link.answer_to_peer(reply)
-        elif kind == "peerproof":
-            link.is_up(self.now)
-            for stream in (TALK, FILES):
-                self.taken(link, stream, int(reply["have"][stream]), reply["refused"][stream])
-            log.info("link to %s is up", link.realm.name)
-            self.announce("realm", None, realm=link.realm.name, link=UP)
-        elif kind == "deliver":
-            link.busy[about] = False
-            self.taken(link, about, int(reply["have"]), reply["refused"])
-        elif kind == "piece":
-            link.piece_written(reply, about)
-        elif kind == "ping":
-            link.round_trip = self.now - about
-        elif kind == "info":
-            self.answer(*about, self.info_of(link.realm.name))
-
-    def hear_event(self, link: RealmLink, event: dict) -> None:
-        """What another realm tells of its people, its groups, and the files that it was sent."""
-        realm = link.realm.name
-        if event["event"] == "person":
-            person = self.store.meet(common.fold_name(event["user"]), realm, self.full_name(event["nama"]),
-                                     self.full_name(event["negara"]))
-            if person.online_there != bool(event["online"]):
-                person.online_there = bool(event["online"])
-                if link.state == UP:
-                    self.tell_presence(person)
-        elif event["event"] == "group":
-            group = event["description"]
-            link.groups[common.fold_name(group["name"])] = {
-                "admin": group["admin"], "members": [str(member) for member in group["members"]]}
-            if event["change"]:
-                self.announce("group", None, group=event["group"], user=event["user"], change=event["change"])
-        elif event["event"] == "file":
-            link.file_sealed(str(event["sha256"]), bool(event["sealed"]))
-
-    @staticmethod
-    def full_name(text: str) -> str:
-        """A name that another realm tells, cut to what we would store ourselves."""
-        return text.encode()[:common.MAX_FULL_NAME].decode(errors="ignore")
-
-    def link_lost(self, link: RealmLink) -> None:
-        """The connection to another realm is gone: its senders wait no longer."""
-        was_up = link.state == UP
-        for kind, about in link.expected:
-            if kind == "info":
-                self.answer(*about, self.info_of(link.realm.name))
-        link.lost(self.now)
-        self.guarded(self.stop_all, link)
-        if was_up:
-            log.warning("link to %s is down", link.realm.name)
-            self.announce("realm", None, realm=link.realm.name, link=DOWN)
-            for person in self.store.people.values():
-                if person.realm == link.realm.name:
-                    person.online_there = False
-
-    # -- other realms: what they ask of us
-
-    def do_peer(self, conn: Connection, _: Person | None, name: str, epoch: str, nonce: str) -> object:
-        link = self.links.get(name)
-        if (link is None or not 16 <= len(nonce) <= 128 or len(epoch) > 64 or
-                (link.key is None and conn.host != link.host)):
-            raise self.refused(conn, name)
-        conn.claim = Claim(link, epoch, nonce, secrets.token_hex(16))
-        return {"nonce": conn.claim.our_nonce,
-                "proof": link.proof("callee", name, self.realm, nonce, conn.claim.our_nonce)}
-
-    def refused(self, conn: Connection, name: str) -> ChatError:
-        """Somebody who is not the realm that it says to be."""
-        log.warning("refused a connection from %s that says to be realm %r", conn.host, name[:common.MAX_NAME])
-        conn.ending = True
-        return ChatError("realm_refused")
-
-    def do_peerproof(self, conn: Connection, _: Person | None, proof: str = "") -> object:
-        claim, conn.claim = conn.claim, None
-        if claim is None:
-            raise self.refused(conn, "")
-        link, name = claim.link, claim.link.realm.name
-        if link.key is not None and not link.is_proof(proof, "caller", name, self.realm, claim.their_nonce,
-                                                      claim.our_nonce):
-            raise self.refused(conn, name)
-        if link.incoming:
-            link.incoming.ending = True            # it has come again: the older connection is dead
-            self.touched.add(link.incoming)
-        link.incoming, conn.link = conn, link
-        conn.buffer.limit = common.LINK_LINE
-        self.store.meet_epoch(name, claim.epoch)
-        link.next_attempt, link.delay = self.now, common.LINK_RETRY_FIRST      # it is there: try at once
-        directory = [format_event("person", **self.describe(person)) for person in self.store.people.values()
-                     if person.realm == self.realm]
-        directory += [format_event("group", change="", description=self.describe_group(group))
-                      for group in self.store.groups.values() if group.realm == self.realm]
-        conn.reply(b"".join(directory))            # before the reply, so that who is up knows it
-        streams = (TALK, FILES)
-        return {"have": [self.store.received(name, stream) for stream in streams],
-                "refused": [self.store.refusals(name, stream, 0) for stream in streams]}
-
-    def do_deliver(self, conn: Connection, _: Person | None, stream: str, after: str, items: str) -> object:
-        link, which, before = conn.link, self.number(stream), self.number(after)
-        name = link.realm.name
-        try:
-            batch = json.loads(items)
-            sequence = [item["seq"] for item in batch] if type(batch) is list else [0]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            sequence = [0]
-        if which not in (TALK, FILES) or not all(type(seq) is int and 0 < seq < 2**62 for seq in sequence):
-            conn.ending = True
-            log.warning("realm %s sent a batch that is none", name)
-            raise ChatError("bad_arguments")
-        have = self.store.received(name, which)
-        refused: dict[int, str] = {}
-        if before <= have:                         # else there is a gap: we say what we have, and it goes on from there
-            for item in batch:
-                if item["seq"] > have:
-                    have = item["seq"]
-                    code = self.receive(link, item)
-                    if code:
-                        refused[have] = code
-            self.store.set_received(name, which, have, refused)
-        return {"have": have, "refused": self.store.refusals(name, which, before)}
-
-    def receive(self, link: RealmLink, item: dict) -> str | None:
-        """Carries out one item of another realm; returns the code of the refusal, if any."""
-        try:
-            self.carry_out_item(link.realm.name, item)
-        except ChatError as error:
-            if error.code in ("storage", "file_not_found"):        # not the item's fault: the link tries again later
-                raise
-            log.info("refused an item of realm %s: %s", link.realm.name, error.code)
-            file = item.get("file")
-            if isinstance(file, dict) and SHA256.fullmatch(str(file.get("sha256"))):
-                self.discard_files(file["sha256"])
-            return error.code
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            log.warning("realm %s sent an item that is none: %s", link.realm.name, type(error).__name__)
-            return "bad_arguments"
-        return None
-
-    def carry_out_item(self, realm: str, item: dict) -> None:
-        """What a person of another realm does here. Raises ChatError, and others where the item is malformed."""
-        do, nama, ts = item["do"], self.full_name(item["name"]), item["ts"]
-        ts = ts if type(ts) is int and 0 < ts < 253_402_300_800_000 else self.now_ms       # the year 10000
-        name, sender_realm = common.parse_address(item["from"], realm)
-        sender = self.store.people.get(f"{name}@{sender_realm}")
-        body = self.body_of_item(item, sender) if do in ("send", "post", "copy") else {}
-        if do == "copy":                           # a message in a group that lives there, whoever said it
-            if sender_realm == self.realm or sender_realm not in self.table:
-                raise ChatError("realm_refused")   # nobody else speaks for our people
-            group_name = common.fold_name(item["group"])
-            if group_name in self.links[realm].joining:
-                self.let_in(self.links[realm], group_name)
-            group = self.store.groups.get(f"{group_name}@{realm}")
-            if group is None:
-                raise ChatError("group_not_found")
-            self.post(sender or self.store.meet(name, sender_realm, nama), group, body, ts)
-            return
-        if sender_realm != realm:
-            raise ChatError("realm_refused")
-        if do == "send":
-            other = self.store.people.get(f"{common.fold_name(item['to'])}@{self.realm}")
-            if other is None or other.password is None:
-                raise ChatError("user_not_found")
-            sender = self.store.meet(name, realm, nama)
-            self.post(sender, self.store.private(sender, other), body, ts)
-            return
-        group_name = common.fold_name(item["group"])
-        if do == "addgroup":
-            self.add_group(group_name, sender or self.store.meet(name, realm, nama))
-        elif do == "joingroup":
-            if sender not in self.group(group_name).members:       # else its realm has lost its data: let it in again
-                self.join_group(self.group(group_name), sender or self.store.meet(name, realm, nama))
-        elif do == "leavegroup":
-            self.leave_group(self.group(group_name), sender)
-        elif do == "post":
-            self.check_member(self.group(group_name), sender)
-            self.post(sender, self.group(group_name), body, ts)
-        else:
-            raise ChatError("unknown_command")
-
-    def let_in(self, link: RealmLink, group: str) -> None:
-        """A group's message may have overtaken the word that lets somebody of ours in: that one is to see it."""
-        link.joining.discard(group)
-        for stream, waiting in enumerate(link.waiting):
-            for seq, pending in list(waiting.items()):
-                if pending.item["do"] in ("addgroup", "joingroup") and pending.item["group"] == group:
-                    self.settle_pending(link, stream, seq, queued=False)
-
-    def body_of_item(self, item: dict, sender: Person | None) -> dict:
-        """The text, or the file, of another realm's message. Raises ChatError."""
-        if "file" not in item:
-            item["text"].encode()                  # what cannot be encoded is no text
-            self.check_text(item["text"])
-            return {"text": item["text"]}
-        name, size, sha256 = (item["file"][key] for key in File._fields)
-        if type(size) is not int or size < 0 or not SHA256.fullmatch(sha256):
-            raise ValueError
-        if size > self.limits.file:
-            raise ChatError("too_large")
-        path = self.store.files / sha256
-        if not path.exists() or path.stat().st_size != size:
-            raise ChatError("file_not_found")
-        if sender:
-            self.check_stored(sender, size)
-        return {"file": File(common.decode_file_name(common.encode_file_name(name)), size, sha256)}
-
-    def do_piece(self, conn: Connection, _: Person | None, sha256: str, size: str, offset: str,
-                 content: str = "") -> object:
-        link, whole, start = conn.link, self.number(size), self.number(offset)
-        if not SHA256.fullmatch(sha256):
-            raise ChatError("bad_arguments")
-        if whole > self.limits.file:
-            raise ChatError("too_large")
-        if (self.store.files / sha256).exists():
-            return {"offset": whole, "complete": True}
-        path = self.store.files / f"part-{link.realm.name}-{sha256}"
-        try:
-            have = link.write_part(path, sha256, whole, start, binascii.a2b_base64(content))
-        except binascii.Error:
-            raise ChatError("bad_base64") from None
-        except OSError as problem:
-            log.error("a file of realm %s can't be written: %s", link.realm.name, problem)
-            raise ChatError("storage") from None
-        if have == whole and sha256 not in link.sealing:
-            link.sealing.add(sha256)
-
-            def done(result: Future) -> None:
-                link.sealing.discard(sha256)
-                if result.exception():
-                    log.error("a file of realm %s can't be stored: %s", link.realm.name, result.exception())
-                if not conn.dropped:
-                    conn.reply(format_event("file", sha256=sha256, sealed=not result.exception()))
-                    self.touched.add(conn)
-            self.workers.run(self.workers.syncs, done, seal_file, path, self.store.files, sha256)
-        return {"offset": have, "complete": False}
-
-    def do_ping(self, conn: Connection, _: Person | None) -> object:
-        return {}
-
-
-SHA256 = re.compile("[0-9a-f]{64}")
 
 # ---- Server ------------------------------------------------------------------------------------
+
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Server:
     """The loop, and all sockets."""
 
-    def __init__(self, chat: Chat, bind: str, port: int, waker: socket.socket, *, tls: ssl.SSLContext | None = None,
+    def __init__(self, chat: Chat, bind: str, port: int, *, tls: ssl.SSLContext | None = None,
                  peer_tls: ssl.SSLContext | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        """Listens at once. Through `waker` threads and signals end the selector's wait; `tls` is for who connects
-        here, `peer_tls` for the realms whose rows say so."""
+        """Listens at once. `tls` is for those who connect here, `peer_tls` for the realms whose rows say so."""
         self.chat = chat
         self.clock = clock
         self.tls = tls
@@ -2579,127 +2121,146 @@ class Server:
         self.listener = socket.create_server((bind, port), family=family, backlog=socket.SOMAXCONN)
         self.listener.setblocking(False)
         self.port: int = self.listener.getsockname()[1]
-        self.waker = waker
+        self.waker, self.wake_end = socket.socketpair()           # threads and signals end the selector's wait
+        self.waker.setblocking(False)
+        self.wake_end.setblocking(False)
         self.selector.register(self.listener, selectors.EVENT_READ, self.accept)
         self.selector.register(self.waker, selectors.EVENT_READ, self.woken)
         self.connections: set[Connection] = set()
         self.addresses: Counter[str] = Counter()   # connections from each address
-        self.guests: dict[Connection, float] = {}  # not logged in yet -> when to look at them, the earliest first
-        self.runnable: dict[Connection, None] = {} # with lines left from an earlier turn, in their order
-        self.unfinished: set[Connection] = set()   # to be written to again though the selector says nothing
-        self.doomed: dict[Connection, bool] = {}   # to be closed in the next turn; whether by a reset
-        self.endings: set[Connection] = set()      # closed as soon as the kernel has sent what it holds
+        self.guests: dict[Connection, None] = {}   # who may not have logged in yet, the earliest first
+        self.uploading: set[Connection] = set()    # a file is coming over them
+        self.draining: set[Connection] = set()     # closed as soon as the kernel has sent what it holds
         self.accept_again = 0.0                    # when accepting failed: the time to try again
         self.stopping = False
 
+    def wake(self) -> None:
+        """Ends the selector's wait; may be called by any thread."""
+        with contextlib.suppress(OSError):         # full: it will wake all the same
+            self.wake_end.send(b"\0")
+
+    def stop(self) -> None:
+        """Has `run` come to its end; may be called by any thread, and by a signal."""
+        self.stopping = True
+        self.wake()
+
     def run(self) -> None:
-        """Turns until `stopping`, then lets what is under way come to its end."""
+        """Turns until `stop`, then lets what is under way come to its end, and gives everything back."""
         while not self.stopping:
             self.turn()
         if not self.accept_again:
             self.selector.unregister(self.listener)
         self.accept_again = 0.0
         self.listener.close()
-        deadline = self.clock() + common.DRAIN_SECONDS
+        if self.chat.realms:
+            self.chat.realms.stop()
         for conn in self.connections:
-            conn.ending = True                     # no further request
-            self.chat.touched.add(conn)
+            if conn.state in (OPEN, HALF):
+                conn.state = LAST_WORDS            # no further request
+            elif conn.state is CONNECTING:
+                conn.state = BROKEN
+            self.chat.ready[conn] = None
+        deadline = self.clock() + common.DRAIN_SECONDS
         while self.connections and self.clock() < deadline:
             self.turn()
         for conn in list(self.connections):
             self.close(conn, reset=True)
+        self.chat.workers.close()
+        self.chat.store.close()
+        for sock in (self.waker, self.wake_end):
+            sock.close()
+        self.selector.close()
 
     def turn(self) -> None:
         """One turn of the loop: read, carry out, commit, write."""
         chat = self.chat
-        self.look(self.patience())
+        self.poll(self.timeout())
         now = self.clock()
-        chat.guarded(chat.tick, now)
+        chat.tick(now)
         self.check_times(now)
-        self.serve_all(now)
-        self.look(0.0)                             # what has come meanwhile shares the COMMIT
-        chat.workers.finish()                      # behind the last look, which may have taken in their call
-        self.serve_all(now)
-        for conn in list(self.doomed):
-            self.close(conn, self.doomed.pop(conn))
-        self.commit()
-        touched, chat.touched, self.unfinished = self.unfinished | chat.touched, set(), set()
-        for conn in touched:
-            if not conn.dropped:
-                self.write(conn)
+        chat.workers.finish()
+        visited = self.serve_all(now)
+        try:
+            if chat.store.failed:
+                raise sqlite3.OperationalError("a fault after a write")
+            chat.store.commit()
+        except sqlite3.Error as error:
+            self.fail_turn(error)
+        chat.release()
+        for conn in list(chat.ready):
+            self.write(conn)
+            works = conn.has_work or conn.state.sends and (
+                conn.has_answer or (conn.has_output and not conn.blocked))
+            if conn in visited or not works:
+                del chat.ready[conn]
+            if works:
+                chat.ready[conn] = None            # behind all others, if it was its turn
 
-    def look(self, patience: float) -> None:
+    def poll(self, timeout: float) -> None:
         """Waits for what the sockets have, so many seconds at most, and takes it in."""
-        for key, mask in self.selector.select(patience):
-            if isinstance(key.data, Connection):
-                if key.data.shaking:
-                    self.shake_hands(key.data)
-                    continue
-                if mask & selectors.EVENT_READ:
-                    self.receive(key.data)
-                if mask & selectors.EVENT_WRITE:
-                    self.unfinished.add(key.data)
+        for key, mask in self.selector.select(timeout):
+            conn = key.data
+            if not isinstance(conn, Connection):
+                conn()
+            elif conn.state is CONNECTING:
+                self.connected(conn)
             else:
-                key.data()
+                if mask & selectors.EVENT_READ:
+                    self.receive(conn)
+                conn.blocked = 0                   # with TLS, reading may be what a send waited for
+                self.chat.ready[conn] = None
 
-    def patience(self) -> float:
+    def timeout(self) -> float:
         """Seconds that the selector may wait."""
-        if self.runnable or self.doomed or self.unfinished or self.chat.touched:
+        chat = self.chat
+        if chat.ready or chat.soon or chat.broadcasts:
             return 0.0
         now = self.clock()
-        times = [now + 1.0] if self.guests else [now + 60.0]
-        for link in self.chat.links.values():
-            times.append(link.next_check(now))
-            times += [first[1].due for first in map(link.first_waiting, (TALK, FILES)) if first]
-        if self.endings:
+        times = [now + 60.0, chat.next_sweep]
+        if self.guests:
+            times.append(max(next(iter(self.guests)).deadline, now + 0.1))
+        if self.uploading:
+            times.append(now + 1.0)
+        if self.draining or self.stopping:
             times.append(now + 0.01)
         if self.accept_again:
             times.append(self.accept_again)
+        if chat.store.blocked:
+            times.append(chat.next_try)
+        if chat.realms and not self.stopping:
+            times.append(chat.realms.next_time(now))
         return max(0.0, min(times) - now)
 
-    def commit(self) -> None:
-        """Puts the turn on disk, so that what it decided may leave; or tells all who took part that it failed."""
-        chat, store = self.chat, self.chat.store
-        try:
-            if store.failed:
-                raise ChatError("storage")
-            store.commit()
-        except (sqlite3.Error, ChatError) as error:
-            self.turn_failed(error)
-            return
-        chat.release()
-        for link in [link for link in chat.links.values() if link.conn]:
-            try:
-                link.pump()
-            except (OSError, sqlite3.Error) as error:
-                log.error("link to %s: %s", link.realm.name, error)
-                self.doomed[link.conn] = False
-            if link.conn.has_output:
-                chat.touched.add(link.conn)
+    def fail_turn(self, error: Exception) -> None:
+        """The turn could not be put on disk: it is undone, and those who took part are told, or reset.
 
-    def turn_failed(self, error: Exception) -> None:
-        """The turn could not be put on disk: it is undone, and all who took part are told."""
+        Nothing of it was acknowledged. Replies of earlier turns that wait for another realm's word go on waiting.
+        """
         log.error("a turn can't be put on disk: %s", error)
         chat = self.chat
+        taking_part = [conn for conn in chat.ready if len(conn.replies) > conn.earlier]
         try:
-            chat.store.abort()
-            chat.recover()
+            chat.abort()
         except sqlite3.Error as problem:
             log.critical("the database can't be read any more: %s", problem)
             self.stopping = True
-        chat.runs.clear()
-        chat.news.clear()
-        while chat.ended:                          # their sessions go on; they missed nothing if they come again
-            self.doomed[chat.ended.pop()] = False
-        for conn in chat.touched:
+        for conn in taking_part:
             conn.taking = None
-            conn.streaming = conn.streaming and not conn.staged
-            conn.staged = [(tag, format_reply(ChatError("storage").reply(), tag)) for tag, _ in conn.staged]
-            conn.release()
-        for link in chat.links.values():           # what the links had heard is forgotten: they ask again
-            for conn in (link.conn, link.incoming):
-                if conn:
-                    self.doomed[conn] = False
+            if chat.store.blocked:                 # it may be on disk after all: nothing true can be said
+                conn.state = BROKEN
+                continue
+            undone = conn.replies[conn.earlier:]
+            del conn.replies[conn.earlier:]
+            for reply in undone:
+                if type(reply) is Waiting:
+                    conn.waiting -= 1
+                    conn.pending -= Waiting.WEIGHT
+                elif type(reply[1]) is bytes:
+                    conn.pending -= len(reply[1])
+                else:
+                    conn.streaming = False
+                tag = reply.tag if type(reply) is Waiting else reply[0]
+                conn.reply(format_reply(ChatError("storage").reply(), tag), tag)
 
     # -- accept, read
 
@@ -2726,38 +2287,19 @@ class Server:
         """A new connection; one too many is told so, and ended. Raises OSError."""
         sock.setblocking(False)
         self.tune(sock)
-        if self.tls:
+        if self.tls:                               # the first recv and send carry the handshake on
             sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         conn = Connection(sock, host)
-        conn.shaking = self.tls is not None
         conn.deadline = self.clock() + common.LOGIN_SECONDS
         limits = self.chat.limits
-        if len(self.connections) >= limits.connections or self.addresses[host] >= limits.per_address > 0:
+        if self.addresses.total() >= limits.connections or self.addresses[host] >= limits.per_address > 0:
             conn.reply(format_reply(ChatError("busy").reply()))
-            conn.ending = True
-            self.chat.touched.add(conn)
+            conn.state = LAST_WORDS
+            self.chat.ready[conn] = None
         self.connections.add(conn)
         self.addresses[host] += 1
-        self.guests[conn] = conn.deadline
+        self.guests[conn] = None
         self.watch(conn, selectors.EVENT_READ)
-
-    def shake_hands(self, conn: Connection) -> None:
-        """Goes on with the TLS handshake; the deadline of a guest, or of a link, is its time limit."""
-        wanted = selectors.EVENT_READ
-        try:
-            conn.sock.do_handshake()
-            conn.shaking = False
-            if conn.is_outgoing:
-                conn.link.connected(self.clock())
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLWantWriteError:
-            wanted = selectors.EVENT_WRITE
-        except OSError as error:
-            log.info("no TLS with %s: %s", conn.host, error)
-            self.doomed[conn] = False
-        self.watch(conn, wanted)
-        self.chat.touched.add(conn)
 
     @staticmethod
     def tune(sock: socket.socket) -> None:
@@ -2795,128 +2337,137 @@ class Server:
             data = conn.sock.recv(common.RECEIVE_SIZE)
         except WOULD_BLOCK:
             return
-        except OSError:
-            self.doomed[conn] = False
+        except OSError as error:
+            self.log_loss(conn, error)
+            conn.state = BROKEN
             return
         if data:
             conn.buffer.feed(data)
+            if conn.session and len(conn.buffer) > common.RECEIVE_SIZE // 4:
+                self.check_hoard(conn)
         else:
-            conn.finished = True
-        self.runnable[conn] = None
+            conn.state = HALF
+            self.watch(conn, conn.mask & ~selectors.EVENT_READ)
+
+    @staticmethod
+    def log_loss(conn: Connection, error: Exception) -> None:
+        """A connection is gone: what TLS says of it may be wanted, all else is an everyday matter."""
+        log.log(logging.INFO if isinstance(error, ssl.SSLError) else logging.DEBUG, "connection with %s: %s",
+                conn.host, error)
+
+    def check_hoard(self, conn: Connection) -> None:
+        """Where a person's connections hold too much here, that one is ended which has not read for the longest."""
+        hoarding = [other for other in conn.session.person.connections if other.backlog or len(other.buffer)]
+        if sum(other.backlog + len(other.buffer) for other in hoarding) > common.MAX_UNREAD:
+            idle = min(hoarding, key=lambda other: other.blocked_since or self.chat.now)
+            log.info("%s does not read: a connection is ended", conn.session.person.address)
+            idle.state = BROKEN
+            self.chat.ready[idle] = None
 
     # -- carry out
 
-    def serve_all(self, now: float) -> None:
-        """Carries out lines of every connection that has some, each in its turn, until the turn has lasted enough."""
-        enough = now + common.TURN_SECONDS
-        for conn in list(self.runnable):
-            del self.runnable[conn]
-            self.chat.touched.add(conn)            # also when it has work left: `write` puts it back into `runnable`
-            if not conn.dropped:
-                self.serve(conn, now)
-            if self.clock() > enough:
-                return
+    def serve_all(self, now: float) -> set[Connection]:
+        """Carries out requests of the connections that have some, in their order, until the turn has lasted enough.
 
-    def serve(self, conn: Connection, now: float) -> None:
-        """Carries out the lines of one connection, at most LINES_PER_TURN."""
-        outgoing = conn.is_outgoing
-        for _ in range(common.LINES_PER_TURN):
-            if not conn.may_serve:
-                return
-            if conn.held:
-                (request, upload), conn.held = conn.held, None
-                self.chat.carry_out(conn, request, upload)
+        One person gets a part of the turn only, over however many connections. Returns whose turn it was.
+        """
+        visited: set[Connection] = set()
+        spent: dict[object, float] = defaultdict(float)        # seconds of this turn, for each person
+        enough, started = now + common.TURN_SECONDS, now
+        for conn in list(self.chat.ready):
+            owner = conn.session.person if conn.session else conn
+            left = common.PERSON_SECONDS - spent[owner]
+            if left <= 0 or not conn.has_work:
                 continue
-            line = conn.buffer.next_line()
-            if line is None:
-                if not conn.buffer.overlong or not self.serve_overlong(conn):
+            self.serve(conn, min(enough, started + left))
+            visited.add(conn)
+            finished = self.clock()
+            spent[owner] += finished - started
+            started = finished
+            if finished > enough:
+                break
+        return visited
+
+    def serve(self, conn: Connection, until: float) -> None:
+        """Carries out the requests of one connection, at most LINES_PER_TURN and not past that time."""
+        outgoing, chat = conn.is_outgoing, self.chat
+        for _ in range(common.LINES_PER_TURN):
+            if conn.held is not None:
+                if not conn.has_work:              # its answer is not here yet
                     return
-            elif outgoing:
-                self.hear(conn, line)
+                chat.carry_out(conn, conn.held)
+            elif not conn.may_serve:
+                return
+            elif (line := conn.buffer.next_line()) is not None:
+                if outgoing:
+                    chat.realms.hear(conn.link, line)
+                else:
+                    chat.execute(conn, line)
+            elif not conn.has_work:
+                return
+            elif conn.link:
+                log.warning("realm %s sent a line that does not end", conn.link.realm.name)
+                conn.state = BROKEN
             else:
-                conn.deadline = now + common.LOGIN_SECONDS
-                upload = self.chat.execute(conn, line)
-                if upload:
-                    self.end_upload(conn, upload)
-
-    def serve_overlong(self, conn: Connection) -> bool:
-        """Takes what there is of a line past the limit into its upload; whether the line has ended."""
-        data, ended = conn.buffer.take_overlong()
-        if conn.link:
-            log.warning("realm %s sent a line that does not end", conn.link.realm.name)
-            self.doomed[conn] = True
-            return False
-        if conn.upload is None:
-            conn.upload = self.chat.begin_upload(conn, data)
-        else:
-            conn.upload.feed(data)
-        if ended:
-            self.end_upload(conn, conn.upload)
-        return ended
-
-    def end_upload(self, conn: Connection, upload: Upload) -> None:
-        """A line with a file has ended."""
-        conn.upload = upload
-        upload.finish()
-        self.chat.seal_upload(conn, upload)
-
-    def hear(self, conn: Connection, line: bytes) -> None:
-        """A line from a realm that we have called."""
-        try:
-            self.chat.hear(conn.link, line)
-        except ChatError as error:
-            log.warning("link to %s: %s", conn.link.realm.name, error.message)
-            self.doomed[conn] = False
+                self.uploading.add(conn)
+                chat.guarded(chat.take_overlong, conn)
+            if self.clock() > until:
+                return
 
     # -- write
 
     def write(self, conn: Connection) -> None:
-        """Sends what a connection is owed, and asks the selector for what it has to wait for."""
-        if conn.shaking:
+        """Sends what a connection is owed, ends it if that is due, and says what the selector has to wait for."""
+        if conn.state is BROKEN:
+            self.close(conn, reset=True)
+        if not conn.state.sends:
             return
         try:
-            blocked = not self.send(conn)
+            self.send(conn)
         except (OSError, sqlite3.Error) as error:
-            log.debug("connection from %s: %s", conn.host, error)
-            self.doomed[conn] = False
+            self.log_loss(conn, error)
+            self.close(conn, reset=True)
             return
-        if not blocked and (conn.has_output or (conn.behind and conn.subscribed)):
-            self.unfinished.add(conn)              # it has had its share of this turn
-        if conn.finished and conn.is_idle:
-            conn.ending = True
-        if conn.ending and not conn.has_output and not conn.slots:
+        if conn.blocked and conn.session:
+            self.check_hoard(conn)
+        if conn.taking and not conn.has_output and not conn.replies:
+            self.chat.soon.append(partial(self.chat.take_inbox, conn))
+        elif conn.state is not OPEN and conn.is_done:
             self.end(conn)
-        elif conn.has_work:
-            self.runnable[conn] = None
-        wanted = selectors.EVENT_WRITE if blocked else 0
-        if (conn.mask & selectors.EVENT_READ and not conn.finished) or conn.may_read:
-            wanted |= selectors.EVENT_READ         # what is not wanted is dropped when it comes: see `receive`
+            return
+        wanted = conn.blocked
+        if conn.may_read or (conn.state is OPEN and conn.mask & selectors.EVENT_READ):
+            wanted |= selectors.EVENT_READ         # where it is not wanted any more, `receive` finds out
         self.watch(conn, wanted)
 
-    def send(self, conn: Connection) -> bool:
-        """Sends up to OUTPUT_MARK bytes; False where the socket takes no more now."""
+    def send(self, conn: Connection) -> None:
+        """Sends up to OUTPUT_MARK bytes; `blocked` is what to wait for where the socket takes no more now."""
         sent = 0
-        while (conn.output or conn.sending or conn.behind) and sent < common.OUTPUT_MARK:
+        conn.blocked = 0
+        while conn.has_output and sent < common.OUTPUT_MARK:
             chunk = conn.sending or self.next_chunk(conn)
             if not chunk:
-                break
+                return
             conn.sending = chunk
+            count, wanted = 0, selectors.EVENT_WRITE
             try:
                 count = conn.sock.send(chunk)
+            except ssl.SSLWantReadError:           # the handshake of TLS waits for the other side
+                wanted = selectors.EVENT_READ
             except WOULD_BLOCK:
-                return False
+                pass
             sent += count
             if count < len(chunk):
                 conn.sending = memoryview(chunk)[count:]
-                return False
-            conn.sending = None
-        if conn.taking and not conn.has_output:
-            self.chat.touched.add(conn)            # the reply is off: the next turn takes the inbox
-            self.chat.drained.add(conn)
-        return True
+                conn.blocked = wanted
+                if count or not conn.blocked_since:
+                    conn.blocked_since = self.chat.now
+                return
+            conn.sending = b""
+        conn.blocked_since = 0.0
 
     def next_chunk(self, conn: Connection) -> bytes | None:
-        """The next bytes for a socket, in one piece. They count as sent from here on."""
+        """The next bytes for a socket, in one piece."""
         output, chunks = conn.output, []
         if not output and conn.behind and conn.subscribed:
             self.chat.feed(conn)
@@ -2924,7 +2475,7 @@ class Server:
             chunks.append(output.popleft())
         if chunks:
             conn.unsent = 0
-            return b"".join(chunks)
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
         if not output:
             return None
         chunk = next(output[0], None)
@@ -2937,86 +2488,83 @@ class Server:
     # -- ends
 
     def end(self, conn: Connection) -> None:
-        """All is said. A client that never subscribed may be one of the old ones, who spin for ever on an orderly
-        close: it gets a reset, once the kernel has handed over the last reply."""
-        if conn.finished or conn.subscribed or conn.link:
-            self.doomed[conn] = False
-        elif conn not in self.endings:
-            conn.deadline = self.clock() + common.DRAIN_SECONDS
-            self.endings.add(conn)
+        """All is said and sent: an orderly close, or, for what may be an old client, a reset (see the states)."""
+        if conn.state is HALF or conn.subscribed or conn.link:
+            self.close(conn)
+            return
+        conn.state = DRAINING
+        conn.deadline = self.clock() + common.DRAIN_SECONDS
+        self.watch(conn, 0)
+        self.draining.add(conn)
 
     def check_times(self, now: float) -> None:
-        """What is due: links, guests, endings, accepting again."""
-        for link in self.chat.links.values():
-            if link.wants_connection(now) and not self.stopping:
-                self.connect(link, now)
-            elif link.conn and not link.check(now):
-                log.warning("realm %s is silent", link.realm.name)
-                self.doomed[link.conn] = False
-        while self.guests and next(iter(self.guests.values())) <= now:
-            conn = next(iter(self.guests))
+        """What is due: guests, uploads, those that drain, links, accepting again."""
+        while self.guests and (conn := next(iter(self.guests))).deadline <= now:
             del self.guests[conn]
             if conn.session or conn.link:
                 continue                           # not a guest any more
-            if conn.deadline > now or conn.slots:  # a request came meanwhile, or is being answered
-                self.guests[conn] = max(conn.deadline, now + 1.0)
+            if conn.held:                          # its login is being looked at
+                conn.deadline = now + 1.0
+                self.guests[conn] = None
             else:
-                self.doomed[conn] = True
-        for conn in [conn for conn in self.endings if now > conn.deadline or not unsent_bytes(conn.sock)]:
-            self.endings.discard(conn)
-            self.doomed[conn] = True
+                self.close(conn, reset=True)
+        for conn in list(self.uploading):
+            if conn.upload is None or conn.upload.whole:
+                self.uploading.discard(conn)
+            elif now - conn.upload.heard > common.UPLOAD_SECONDS:
+                self.close(conn, reset=True)
+        for conn in [conn for conn in self.draining if now > conn.deadline or not unsent_bytes(conn.sock)]:
+            self.close(conn, reset=True)
         if self.accept_again and now >= self.accept_again:
             self.accept_again = 0.0
             self.selector.register(self.listener, selectors.EVENT_READ, self.accept)
+        if self.chat.realms and not self.stopping:
+            for link in self.chat.realms.due(now):
+                self.connect(link, now)
 
     def connect(self, link: RealmLink, now: float) -> None:
         """Opens a connection to another realm; `connected` goes on when it is open."""
         family = socket.AF_INET6 if ":" in link.host else socket.AF_INET
-        conn = None
+        sock = None
         try:
             sock = socket.socket(family, socket.SOCK_STREAM)
-            conn = Connection(sock, link.host, common.LINK_LINE)
             sock.setblocking(False)
             self.tune(sock)
             code = sock.connect_ex((link.host, link.realm.port))
             if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", 0)):
                 raise OSError(code, "connect")
         except OSError:
-            if conn:
-                conn.sock.close()
+            if sock:
+                sock.close()
             link.lost(now)
             return
+        conn = Connection(sock, link.host, CONNECTING, common.LINK_LINE)
         conn.link = link
         link.connecting(conn, now)
         self.connections.add(conn)
-        self.selector.register(conn.sock, selectors.EVENT_WRITE, lambda: self.connected(conn))
-        conn.mask = selectors.EVENT_WRITE
+        self.watch(conn, selectors.EVENT_WRITE)
 
     def connected(self, conn: Connection) -> None:
         """A connection to another realm is open, or has failed."""
+        conn.state = BROKEN
+        self.chat.ready[conn] = None
         if conn.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self.doomed[conn] = False
             return
-        self.selector.unregister(conn.sock)
-        conn.mask = 0
+        self.watch(conn, 0)
         if conn.link.realm.tls:
             try:
                 conn.sock = self.peer_tls.wrap_socket(conn.sock, server_hostname=conn.link.realm.address,
                                                       do_handshake_on_connect=False)
             except OSError:
-                self.doomed[conn] = False
                 return
-            conn.shaking = True
-            self.shake_hands(conn)
-        else:
-            self.watch(conn, selectors.EVENT_READ)
-            conn.link.connected(self.clock())
+        conn.state = OPEN
+        conn.link.greet(self.clock())
 
-    def close(self, conn: Connection, reset: bool) -> None:
+    def close(self, conn: Connection, reset: bool = False) -> None:
         """Closes a connection, and ends what hung on it."""
-        if conn.dropped:
+        if conn.state is CLOSED:
             return
-        conn.dropped = True
+        conn.state = CLOSED
         self.watch(conn, 0)
         if reset:
             with contextlib.suppress(OSError):
@@ -3028,15 +2576,12 @@ class Server:
             if not self.addresses[conn.host]:
                 del self.addresses[conn.host]
         self.guests.pop(conn, None)
-        self.runnable.pop(conn, None)
-        self.endings.discard(conn)
+        self.uploading.discard(conn)
+        self.draining.discard(conn)
         self.chat.detach(conn)
         self.chat.drop_upload(conn)
-        if conn.link and conn.is_outgoing:
-            self.chat.link_lost(conn.link)
-        elif conn.link and conn.link.incoming is conn:
-            conn.link.incoming = None
-            conn.link.close_parts()
+        if conn.link:
+            self.chat.realms.closed(conn)
 
 
 def unsent_bytes(sock: socket.socket) -> int:
@@ -3045,6 +2590,1336 @@ def unsent_bytes(sock: socket.socket) -> int:
         return struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]
     except (AttributeError, OSError):
         return 1
+
+
+# ================================================================================================
+# Chapter two: the other realms
+# ================================================================================================
+#
+# What has only to be delivered is queued: a message is a row of the outbox, written in the COMMIT that stored it. The
+# link carries the rows until the other realm has said that they are on its disk. What the other realm has to decide is
+# asked of it, and the request waits for the answer. The state of a message is derived: it is `queued` while its row is
+# in the outbox, `failed` if the other realm refused it, else `delivered`.
+
+# ---- Outbox ------------------------------------------------------------------------------------
+
+TEXTS, FILES = 0, 1            # the two streams of a link; whatever is no file goes with the texts
+INSERT_ITEM = "INSERT INTO outbox VALUES(?,?,?,?,?,?)"
+OF_STREAM = "peer=? AND stream=?"
+ENDLESS = 2**63 - 1            # where the running epoch ends
+
+
+class Row(NamedTuple):
+    """One row of the outbox."""
+
+    seq: int
+    message: int                   # the id that the message has here; of what is no message, the next one's
+    sender: int | None             # the person here whose own message it is
+    item: str                      # JSON
+
+
+@dataclass(slots=True)
+class Backlog:
+    """What waits in one stream of one realm."""
+
+    count: int = 0
+    seq: int = ENDLESS             # of the oldest row, and its message
+    message: int = ENDLESS
+
+
+class Outbox:
+    """What waits for other realms, what has come from them, and by which numbers both sides know that.
+
+    One counter numbers all rows. Each start of the server is an epoch of its numbers. A peer is told the epochs and
+    where each ended; it answers what it has of the newest that it knows. So a database that was put back to an older
+    copy, which begins a new epoch at a lower number, neither loses nor doubles what it still has.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.load()
+        self.begin_epoch()
+        store.commit()
+
+    def load(self) -> None:
+        """Builds what is in memory from the disk: at the start, and after a turn that failed."""
+        query = self.store.db.execute
+        self.backlogs: dict[tuple[str, int], Backlog] = defaultdict(Backlog)
+        for peer, stream, count in query("SELECT peer, stream, COUNT(*) FROM outbox GROUP BY peer, stream").fetchall():
+            self.backlogs[peer, stream].count = count
+            self._find_first(peer, stream)
+        self.failed: dict[int, str] = dict(query("SELECT * FROM failed"))      # message id -> code
+        self.last_seq: int = query("SELECT MAX(MAX(seq), (SELECT COALESCE(MAX(ended), 0) FROM epochs)) FROM "
+                                   "(SELECT seq FROM outbox UNION ALL SELECT 0)").fetchone()[0]
+        epochs = query("SELECT name, ended FROM epochs ORDER BY number DESC LIMIT ?", (common.MAX_EPOCHS,)).fetchall()
+        self.epochs = ",".join([name if not place else f"{name}:{ended}" for place, (name, ended) in enumerate(epochs)])
+
+    def _find_first(self, peer: str, stream: int) -> None:
+        row = self.store.db.execute(f"SELECT seq, message FROM outbox WHERE {OF_STREAM} ORDER BY seq LIMIT 1",
+                                    (peer, stream)).fetchone()
+        backlog = self.backlogs[peer, stream]
+        backlog.seq, backlog.message = row or (ENDLESS, ENDLESS)
+
+    def begin_epoch(self) -> None:
+        """From here on numbers are of a new epoch. The one before ends with the last number that was given."""
+        self.store.flush()
+        self.store.write("UPDATE epochs SET ended=? WHERE number=(SELECT MAX(number) FROM epochs)", (self.last_seq,))
+        self.store.write("INSERT INTO epochs(name, ended) VALUES(?,?)", (secrets.token_hex(8), self.last_seq))
+        self.store.write("DELETE FROM epochs WHERE number<=(SELECT MAX(number) FROM epochs)-?", (common.MAX_EPOCHS,))
+        self.first_seq = self.last_seq             # before the first number of this epoch
+        self.load()
+
+    # -- what we send
+
+    def add(self, peer: str, stream: int, message: int, sender: int | None, item: str) -> int:
+        """Puts an item into the outbox; its number."""
+        seq = self.last_seq + 1
+        self.store.gather(INSERT_ITEM, (peer, stream, seq, message, sender, item))
+        self.last_seq = seq
+        backlog = self.backlogs[peer, stream]
+        backlog.count += 1
+        if backlog.count == 1:
+            backlog.seq, backlog.message = seq, message
+        return seq
+
+    def rows(self, peer: str, stream: int, after: int, most: int) -> list[Row]:
+        """The next rows of a stream."""
+        return [Row(*row) for row in self.store.db.execute(
+            f"SELECT seq, message, sender, item FROM outbox WHERE {OF_STREAM} AND seq>? ORDER BY seq LIMIT ?",
+            (peer, stream, after, most))]
+
+    def remove(self, peer: str, stream: int, last: int, sent: list[Row]) -> list[Row]:
+        """Takes the rows up to `last` out, and returns them. `sent` are those of the last batch, to spare a look."""
+        backlog = self.backlogs[peer, stream]
+        if last < backlog.seq:
+            return []
+        self.store.flush()
+        if sent and sent[0].seq == backlog.seq and sent[-1].seq >= last:
+            gone = [row for row in sent if row.seq <= last]
+        else:
+            gone = [Row(*row) for row in self.store.db.execute(
+                f"SELECT seq, message, sender, item FROM outbox WHERE {OF_STREAM} AND seq<=? ORDER BY seq",
+                (peer, stream, last))]
+        self.store.write(f"DELETE FROM outbox WHERE {OF_STREAM} AND seq<=?", (peer, stream, last))
+        self.store.write("UPDATE epochs SET ended=MAX(ended, ?) WHERE number=(SELECT MAX(number) FROM epochs)", (last,))
+        backlog.count -= len(gone)
+        self._find_first(peer, stream)
+        return gone
+
+    def take_back(self, peer: str, stream: int, seq: int) -> None:
+        """Removes one row that has not left yet, if it is still there."""
+        self.store.flush()
+        gone = self.store.write(f"DELETE FROM outbox WHERE {OF_STREAM} AND seq=?", (peer, stream, seq)).rowcount
+        self.backlogs[peer, stream].count -= gone
+        self._find_first(peer, stream)
+
+    def fail(self, message: int, code: str) -> None:
+        """The other realm refused this message."""
+        self.store.write("INSERT OR REPLACE INTO failed VALUES(?,?)", (message, code))
+        self.failed[message] = code
+
+    # -- what we have received
+
+    def meet(self, peer: str, epochs: list[tuple[str, int]]) -> list[int]:
+        """What we have of a peer's streams, by its epochs: [(name, where it ended)], the newest first."""
+        known = {epoch: (texts, files) for epoch, texts, files in self.store.db.execute(
+            "SELECT epoch, texts, files FROM received WHERE peer=?", (peer,))}
+        have = next(([min(number, end) for number in known[epoch]] for epoch, end in epochs if epoch in known), [0, 0])
+        for stream in (TEXTS, FILES):              # a refusal past that was of numbers that are given anew now
+            self.store.write(f"DELETE FROM refusals WHERE {OF_STREAM} AND seq>?", (peer, stream, have[stream]))
+        if len(known) > 2 * common.MAX_EPOCHS:
+            for epoch in known.keys() - {epoch for epoch, _ in epochs}:
+                self.store.write("DELETE FROM received WHERE peer=? AND epoch=?", (peer, epoch))
+        self.set_received(peer, epochs, have, have)
+        return have
+
+    def set_received(self, peer: str, epochs: list[tuple[str, int]], before: list[int], have: list[int]) -> None:
+        """Notes what we have, under the running epoch, and under the earlier ones as far as their numbers go."""
+        for place, (epoch, end) in enumerate(epochs):
+            texts, files = row = [min(number, end) for number in have]
+            if place and row == [min(number, end) for number in before]:
+                return                             # nothing new of this one, nor of those before it
+            self.store.write("INSERT INTO received VALUES(?,?,?,?) ON CONFLICT(peer, epoch) DO UPDATE SET "
+                             "texts=MAX(texts, excluded.texts), files=MAX(files, excluded.files)",
+                             (peer, epoch, texts, files))
+
+    def refuse(self, peer: str, stream: int, seq: int, code: str) -> None:
+        """Notes, beside what was received, that an item was refused."""
+        self.store.write("INSERT OR REPLACE INTO refusals VALUES(?,?,?,?)", (peer, stream, seq, code))
+
+    def refusals(self, peer: str, stream: int, after: int) -> dict[str, str]:
+        """The refused items past `after`; a realm that names `after` has heard of those up to it."""
+        heard = (peer, stream, after)
+        if self.store.db.execute(f"SELECT 1 FROM refusals WHERE {OF_STREAM} AND seq<=?", heard).fetchone():
+            self.store.write(f"DELETE FROM refusals WHERE {OF_STREAM} AND seq<=?", heard)
+        return {str(seq): code for seq, code in self.store.db.execute(
+            f"SELECT seq, code FROM refusals WHERE {OF_STREAM}", (peer, stream))}
+
+
+# ---- RealmLink ---------------------------------------------------------------------------------
+
+DOWN, UP = "down", "up"
+
+
+class Claim(NamedTuple):
+    """What a connection says to be: another realm, with its epochs and both sides' fresh nonces."""
+
+    link: RealmLink
+    epochs: list[tuple[str, int]]
+    their_nonce: str
+    our_nonce: str
+
+
+@dataclass(slots=True, eq=False)
+class Question:
+    """A request of somebody here that another realm has to answer."""
+
+    conn: Connection
+    link: RealmLink
+    fields: dict[str, object]
+    after: int                     # it goes out when the texts up to this number have been taken
+    due: float                     # when it is given up
+    seq: int = 0                   # the answer: it counts when the item with this number is here
+    answered: bool = False
+
+
+@dataclass(slots=True)
+class Stream:
+    """One of a link's two streams, as far as we send it."""
+
+    number: int
+    acked: int = 0                                 # the peer has the items up to here
+    sent: list[Row] = field(default_factory=list)  # the batch under way
+    more: bool = True                              # there may be rows in the outbox
+    waiting: dict[int, Waiting] = field(default_factory=dict)      # by number: the reply that waits for its word
+
+
+@dataclass(slots=True)
+class Transfer:
+    """A file on its way to another realm."""
+
+    row: Row
+    file: File
+    offset: int = -1               # bytes that are there; -1: not known yet
+    asked: bool = False            # a piece is under way
+    sealing: bool = False          # all of it has arrived, and is being put on disk there
+    failures: int = 0              # how often that came to nothing
+    complete: bool = False         # it is on disk there, or will be refused with its item
+
+
+class RealmLink:
+    """The connection that we open to one other realm. It opens no socket and never sleeps: `Server` does that for it.
+
+    After each COMMIT `pump` sends what may leave. One batch of each stream, and one piece of a file, is under way at a
+    time. Requests are answered in order: `expected` says what each answer is about.
+    """
+
+    def __init__(self, realms: Realms, realm: Realm, key: bytes | None) -> None:
+        self.realms = realms
+        self.realm = realm
+        self.name = realm.name
+        self.host = realm.address                  # looked up now: in the loop it would hold up everybody
+        if ":" not in self.host:
+            with contextlib.suppress(OSError):
+                self.host = socket.gethostbyname(self.host)
+        self.key = key
+        self.state = DOWN
+        self.conn: Connection | None = None        # open, or being opened
+        self.next_attempt = 0.0
+        self.delay = common.LINK_RETRY_FIRST
+        self.heard = self.asked = 0.0              # when something came, when the last ping left
+        self.round_trip: float | None = None       # seconds
+        self.nonce = ""
+        self.expected: deque[tuple[str, object]] = deque()     # the requests that are not answered yet
+        self.streams = [Stream(TEXTS), Stream(FILES)]
+        self.transfer: Transfer | None = None
+        self.rest_until = 0.0                      # no piece and no file's item leaves before
+        self.questions: list[Question] = []        # that have not left yet
+        self.silent = False                        # somebody has waited in vain, and nothing was heard since
+        # what comes from there
+        self.incoming: Connection | None = None    # the connection that the other realm opened to us
+        self.epochs: list[tuple[str, int]] = []    # its epochs and where they ended, newest first
+        self.received = [0, 0]                     # of each stream
+        self.announced: list[Question] = []        # whose answer counts when an item is here
+        self.sealing: set[str] = set()             # files that are being put on disk
+        self.unnamed: dict[str, float] = {}        # files from there that no item has named yet -> since when
+
+    @property
+    def queued(self) -> int:
+        """How many items wait for the realm."""
+        backlogs = self.realms.outbox.backlogs
+        return backlogs[self.name, TEXTS].count + backlogs[self.name, FILES].count
+
+    # -- the state of the connection
+
+    def next_check(self, now: float) -> float:
+        """When `check` or an attempt is due, or a rest is over."""
+        if self.conn is None:
+            return self.next_attempt
+        dead = self.heard + common.LINK_DEAD_SECONDS
+        if self.state == DOWN:
+            return dead
+        times = [dead, max(self.heard, self.asked) + common.LINK_PING_SECONDS]
+        if self.rest_until > now:
+            times.append(self.rest_until)
+        return min(times)
+
+    def connecting(self, conn: Connection, now: float) -> None:
+        """A connection is being opened."""
+        self.conn, self.heard, self.asked = conn, now, now
+
+    def greet(self, now: float) -> None:
+        """The connection is open: says who we are."""
+        self.heard = now
+        self.nonce = secrets.token_hex(16)
+        self.ask(f"peer {self.realms.home} {self.realms.outbox.epochs} {self.nonce}", "peer")
+
+    def lost(self, now: float) -> None:
+        """The connection is gone: it is tried again after a while, each time a longer one."""
+        self.state, self.conn, self.round_trip = DOWN, None, None
+        self.next_attempt = now + self.delay * random.uniform(0.8, 1.2)
+        self.delay = min(self.delay * 2, common.LINK_RETRY_MOST)
+        self.expected.clear()
+        self.transfer = None
+        self.rest_until = 0.0
+        for stream in self.streams:
+            stream.sent = []
+
+    def check(self, now: float) -> bool:
+        """Asks for a sign of life where it has been quiet; False when the other side is dead."""
+        if now - self.heard >= common.LINK_DEAD_SECONDS:
+            return False
+        if self.state == UP and now - max(self.heard, self.asked) >= common.LINK_PING_SECONDS:
+            self.asked = now
+            self.ask("ping", "ping", now)
+        return True
+
+    def proof(self, role: str, caller: str, callee: str, caller_nonce: str, callee_nonce: str) -> str:
+        """HMAC-SHA256 (RFC 2104) over the roles and both fresh nonces; empty without a key."""
+        if self.key is None:
+            return ""
+        text = " ".join(("chat-realm-1", role, caller, callee, caller_nonce, callee_nonce))
+        return hmac.new(self.key, text.encode(), hashlib.sha256).hexdigest()
+
+    def is_proof(self, proof: str, *what: str) -> bool:
+        """Whether the other side knows the key."""
+        return hmac.compare_digest(proof.encode(), self.proof(*what).encode())
+
+    def ask(self, line: str, kind: str, about: object = None) -> None:
+        """Sends a request over the link."""
+        data = line.encode() + b"\r\n"
+        self.conn.output.append(data)
+        self.conn.unsent += len(data)
+        self.expected.append((kind, about))
+        self.realms.chat.ready[self.conn] = None
+
+    # -- what leaves
+
+    def pump(self, now: float) -> None:
+        """Sends what may be sent now. Only to be called when the turn is on disk."""
+        texts, files = self.streams
+        leaving = [question for question in self.questions if question.after <= texts.acked]
+        for question in leaving:
+            self.questions.remove(question)
+            self.ask(f"ask {encode_json(question.fields)}", "ask", question)
+        if texts.more and not texts.sent:
+            self._deliver(texts, self._next(texts, common.LINK_BATCH))
+        if files.more and not files.sent and now >= self.rest_until:
+            self._pump_file(files)
+
+    def _next(self, stream: Stream, most: int) -> list[Row]:
+        rows = self.realms.outbox.rows(self.name, stream.number, stream.acked, most)
+        stream.more = bool(rows)
+        return rows
+
+    def _deliver(self, stream: Stream, rows: list[Row]) -> None:
+        """Sends a batch: as many of the rows as it may weigh, at least one."""
+        items, weight = [], 0
+        for row in rows:
+            weight += len(row.item)
+            if items and weight > common.LINK_BATCH_BYTES:
+                break
+            items.append(f'{{"seq":{row.seq},{row.item[1:]}')      # the item's JSON, with its number in front
+        stream.sent = rows[:len(items)]
+        if items:
+            self.ask(f"deliver {stream.number} {stream.acked} [{','.join(items)}]", "deliver", stream)
+
+    def _pump_file(self, stream: Stream) -> None:
+        """Sends the next piece of a file, or its item, when no text that was sent before it waits any more."""
+        if self.transfer is None:
+            rows = self._next(stream, 1)
+            if not rows:
+                return
+            self.transfer = Transfer(rows[0], File(**json.loads(rows[0].item)["file"]))
+        transfer = self.transfer
+        if transfer.complete:
+            if self.realms.outbox.backlogs[self.name, TEXTS].seq > transfer.row.seq:
+                self._deliver(stream, [transfer.row])
+        elif not transfer.asked:
+            self._send_piece(transfer)
+
+    def _send_piece(self, transfer: Transfer) -> None:
+        file, content = transfer.file, ""
+        if transfer.offset >= 0:
+            try:
+                with (self.realms.chat.store.files / file.sha256).open("rb") as stored:
+                    stored.seek(transfer.offset)
+                    data = stored.read(min(common.LINK_PIECE, file.size - transfer.offset))
+            except OSError as problem:
+                log.error("a stored file can't be read: %s", problem)
+                data = b""
+            if not data and file.size:
+                self.give_up(transfer)
+                return
+            content = f" {binascii.b2a_base64(data, newline=False).decode()}"
+        transfer.asked = True
+        self.ask(f"piece {file.sha256} {file.size} {max(transfer.offset, 0)}{content}", "piece", transfer)
+
+    def give_up(self, transfer: Transfer) -> None:
+        """The file can't be sent: its item fails, and the rest goes on. What that writes is of the next turn."""
+        self.streams[FILES].sent = [transfer.row]
+        self.realms.chat.soon.append(lambda: self.realms.give_up(self, transfer))
+
+    def hear_piece(self, transfer: Transfer, reply: dict, now: float) -> None:
+        """The other realm says how much of a file it has. Raises KeyError, ValueError."""
+        transfer.asked = False
+        if reply["status"] != "OK":
+            if reply["code"] == "too_large":
+                transfer.complete = True           # it will be refused with its item
+            else:
+                transfer.offset, self.rest_until = -1, now + common.LINK_REST
+            return
+        offset, size = reply["offset"], transfer.file.size
+        if type(offset) is not int or not 0 <= offset <= size:
+            raise ValueError("offset")
+        if reply["complete"] is True:
+            transfer.complete = True
+        elif reply["sealing"] is True:
+            transfer.offset, transfer.sealing, self.rest_until = -1, True, now + common.SEALING_SECONDS
+        else:
+            transfer.failures += transfer.sealing
+            transfer.sealing = False
+            if transfer.failures > 1:              # what lies here is not what its name says
+                self.give_up(transfer)
+            elif offset <= transfer.offset:        # nothing was written
+                self.rest_until = now + common.LINK_REST
+            transfer.offset = offset
+
+
+# ---- Realms ------------------------------------------------------------------------------------
+
+BOUNCE = "Tidak terkirim ke {target}: {reason}. ({text})"
+SHA256 = re.compile("[0-9a-f]{64}")
+EPOCH = re.compile("[0-9a-f]{1,32}")
+MAX_NUMBER = 2**62             # what a peer's numbers are held against, where we know nothing better
+
+
+class Missing(Exception):
+    """The file that an item names is not here yet."""
+
+
+class Realms:
+    """What we ask and tell the other realms, and what we do for them."""
+
+    def __init__(self, chat: Chat, key: bytes | None) -> None:
+        self.chat = chat
+        self.store = chat.store
+        self.home = chat.realm
+        self.outbox = Outbox(chat.store)
+        self.links = {name: RealmLink(self, row, key) for name, row in chat.table.items() if name != self.home}
+        self.patience: deque[Waiting | Question] = deque()         # those that wait, the one that is due first in front
+        self.under_way: list[tuple[Stream, int]] = []              # what the present request has queued for a peer
+        self.news: list[tuple[str | None, bytes]] = []             # events of this turn, and the realm that is not told
+        self.poisoned: set[tuple[str, int, int]] = set()           # items that failed a turn: (peer, stream, seq)
+        self.heads: dict[tuple[Conversation, Person], str] = {}    # the part of each item that stays the same
+        self.marks: dict[tuple[str, Conversation, Person], int] = {}   # the number of the last `read` for a realm
+
+    # -- the turn
+
+    def tick(self) -> None:
+        """Whoever has waited long enough is answered."""
+        self.under_way.clear()
+        now = self.chat.now
+        while self.patience and (self.patience[0].due <= now or self.is_answered(self.patience[0])):
+            first = self.patience.popleft()
+            if not self.is_answered(first):
+                self.give_answer(first)
+
+    @staticmethod
+    def is_answered(waits: Waiting | Question) -> bool:
+        """Whether nobody waits any more."""
+        return waits.frame is not None if isinstance(waits, Waiting) else waits.answered
+
+    def give_answer(self, waits: Waiting | Question) -> None:
+        """The other realm's word has not come."""
+        if isinstance(waits, Waiting):
+            self.answer(waits, queued=True)
+        else:
+            waits.link.silent = True
+            self.answer_question(waits, None)
+
+    def next_time(self, now: float) -> float:
+        """When something is due."""
+        times = [link.next_check(now) for link in self.links.values()]
+        if self.patience:
+            times.append(self.patience[0].due)
+        return min(times)
+
+    def due(self, now: float) -> list[RealmLink]:
+        """The links that are to be opened now. Those that are dead are ended."""
+        for link in self.links.values():
+            if link.conn and not link.check(now):
+                self.end(link, "it is silent")
+        return [link for link in self.links.values() if link.conn is None and now >= link.next_attempt]
+
+    def release(self) -> None:
+        """The turn is on disk: news leave, replies whose word has come, and what is queued."""
+        for link in self.links.values():
+            if link.incoming and self.news:
+                frames = [frame for realm, frame in self.news if realm != link.name]
+                link.incoming.output.extend(frames)
+                link.incoming.unsent += sum(map(len, frames))
+                self.chat.ready[link.incoming] = None
+                if link.incoming.backlog > common.LINK_LINE:
+                    log.warning("realm %s does not read its news", link.name)
+                    link.incoming.state = BROKEN
+            for stream in link.streams:
+                while stream.waiting and (seq := next(iter(stream.waiting))) <= stream.acked:
+                    waiting = stream.waiting.pop(seq)
+                    waiting.left -= 1
+                    if not waiting.left and waiting.frame is None:
+                        self.answer(waiting)
+            if link.state == UP:
+                try:
+                    link.pump(self.chat.now)
+                except (OSError, sqlite3.Error) as error:
+                    self.end(link, f"the outbox can't be read: {error}")
+        self.news.clear()
+
+    def reload(self) -> None:
+        """A turn has failed: what the links had heard is forgotten, and asked for again over new connections."""
+        self.outbox.load()
+        self.news.clear()
+        self.heads.clear()
+        self.marks.clear()
+        for link in self.links.values():
+            for conn in (link.conn, link.incoming):
+                if conn:
+                    conn.state = BROKEN
+                    self.chat.ready[conn] = None
+
+    def stop(self) -> None:
+        """The server ends: whoever waits for another realm's word is told how it stands."""
+        for link in self.links.values():
+            self.stop_waiting(link)
+            link.questions.clear()
+
+    def end(self, link: RealmLink, reason: str) -> None:
+        """Ends the connection to a realm; it is opened anew after a while."""
+        log.warning("link to %s: %s", link.name, common.clean(reason)[:200])
+        link.conn.state = BROKEN
+        self.chat.ready[link.conn] = None
+
+    def closed(self, conn: Connection) -> None:
+        """A connection from or to a realm is gone."""
+        link = conn.link
+        if link.incoming is conn:
+            link.incoming = None
+        if link.conn is not conn:
+            return
+        was_up = link.state == UP
+        link.lost(self.chat.now)
+        self.stop_waiting(link)
+        if was_up:
+            log.warning("link to %s is down", link.name)
+            self.chat.announce("realm", None, realm=link.name, link=DOWN)
+
+    def stop_waiting(self, link: RealmLink) -> None:
+        """Nobody waits for this realm's word any longer."""
+        for stream in link.streams:
+            for waiting in stream.waiting.values():
+                if waiting.frame is None:
+                    self.answer(waiting, queued=True)
+            stream.waiting.clear()
+        for question in [waits for waits in self.patience if isinstance(waits, Question) and waits.link is link]:
+            self.answer_question(question, None)
+        link.questions.clear()
+        link.announced.clear()
+
+    # -- messages for other realms
+
+    def decides(self, message: Message) -> str | None:
+        """The realm that decides about a message of somebody here; None where that is this realm."""
+        conversation, sender = message.conversation, message.sender
+        if sender.realm != self.home:
+            return None
+        realm = conversation.realm if conversation.name else conversation.other(sender).realm
+        return realm if realm != self.home else None
+
+    def destinations(self, message: Message) -> list[str]:
+        """The realms that are to have a message of a group of ours: its members', but the sender's."""
+        group = message.conversation
+        if group.name is None or group.realm != self.home:
+            return []
+        return [realm for realm in group.realms if realm not in (self.home, message.sender.realm)]
+
+    def post(self, message: Message) -> None:
+        """Publishes a message of a conversation that reaches beyond this realm, and queues it for the others."""
+        conversation, sender = message.conversation, message.sender
+        decides = self.decides(message)
+        if decides is None:
+            self.chat.publish(message, conversation.members)
+        elif conversation.name is None:            # nobody but the sender is here
+            self.chat.publish(message, conversation.members, ',"state":"queued"')
+        else:
+            self.chat.publish(message, [sender], ',"state":"queued"')
+            self.chat.publish(message, [member for member in conversation.members if member is not sender])
+        destinations = [decides] if decides else self.destinations(message)
+        if not destinations:
+            return
+        stream = TEXTS if message.file is None else FILES
+        item = self.item(message, "send" if conversation.name is None else "copy" if decides is None else "post")
+        for realm in destinations:
+            seq = self.add(realm, stream, message.id, sender.id if decides else None, item)
+            if decides and realm in self.links:
+                self.under_way.append((self.links[realm].streams[stream], seq))
+
+    def item(self, message: Message, do: str) -> str:
+        """A message as an item of the outbox, in JSON."""
+        conversation, sender = message.conversation, message.sender
+        head = self.heads.get((conversation, sender))
+        if head is None:
+            head = self.heads[conversation, sender] = common.encode_members({
+                "do": do, "from": sender.address, "name": sender.nama,
+                "to" if do == "send" else "group": conversation.name or conversation.other(sender).name})
+        body = (f'"text":{common.encode_text(message.text)}' if message.file is None else
+                f'"file":{encode_json(message.file._asdict())}')
+        return f'{{{head},"ts":{message.ts},"uid":"{message.uid}",{body}}}'
+
+    def add(self, realm: str, stream: int, message: int, sender: int | None, item: str) -> int:
+        """Queues an item for a realm."""
+        if realm in self.links:
+            self.links[realm].streams[stream].more = True
+        return self.outbox.add(realm, stream, message, sender, item)
+
+    def queue(self, realm: str, do: str, person: str, **fields: object) -> None:
+        """Queues an item that is no message."""
+        item = {"do": do, "from": person, "name": "", "ts": self.chat.now_ms, **fields}
+        self.add(realm, TEXTS, self.store.last_id + 1, None, encode_json(item))
+
+    def tell_read(self, talk: Conversation, person: Person, passed: list[Message]) -> None:
+        """Tells the realms of those who wrote what a person here has read, each by the newest message from there.
+
+        A mark that still waits is taken back: the newer one says more.
+        """
+        newest: dict[str, Message] = {}
+        for message in passed:
+            if message.sender.realm != self.home:
+                newest.setdefault(message.sender.realm, message)
+        for realm, message in newest.items():
+            place = (realm, talk, person)
+            self.take_back(realm, self.marks.get(place, 0))
+            item = {"do": "read", "from": person.address, "name": person.nama, "ts": self.chat.now_ms,
+                    "uid": message.uid}
+            self.marks[place] = self.add(realm, TEXTS, self.store.last_id + 1, None, encode_json(item))
+
+    def take_back(self, realm: str, seq: int) -> None:
+        """Removes an item that has not left yet."""
+        link = self.links.get(realm)
+        if seq and not (link and any(row.seq == seq for row in link.streams[TEXTS].sent)):
+            self.outbox.take_back(realm, TEXTS, seq)
+
+    def state(self, message: Message) -> tuple[str, str]:
+        """What became of a message: (`queued`, `delivered` or `failed`, code); empty where it is of this realm."""
+        realm = self.decides(message)
+        if realm is None:
+            return "", ""
+        if message.id in self.outbox.failed:
+            return "failed", self.outbox.failed[message.id]
+        stream = TEXTS if message.file is None else FILES      # what waits in a stream is its end
+        return "queued" if message.id >= self.outbox.backlogs[realm, stream].message else "delivered", ""
+
+    def state_fields(self, message: Message) -> str:
+        """The same as a piece of the message's JSON."""
+        state, code = self.state(message)
+        return (f',"state":"{state}"' if state else "") + (f',"code":"{code}"' if code else "")
+
+    def reply_to(self, conn: Connection, message: Message, reply: dict) -> dict | Waiting:
+        """The reply to a send: what is known of it already, or the place for what the other realm will say."""
+        if self.decides(message) is None:
+            self.under_way.clear()
+            return reply
+        return self.wait(conn, message, reply) or self.outcome(reply, queued=True)
+
+    def wait(self, conn: Connection, message: Message, reply: dict) -> Waiting | None:
+        """The place for a reply that waits for the other realm; None where its word is far off: it is `queued`."""
+        places, self.under_way = self.under_way, []
+        link = self.links[self.decides(message)]
+        if link.state != UP or link.silent or link.queued - len(places) > common.LINK_BATCH:
+            return None
+        waiting = Waiting(conn, conn.tag, reply, len(places), self.chat.now + common.REALM_REPLY_SECONDS)
+        for stream, seq in places:
+            stream.waiting[seq] = waiting
+        self.patience.append(waiting)
+        return waiting
+
+    def outcome(self, reply: dict, queued: bool = False) -> dict:
+        """A send's reply with what became of its messages."""
+        failed = self.outbox.failed and [id for id in reply.get("ids", [reply["id"]]) if id in self.outbox.failed]
+        if failed:
+            fields = {name: value for name, value in reply.items() if name not in ("status", "code", "message")}
+            users = fields.get("users", [])
+            if "ids" in reply:
+                messages = [self.store.message(id) for id in failed]
+                users = fields["users"] = [*users, *(one.conversation.other(one.sender).name for one in messages)]
+            reply = ChatError(self.outbox.failed[failed[0]], ", ".join(users), **fields).reply()
+        if queued:
+            return {**reply, **({} if "status" in reply else {"message": QUEUED}), "queued": True}
+        return reply
+
+    def holds_now(self, reply: dict) -> dict:
+        """An earlier send's reply with what holds now."""
+        messages = [self.store.message(id) for id in reply.get("ids", [reply["id"]])]
+        return self.outcome(reply, any(self.state(message)[0] == "queued" for message in messages))
+
+    def answer(self, waiting: Waiting, queued: bool = False) -> None:
+        """The reply to a send is known."""
+        waiting.frame = format_reply(self.outcome(waiting.reply, queued), waiting.tag)
+        self.chat.ready[waiting.conn] = None
+
+    # -- the other realm's word
+
+    def word(self, link: RealmLink, stream: Stream, have: int, refused: dict[str, str]) -> None:
+        """The other realm has the items up to `have` on disk, but refused some of them."""
+        for row in self.outbox.remove(link.name, stream.number, have, stream.sent):
+            code = refused.get(str(row.seq))
+            if code is not None:
+                self.hear_refusal(link, stream, row, code)
+            elif row.sender is not None:
+                self.tell_state(row, "delivered")
+        stream.acked = max(stream.acked, have)
+        stream.sent, stream.more = [], True
+
+    def give_up(self, link: RealmLink, transfer: Transfer) -> None:
+        """A file can't be sent: its item fails here, and the rest of the stream goes on."""
+        stream, row = link.streams[FILES], transfer.row
+        if link.transfer is not transfer:          # the link was lost meanwhile: it is tried again
+            return
+        link.transfer = None
+        for gone in self.outbox.remove(link.name, FILES, row.seq, stream.sent):
+            self.hear_refusal(link, stream, gone, "storage")
+        stream.sent, stream.more = [], True
+        if waiting := stream.waiting.pop(row.seq, None):
+            waiting.left -= 1
+            if not waiting.left and waiting.frame is None:
+                self.chat.on_commit.append(lambda: self.answer(waiting))
+
+    def tell_state(self, row: Row, state: str, **code: str) -> None:
+        """Tells a sender what became of a message."""
+        sender = self.store.person_of[row.sender]
+        if any(conn.subscribed for conn in sender.connections):
+            uid = f"{self.home}:{row.message}"
+            self.chat.announce("status", [sender], id=row.message, uid=uid, state=state, **code)
+
+    def hear_refusal(self, link: RealmLink, stream: Stream, row: Row, code: str) -> None:
+        """The other realm refused an item. A sender who has heard `queued` gets a message of system@REALM."""
+        item, group = json.loads(row.item), None
+        if item["do"] == "copy":
+            group = self.store.groups.get(f"{item['group']}@{self.home}")
+            log.warning("realm %s refused a message of group %s: %s", link.name, item["group"], code)
+            if group and code == "group_not_found":            # that realm has lost it: its people are out
+                for person in [member for member in group.members if member.realm == link.name]:
+                    self.chat.leave(group, person)
+        elif item["do"] == "member":
+            group = self.store.groups.get(f"{item['group']}@{self.home}")
+            person = self.store.people.get(f"{item['user']}@{link.name}")
+            if group and item["in"] and person in group.members:
+                self.chat.leave(group, person)
+        if row.sender is None:
+            return
+        self.outbox.fail(row.message, code)
+        self.tell_state(row, "failed", code=code)
+        sender, target = self.store.person_of[row.sender], item.get("to") or item["group"]
+        if code == "user_not_found" and (other := self.store.people.get(f"{target}@{link.name}")):
+            self.store.write("UPDATE people SET met=0 WHERE id=?", (other.id,))
+            other.met = False                      # the next time they are asked for again
+            self.chat.forget_routes()
+        waiting = stream.waiting.get(row.seq)
+        if waiting is None or waiting.frame is not None or waiting.conn.state in (BROKEN, CLOSED):
+            self.bounce(link, sender, f"{target}@{link.name}", code, item.get("text") or item["file"]["name"])
+
+    def bounce(self, link: RealmLink, sender: Person, target: str, code: str, text: str) -> None:
+        """Writes to a sender, who has long heard `queued`, that it came to nothing."""
+        system = self.store.people.get(f"{SYSTEM}@{link.name}") or self.store.add_person(
+            SYSTEM, link.name, f"Realm {link.name}", "", met=False)
+        self.chat.post(system, self.store.private(system, sender),
+                       BOUNCE.format(target=target, reason=common.ERRORS[code], text=text[:200]))
+
+    def hear(self, link: RealmLink, line: bytes) -> None:
+        """A line that came over a link: an event or a reply. No fault of it ends more than the link."""
+        link.heard, link.silent = self.chat.now, False
+        if line.strip():                           # else it is the second half of a frame's end
+            refusal = self.chat.guarded(self.hear_frame, link, line)
+            if refusal:
+                self.end(link, str(refusal["message"]))
+
+    def hear_frame(self, link: RealmLink, line: bytes) -> None:
+        """Raises ChatError where it is neither an event nor a reply."""
+        before = self.store.changes
+        try:
+            frame = json.loads(line)
+            if "event" in frame:
+                self.hear_event(link, frame)
+            else:
+                self.hear_reply(link, frame)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+            if self.store.changes != before:       # a fault of ours
+                raise
+            log.debug("a frame of realm %s", link.name, exc_info=True)
+            raise ChatError("realm_refused", f"malformed frame: {type(error).__name__}") from None
+
+    def hear_reply(self, link: RealmLink, reply: dict) -> None:
+        """The reply to the oldest request that is not answered yet."""
+        kind, about = link.expected.popleft()
+        if kind == "ask":
+            self.hear_answer(link, about, reply)
+            return
+        if kind == "piece":
+            link.hear_piece(about, reply, self.chat.now)
+            return
+        if reply["status"] != "OK":
+            raise ChatError("realm_refused", f"{kind}: {reply.get('code')}")
+        if kind == "peer":
+            parties = (self.home, link.name, link.nonce, str(reply["nonce"]))
+            if link.key is not None and not link.is_proof(str(reply["proof"]), "callee", *parties):
+                raise ChatError("realm_refused")
+            link.ask(f"peerproof {link.proof('caller', *parties)}".strip(), "peerproof")
+        elif kind == "peerproof":
+            self.hear_welcome(link, reply)
+        elif kind == "deliver":
+            have, refused = self.number(reply["have"]), self.refusals(reply["refused"])
+            if self.believes(link, have):
+                if about.number == FILES:
+                    row, link.transfer = link.transfer.row, None
+                    if have < row.seq:             # the file is there no longer
+                        link.rest_until = self.chat.now + common.LINK_REST
+                self.word(link, about, have, refused)
+        elif kind == "ping":
+            link.round_trip = self.chat.now - about
+
+    def hear_welcome(self, link: RealmLink, reply: dict) -> None:
+        """The other realm has let us in and says what it has: the link is up."""
+        refused = [self.refusals(reply["refused"][stream.number]) for stream in link.streams]
+        haves = [self.number(reply["have"][stream.number]) for stream in link.streams]
+        if not self.believes(link, max(haves)):
+            return
+        for stream, have, codes in zip(link.streams, haves, refused, strict=True):
+            stream.acked = have
+            self.word(link, stream, have, codes)
+        link.state, link.delay, link.asked = UP, common.LINK_RETRY_FIRST, self.chat.now
+        log.info("link to %s is up", link.name)
+        self.chat.announce("realm", None, realm=link.name, link=UP)
+
+    @staticmethod
+    def refusals(codes: dict[str, str]) -> dict[str, str]:
+        """What a realm says of the items that it refused: number -> a code that we know. Raises AttributeError."""
+        return {seq: code if code in common.ERRORS else "internal_error"
+                for seq, code in codes.items() if isinstance(code, str)}
+
+    def believes(self, link: RealmLink, have: int) -> bool:
+        """Whether we ever gave the number that a realm says to have. Else the link ends.
+
+        It may be right all the same, where this machine was put back together with its memory. So a new epoch begins:
+        then the other realm says what it has of the earlier one, up to where that ended here.
+        """
+        if have <= self.outbox.last_seq:
+            return True
+        self.end(link, "it says to have what was never sent")
+        if self.outbox.last_seq > self.outbox.first_seq:
+            self.outbox.begin_epoch()
+        return False
+
+    def hear_event(self, link: RealmLink, event: dict) -> None:
+        """What another realm tells of its people and groups is passed on, and kept by nobody."""
+        if event["event"] == "person":
+            user = f"{common.fold_name(event['user'])}@{link.name}"
+            audience = self.chat.acquainted(self.store.people.get(user))
+            self.chat.announce("presence", audience, user=user, online=event["online"] is True)
+        elif event["event"] == "group" and event["change"] in ("created", "joined", "left"):
+            name, realm = common.parse_address(event["group"], link.name)
+            user = "@".join(common.parse_address(event["user"], link.name))
+            group = self.store.groups.get(f"{name}@{link.name}")
+            few = len(self.chat.subscribers) <= common.AUDIENCE
+            if realm == link.name:
+                self.chat.announce("group", None if few else list(group.members) if group else [],
+                                   group=f"{name}@{realm}", user=user, change=event["change"])
+
+    # -- questions to other realms
+
+    def ask(self, conn: Connection, realm: str, fields: dict[str, object], after_texts: bool = False) -> dict | None:
+        """Another realm's answer; None where the link is down, or none comes in time. Raises Later until it is here.
+
+        With `after_texts` it is asked when the texts that are queued now have been taken.
+        """
+        link = self.links[realm]
+        if link.state != UP and conn.answer is None:
+            return None
+
+        def start() -> None:
+            after = self.outbox.last_seq if after_texts and self.outbox.backlogs[realm, TEXTS].count else 0
+            question = Question(conn, link, fields, after, self.chat.now + common.REALM_REPLY_SECONDS)
+            link.questions.append(question)
+            self.patience.append(question)
+        return self.chat.await_answer(conn, start)
+
+    def answer_question(self, question: Question, value: dict | ChatError | None) -> None:
+        """The answer to a question is known, once."""
+        if not question.answered:
+            question.answered = True
+            self.chat.settle(question.conn, value)
+            if question in question.link.questions:
+                question.link.questions.remove(question)
+
+    def hear_answer(self, link: RealmLink, question: Question, reply: dict) -> None:
+        """Another realm has answered. The answer to a join counts when the item that it names is here."""
+        if reply["status"] != "OK":
+            code = reply.get("code")
+            known = isinstance(code, str) and code in common.ERRORS
+            self.answer_question(question, ChatError(code if known else "internal_error"))
+        elif "seq" in reply:
+            question.seq = self.number(reply["seq"])
+            link.announced.append(question)
+            self.see_announced(link)
+        else:
+            self.answer_question(question, reply)
+
+    def see_announced(self, link: RealmLink) -> None:
+        """Answers the questions whose items have come."""
+        for question in [one for one in link.announced if one.answered or one.seq <= link.received[TEXTS]]:
+            link.announced.remove(question)
+            self.answer_question(question, {})
+
+    def find_people(self, conn: Connection, person: Person, names: list[str], realm: str) -> list[Person]:
+        """Those of another realm who exist. Who was never met is asked for, and believed while the link is down."""
+        people = {name: self.store.people.get(f"{name}@{realm}") for name in names if common.NAME.fullmatch(name)}
+        strangers = [name for name, other in people.items() if other is None or not other.met]
+        if strangers:
+            answer = self.ask(conn, realm, {"do": "who", "users": strangers})
+            confirmed = self.confirmed(answer)
+            if answer is None:
+                self.believe_in(person, [name for name in strangers if f"{name}@{realm}" not in person.conversations])
+            for name in strangers:
+                if answer is None:
+                    people[name] = people[name] or self.store.add_person(name, realm, name, "", met=False)
+                elif name in confirmed:
+                    people[name] = self.meet(name, realm, *confirmed[name])
+                else:
+                    del people[name]
+        return [people[name] for name in names if name in people]
+
+    def confirmed(self, answer: dict | None) -> dict[str, tuple[str, str]]:
+        """The people whom an answer confirms: name -> (full name, country)."""
+        people = {}
+        users = answer.get("users") if answer else None
+        for name, row in users.items() if isinstance(users, dict) else ():
+            with contextlib.suppress(KeyError, TypeError, AttributeError):
+                people[name] = self.full_name(row["nama"]), self.full_name(row["negara"])
+        return people
+
+    @staticmethod
+    def believe_in(person: Person, strangers: list[str]) -> None:
+        """Raises ChatError where a sender would write to too many people whom no realm has confirmed."""
+        believed = sum(not talk.name and talk.other(person).password is None and not talk.other(person).met
+                       for talk in person.conversations.values())
+        if believed + len(strangers) > common.MAX_BELIEVED:
+            raise ChatError("realm_unreachable")
+
+    def meet(self, name: str, realm: str, nama: str, negara: str = "") -> Person:
+        """A person of another realm as that realm tells of them, added or brought up to date."""
+        nama, negara = self.full_name(nama) or name, self.full_name(negara)
+        person = self.store.people.get(f"{name}@{realm}")
+        if person is None:
+            return self.store.add_person(name, realm, nama, negara)
+        negara = negara or person.negara
+        if (nama, negara, True) != (person.nama, person.negara, person.met):
+            self.store.write("UPDATE people SET nama=?, negara=?, met=1 WHERE id=?", (nama, negara, person.id))
+            person.nama, person.negara, person.met = nama, negara, True
+            for conversation in person.conversations.values():
+                conversation.heads.clear()
+        return person
+
+    @staticmethod
+    @lru_cache(maxsize=4096)
+    def full_name(text: str) -> str:
+        """A name that another realm tells, cut to what we would store ourselves. Raises AttributeError."""
+        return common.clean(text).encode()[:common.MAX_FULL_NAME].decode(errors="ignore")
+
+    def join_there(self, conn: Connection, person: Person, do: str, name: str, realm: str) -> dict:
+        """Makes or joins a group of another realm, which alone says who is in it."""
+        fields = {"do": do, "group": name, "user": person.name, "nama": person.nama, "negara": person.negara}
+        answer = self.ask(conn, realm, fields, after_texts=True)
+        group = self.store.groups.get(f"{name}@{realm}")
+        if answer is None or group is None or person not in group.members:
+            raise ChatError("realm_unreachable")
+        return {"message": f"Anggota group {group.address}"}
+
+    def leave_there(self, group: Conversation, person: Person) -> None:
+        """A person of ours has left a group of another realm."""
+        self.queue(group.realm, "leave", person.address, group=group.name)
+
+    def info(self, conn: Connection, realm: str, after: str) -> dict:
+        """The people of another realm."""
+        def row(user: dict) -> dict:
+            return {"user": common.fold_name(user["user"]), "nama": self.full_name(user["nama"]),
+                    "negara": self.full_name(user["negara"]), "realm": realm, "online": user["online"] is True}
+        answer = self.answer_rows(self.ask(conn, realm, {"do": "info", "after": after}), "users", row)
+        return self.chat.info_reply(answer["users"], answer["more"])
+
+    def groups(self, conn: Connection, person: Person, realm: str, after: str) -> dict:
+        """The groups of another realm."""
+        def row(group: dict) -> dict:
+            name, _ = common.parse_address(group["group"], realm)
+            ours = self.store.groups.get(f"{name}@{realm}")
+            members = ["@".join(common.parse_address(member, realm))
+                       for member in group["members"][:common.MAX_MEMBERS_SHOWN]]
+            return {"group": f"{name}@{realm}", "admin": "@".join(common.parse_address(group["admin"], realm)),
+                    "count": self.number(group["count"]), "members": members,
+                    "member": bool(ours and person in ours.members)}
+        return self.answer_rows(self.ask(conn, realm, {"do": "groups", "after": after}), "groups", row)
+
+    @staticmethod
+    def answer_rows(answer: dict | None, name: str, build: Callable[[dict], dict]) -> dict:
+        """The rows of an answer, each built anew from what we believe of it. Raises ChatError."""
+        if answer is None:
+            raise ChatError("realm_unreachable")
+        rows = []
+        for row in answer[name] if isinstance(answer.get(name), list) else ():
+            with contextlib.suppress(ChatError, KeyError, TypeError, AttributeError):
+                rows.append(build(row))
+        return {name: rows, "more": answer.get("more") is True}
+
+    @staticmethod
+    def number(value: object) -> int:
+        """A whole number that another realm names. Raises ValueError."""
+        if type(value) is not int or not 0 <= value < MAX_NUMBER:
+            raise ValueError("number")
+        return value
+
+    def describe(self, link: RealmLink) -> dict:
+        """What `realms` says of a link."""
+        trip = link.round_trip
+        return {"link": link.state, "queued": link.queued, "rtt_ms": None if trip is None else round(trip * 1000, 2)}
+
+    def tell(self, kind: str, not_to: str | None, **fields: object) -> None:
+        """Tells the other realms, but one, of somebody or something here."""
+        self.news.append((not_to, format_event(kind, **fields)))
+
+    def tell_member(self, group: Conversation, person: Person) -> None:
+        """Tells a person's realm whether they are in a group of ours; only that changes what is known there."""
+        if person.realm != self.home:
+            self.queue(person.realm, "member", f"{SYSTEM}@{self.home}", group=group.name, user=person.name,
+                       admin=group.admin, **{"in": person in group.members})
+
+    # -- what they ask of us
+
+    def do_peer(self, conn: Connection, _: Person | None, name: str, epochs: str, nonce: str) -> dict:
+        link = self.links.get(name)
+        if link is None or not 16 <= len(nonce) <= 128 or (link.key is None and conn.host != link.host):
+            raise self.refused(conn, name)
+        conn.claim = Claim(link, self.parse_epochs(epochs), nonce, secrets.token_hex(16))
+        return {"nonce": conn.claim.our_nonce,
+                "proof": link.proof("callee", name, self.home, nonce, conn.claim.our_nonce)}
+
+    @staticmethod
+    def parse_epochs(text: str) -> list[tuple[str, int]]:
+        """`ID,ID:END,…` -> [(name, where it ended)], newest first. Raises ChatError."""
+        epochs = []
+        for word in text.split(","):
+            name, colon, end = word.partition(":")
+            if not EPOCH.fullmatch(name) or bool(colon) != bool(epochs) or len(epochs) >= common.MAX_EPOCHS:
+                raise ChatError("bad_arguments", "EPOCHS")
+            epochs.append((name, Chat.number(end) if colon else ENDLESS))
+        return epochs
+
+    def refused(self, conn: Connection, name: str) -> ChatError:
+        """Somebody who is not the realm that it says to be."""
+        log.warning("refused a connection from %s that says to be realm %r", conn.host, name[:common.MAX_NAME])
+        conn.state = LAST_WORDS
+        return ChatError("realm_refused")
+
+    def do_peerproof(self, conn: Connection, _: Person | None, proof: str = "") -> dict:
+        claim, conn.claim = conn.claim, None
+        if claim is None:
+            raise self.refused(conn, "")
+        link, name = claim.link, claim.link.name
+        if link.key is not None and not link.is_proof(proof, "caller", name, self.home, claim.their_nonce,
+                                                      claim.our_nonce):
+            raise self.refused(conn, name)
+        have = self.outbox.meet(name, claim.epochs)
+        if link.incoming:                          # the other side has given that one up
+            link.incoming.state = BROKEN
+            self.chat.ready[link.incoming] = None
+        conn.link, link.incoming, conn.buffer.limit = link, conn, common.LINK_LINE
+        link.epochs, link.received = claim.epochs, have
+        link.next_attempt = min(link.next_attempt, self.chat.now)  # it is there: we need not wait with our own call
+        link.delay = common.LINK_RETRY_FIRST
+        return {"have": have, "refused": [self.outbox.refusals(name, stream, 0) for stream in (TEXTS, FILES)]}
+
+    def do_deliver(self, conn: Connection, _: Person | None, stream: str, after: str, items: str) -> dict:
+        link, which, before = conn.link, Chat.number(stream), Chat.number(after)
+        try:
+            batch = json.loads(items)
+            sequence = [item["seq"] for item in batch] if type(batch) is list else [0]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            sequence = [0]
+        if which not in (TEXTS, FILES) or not all(type(seq) is int and 0 < seq < MAX_NUMBER for seq in sequence):
+            conn.state = LAST_WORDS
+            log.warning("realm %s sent a batch that is none", link.name)
+            raise ChatError("bad_arguments")
+        have = list(link.received)
+        for item in batch if before <= have[which] else ():        # else there is a gap: we say what we have
+            if item["seq"] > have[which]:
+                try:
+                    code = self.receive(link, which, item)
+                except Missing:
+                    break
+                have[which] = item["seq"]
+                if code:
+                    log.info("refused an item of realm %s: %s", link.name, code)
+                    self.outbox.refuse(link.name, which, item["seq"], code)
+        if have != link.received:
+            self.outbox.set_received(link.name, link.epochs, link.received, have)
+            link.received = have
+            self.see_announced(link)
+        return {"have": have[which], "refused": self.outbox.refusals(link.name, which, before)}
+
+    def receive(self, link: RealmLink, stream: int, item: dict) -> str | None:
+        """Carries out one item of another realm; returns the code of the refusal, if any. Raises Missing.
+
+        An item that fails a turn is refused when it comes again.
+        """
+        place, before = (link.name, stream, item["seq"]), self.store.changes
+        if place in self.poisoned:
+            return "internal_error"
+        try:
+            return self.carry_out(link.name, item)
+        except ChatError as error:
+            if error.code == "storage":            # not the item's fault: the link tries again later
+                raise
+            if self.store.changes == before:
+                return error.code
+            self.poisoned.add(place)
+            raise RuntimeError("a refusal after a write") from error
+        except (Missing, sqlite3.Error):
+            raise
+        except Exception as error:
+            if self.store.changes == before:
+                log.warning("realm %s sent an item that is none: %s", link.name, type(error).__name__)
+                return "bad_arguments"
+            self.poisoned.add(place)
+            raise
+
+    def carry_out(self, realm: str, item: dict) -> str | None:
+        """What a person of another realm does here; the code of a refusal that had something to write.
+
+        Raises ChatError for any other refusal, and other errors where the item is malformed.
+        """
+        do, nama, ts = item["do"], self.full_name(item["name"]), item["ts"]
+        ts = ts if type(ts) is int and 0 < ts < 253_402_300_800_000 else self.chat.now_ms      # the year 10000
+        name, home = common.parse_address(item["from"], realm)
+        if home == self.home or home not in self.chat.table or (home != realm and do != "copy"):
+            raise ChatError("realm_refused")       # nobody else speaks for our people
+        sender = self.store.people.get(f"{name}@{home}")
+        if do == "member":
+            self.change_member(realm, item)
+            return None
+        if do == "leave":
+            group = self.chat.group(common.fold_name(item["group"]))
+            if sender and sender in group.members:
+                self.chat.leave(group, sender)
+            elif sender:
+                self.tell_member(group, sender)
+            return None
+        if do == "read":
+            self.hear_read(item, name, realm, nama)
+            return None
+        body, origin = self.body_of(item, realm, sender), self.origin_of(item, home)
+        if do == "send":
+            other = self.chat.person(common.fold_name(item["to"]))
+            sender = self.meet(name, home, nama)
+            self.chat.post(sender, self.store.private(sender, other), body, ts, origin)
+            return None
+        group_name = common.fold_name(item["group"])
+        if do == "post":
+            group = self.chat.group(group_name)
+            if sender not in group.members:
+                if sender:
+                    self.tell_member(group, sender)            # so that its realm knows it too
+                return "not_member"
+        elif do == "copy":
+            group = self.store.groups.get(f"{group_name}@{realm}")
+            if group is None or not group.members:
+                raise ChatError("group_not_found")
+            sender = sender or self.meet(name, home, nama)
+        else:
+            raise ChatError("unknown_command")
+        self.chat.post(sender, group, body, ts, origin)
+        return None
+
+    def change_member(self, realm: str, item: dict) -> None:
+        """The realm of a group says that a person of ours is in it, or out of it. Raises ChatError."""
+        name, is_in = common.fold_name(item["group"]), item["in"]
+        person = self.chat.person(common.fold_name(item["user"]))
+        admin = "@".join(common.parse_address(item["admin"], realm))
+        group = self.store.groups.get(f"{name}@{realm}")
+        if type(is_in) is not bool:
+            raise ValueError("in")
+        if is_in and (group is None or person not in group.members):
+            self.chat.join(group or self.store.add_group(name, realm, admin), person)
+        elif not is_in and group and person in group.members:
+            self.chat.leave(group, person)
+
+    def hear_read(self, item: dict, name: str, realm: str, nama: str) -> None:
+        """A person of another realm has read a message of somebody here. Raises ChatError."""
+        message = self.store.message(self.origin_of(item, self.home))
+        if message is None or message.sender.realm != self.home:
+            raise ChatError("user_not_found")
+        talk, reader = message.conversation, self.store.people.get(f"{name}@{realm}")
+        if reader not in talk.members and (not talk.name or talk.realm == self.home):
+            raise ChatError("not_member")          # of a group elsewhere we know the members of our own realm only
+        self.chat.mark_read(talk, reader or self.meet(name, realm, nama), message.id)
+
+    @staticmethod
+    def origin_of(item: dict, realm: str) -> int:
+        """The id that a message has in its sender's realm. Raises ValueError."""
+        prefix, _, id = item["uid"].partition(":")
+        if prefix != realm or not 0 < Chat.number(id) < MAX_NUMBER:
+            raise ValueError("uid")
+        return int(id)
+
+    def body_of(self, item: dict, realm: str, sender: Person | None) -> str | File:
+        """The text, or the file, of another realm's message. Raises ChatError, and Missing without the file."""
+        if "file" not in item:
+            item["text"].encode()                  # what cannot be encoded is no text
+            self.chat.check_send(None, item["text"], 1)
+            return item["text"]
+        name, size, sha256 = (item["file"][key] for key in File._fields)
+        if not SHA256.fullmatch(sha256):
+            raise ValueError("sha256")
+        if self.number(size) > self.chat.limits.file:
+            raise ChatError("too_large")
+        file = File(common.decode_file_name(common.encode_file_name(name)), size, sha256)
+        self.links[realm].unnamed.pop(sha256, None)
+        if sender and self.chat.limits.stored and sender.stored + size > self.chat.limits.stored:
+            raise self.chat.quota_error()
+        try:
+            if (self.store.files / sha256).stat().st_size != size:
+                raise ValueError("size")
+        except OSError:
+            raise Missing from None
+        return file
+
+    def do_piece(self, conn: Connection, _: Person | None, sha256: str, size: str, offset: str,
+                 content: str = "") -> dict:
+        link, whole, start = conn.link, Chat.number(size), Chat.number(offset)
+        if not SHA256.fullmatch(sha256):
+            raise ChatError("bad_arguments")
+        if whole > self.chat.limits.file:
+            raise ChatError("too_large")
+        data = common.decode_base64(content)
+        if (self.store.files / sha256).exists():
+            return {"offset": whole, "complete": True, "sealing": False}
+        if sha256 in link.sealing:
+            return {"offset": whole, "complete": False, "sealing": True}
+        try:
+            have = self.write_part(link, sha256, whole, start, data)
+        except OSError as problem:
+            log.error("a file of realm %s can't be written: %s", link.name, problem)
+            raise ChatError("storage") from None
+        if have == whole:
+            self.seal_part(link, sha256)
+        return {"offset": have, "complete": False, "sealing": have == whole}
+
+    def write_part(self, link: RealmLink, sha256: str, size: int, offset: int, data: bytes) -> int:
+        """Appends a piece of a file where it fits; how many bytes are here now. Raises OSError, ChatError."""
+        path = self.store.files / f"part-{link.name}-{sha256}"
+        if not path.exists():
+            self.make_room(link)
+        with path.open("ab", buffering=0) as part:
+            have = part.tell()
+            if offset == have and have + len(data) <= size:
+                append_to_file(part, data, have)
+                have += len(data)
+            return have
+
+    def make_room(self, link: RealmLink) -> None:
+        """A new file comes from a realm: of LINK_FILES that no item has named yet the oldest unfinished one goes."""
+        since = self.chat.now - common.SWEEP_AGE
+        link.unnamed = {sha256: when for sha256, when in link.unnamed.items() if when > since}
+        parts = sorted(self.store.files.glob(f"part-{link.name}-*"), key=lambda path: path.stat().st_mtime)
+        parts = [path for path in parts if path.name.rpartition("-")[2] not in link.sealing]
+        if len(parts) + len(link.sealing) + len(link.unnamed) >= common.LINK_FILES:
+            if not parts:
+                raise ChatError("storage")
+            parts[0].unlink(missing_ok=True)
+
+    def seal_part(self, link: RealmLink, sha256: str) -> None:
+        """A file from a realm is whole: has it put on disk."""
+        def done(result: Future) -> None:
+            link.sealing.discard(sha256)
+            if result.exception():
+                log.error("a file of realm %s can't be stored: %s", link.name, result.exception())
+            else:
+                link.unnamed[sha256] = self.chat.now
+        link.sealing.add(sha256)
+        path = self.store.files / f"part-{link.name}-{sha256}"
+        self.chat.workers.run(self.chat.workers.files, done, seal_file, path, self.store.files, sha256)
+
+    def do_ask(self, conn: Connection, _: Person | None, question: str) -> dict:
+        before = self.store.changes
+        try:
+            fields = json.loads(question)
+            answers = {"who": self.answer_who, "info": self.answer_info, "groups": self.answer_groups,
+                       "addgroup": self.answer_join, "joingroup": self.answer_join}
+            return answers[fields["do"]](conn.link.name, fields)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            if self.store.changes != before:       # a fault of ours
+                raise
+            raise ChatError("bad_arguments") from None
+
+    def answer_who(self, realm: str, fields: dict) -> dict:
+        """Which of these people exist here."""
+        people = [self.store.people.get(f"{name}@{self.home}") for name in fields["users"][:common.MAX_TARGETS]]
+        return {"users": {person.name: {"nama": person.nama, "negara": person.negara} for person in people if person}}
+
+    def answer_info(self, realm: str, fields: dict) -> dict:
+        """The people of this realm."""
+        return self.chat.info_reply(self.chat.people_after(fields["after"]))
+
+    def answer_groups(self, realm: str, fields: dict) -> dict:
+        """The groups of this realm, with their members of the realm that asks."""
+        return self.chat.groups_page(fields["after"], None, lambda group: group.realm == self.home, realm)
+
+    def answer_join(self, realm: str, fields: dict) -> dict:
+        """Makes or joins a group here; the answer is the number of the item that says so. Twice is no error."""
+        name, user = common.fold_name(fields["group"]), common.fold_name(fields["user"])
+        nama, negara = self.full_name(fields["nama"]), self.full_name(fields["negara"])
+        group = self.store.groups.get(f"{name}@{self.home}")
+        if fields["do"] == "addgroup" and group and group.admin != f"{user}@{realm}":
+            raise ChatError("group_exists")
+        if fields["do"] == "joingroup":
+            group = self.chat.group(name)
+        person = self.meet(user, realm, nama, negara)
+        if group is None:
+            self.chat.make_group(name, person)
+        elif person not in group.members:
+            self.chat.join(group, person)
+        else:
+            self.tell_member(group, person)
+        return {"seq": self.outbox.last_seq}
+
+    def do_ping(self, conn: Connection, _: Person | None) -> dict:
+        return {}
 
 
 # ---- main --------------------------------------------------------------------------------------
@@ -3109,58 +3984,54 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def build(options: argparse.Namespace, *, clock: Callable[[], float] = time.monotonic,
+          wall: Callable[[], float] = time.time) -> Server:
+    """A server that listens already, made of the parts above. Raises StoreRefused, OSError, sqlite3.Error."""
+    row = options.table[options.realm]
+    store = Store(options.data or common.ROOT / row.folder / "data")
+    if not store.people and not options.no_default_users:
+        hashed = hash_password(DEFAULT_PASSWORD)
+        for name, nama, negara in DEFAULT_USERS:
+            store.add_person(name, row.name, nama, negara, hashed)
+        store.commit()
+        log.warning("made the documented users with the documented password; --no-default-users leaves them out")
+    if options.key is None and len(options.table) > 1:
+        log.warning("no realm key: a realm is believed by its address alone")
+    most = max(raise_descriptor_limit() - common.SPARE_DESCRIPTORS, 1)
+    limits = Limits(options.max_file * common.MIB, options.max_stored * common.MIB, options.max_rate,
+                    min(options.max_connections, most), options.max_per_address)
+    workers = Workers(lambda: server.wake())
+    chat = Chat(row.name, options.table, store, workers, key=options.key, limits=limits, wall=wall)
+    port = row.port if options.port is None else options.port
+    server = Server(chat, options.bind, port, tls=options.tls, peer_tls=options.peer_tls, clock=clock)
+    gc.freeze()                    # what was loaded stays: looking through it again and again would hold up the loop
+    return server
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs a server until SIGTERM or Ctrl-C; returns the exit status."""
     options = parse_options(arguments)
     logging.basicConfig(level=options.log_level.upper(), stream=sys.stderr,
                         format="%(asctime)s %(levelname)s %(message)s")
-    row = options.table[options.realm]
-    data = options.data or common.ROOT / row.folder / "data"
+    data = options.data or common.ROOT / options.table[options.realm].folder / "data"
     if options.make_realm_key:
         return make_realm_key(options.make_realm_key)
     if options.backup:
         return backup(data, options.backup)
     if options.check:
         return check(data)
-    wake_here, wake_there = socket.socketpair()
-    for sock in (wake_here, wake_there):
-        sock.setblocking(False)
-
-    def wake() -> None:
-        with contextlib.suppress(OSError):         # full: it will wake all the same
-            wake_there.send(b"\0")
-    workers = Workers(wake)
     try:
-        store = Store(data)
-    except (StoreRefused, OSError, sqlite3.Error) as error:
+        server = build(options)
+    except (StoreRefused, sqlite3.Error) as error:
         sys.exit(f"ChatServer.py: {error}")
-    if not store.people and not options.no_default_users:
-        for name, nama, negara in DEFAULT_USERS:
-            store.add_person(name, row.name, nama, negara, hash_password(DEFAULT_PASSWORD))
-        log.warning("made the documented users with the documented password; --no-default-users leaves them out")
-    store.end_request()
-    store.commit()
-    if options.key is None:
-        log.warning("no realm key: a realm is believed by its address alone")
-    most = max(raise_descriptor_limit() - common.SPARE_DESCRIPTORS, 1)
-    limits = Limits(options.max_file * common.MIB, options.max_stored * common.MIB, options.max_rate,
-                    min(options.max_connections, most), options.max_per_address)
-    chat = Chat(row.name, options.table, store, workers, key=options.key, limits=limits)
-    try:
-        server = Server(chat, options.bind, row.port if options.port is None else options.port, wake_here,
-                        tls=options.tls, peer_tls=options.peer_tls)
     except OSError as error:
-        sys.exit(f"ChatServer.py: can't listen at {options.bind}:{options.port or row.port}: {error.strerror}")
-
-    def stop(*_: object) -> None:
-        server.stopping = True
-    signal.set_wakeup_fd(wake_there.fileno(), warn_on_full_buffer=False)
+        port = options.port or options.table[options.realm].port
+        sys.exit(f"ChatServer.py: can't listen at {options.bind}:{port}, or use {data}: {error.strerror}")
+    signal.set_wakeup_fd(server.wake_end.fileno(), warn_on_full_buffer=False)
     for name in ("SIGTERM", "SIGINT"):
-        signal.signal(getattr(signal, name), stop)
-    print(f"realm {row.name} listening on {options.bind}:{server.port}", flush=True)
+        signal.signal(getattr(signal, name), lambda *_: server.stop())
+    print(f"realm {options.realm} listening on {options.bind}:{server.port}", flush=True)
     server.run()
-    workers.close()
-    store.close()
     log.info("stopped")
     return 0
 
@@ -3194,8 +4065,6 @@ def backup(data: Path, path: Path) -> int:
     with contextlib.closing(sqlite3.connect(data / "chat.db")) as source:
         with contextlib.closing(sqlite3.connect(path)) as target:
             source.backup(target)
-            target.execute("UPDATE meta SET value=? WHERE name='epoch'", (secrets.token_hex(8),))
-            target.commit()                        # who goes on from it counts its items to other realms anew
     print(f"copied {data / 'chat.db'} to {path}; the files that it names lie in {data / 'files'}")
     return 0
 
