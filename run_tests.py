@@ -21,6 +21,7 @@ import asyncio
 import atexit
 import base64
 import contextlib
+import errno
 import functools
 import hashlib
 import hmac
@@ -29,6 +30,7 @@ import io
 import json
 import logging
 import os
+import platform
 import random
 import re
 import select
@@ -39,6 +41,7 @@ import socket
 import sqlite3
 import ssl
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -67,11 +70,13 @@ class Server:
     """A real server process with its own data folder; `start` again after `stop` or `kill` finds the same data."""
 
     running: set[Server] = set()
+    root = ROOT                                                # the checkout whose program is started
 
     def __init__(self, *options: str, realm: str = "mesin1", peer: str = NOWHERE, port: int = 0,
-                 wrapper: Iterable[str] = (), wait: bool = True) -> None:
+                 wrapper: Iterable[str] = (), disk: FaultyDisk | None = None, wait: bool = True) -> None:
         self.realm, self.host, self.port = realm, "127.0.0.1", port
         self.wrapper = wrapper                                 # the words of a program that starts it by `exec`
+        self.disk = disk
         self.folder = Path(tempfile.mkdtemp(prefix=f"{realm}-", dir=SCRATCH))
         self.data, self.log_file = self.folder / "data", self.folder / "log"
         other = "mesin2" if realm == "mesin1" else "mesin1"
@@ -81,15 +86,24 @@ class Server:
 
     def start(self, wait: bool = True) -> None:
         """Starts the process, and waits until it listens; without `wait` others may be started meanwhile."""
-        program = ROOT / REALMS[self.realm].folder / "ChatServer.py"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CHAT_")}
+        wrapper, *inherited = self.disk.wrapper() if self.disk else (self.wrapper,)
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.wrapper, sys.executable, str(program), *self.options, "--port", str(self.port)],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+                [*wrapper, sys.executable, str(self.program(self.realm)), *self.options, "--port", str(self.port)],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
+                pass_fds=inherited)
+        for descriptor in inherited:
+            os.close(descriptor)
         Server.running.add(self)
         if wait:
             self.await_start()
+
+    @staticmethod
+    def program(realm: str) -> Path:
+        """The file that a realm's server is started by."""
+        folder = REALMS[realm].folder if realm in REALMS else REALMS["mesin1"].folder
+        return Server.root / folder / "ChatServer.py"
 
     def await_start(self) -> None:
         """Waits for the start line, which says the port."""
@@ -147,6 +161,26 @@ class Server:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def descriptors(self, below: str = "") -> list[str]:
+        """What the process has open, below a folder."""
+        found = []
+        for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):                  # closed meanwhile
+                found.append(os.readlink(link))
+        return [path for path in found if path.startswith(below)]
+
+    @contextlib.contextmanager
+    def no_room(self) -> Iterator[None]:
+        """No file of the process can grow meanwhile."""
+        import resource  # not on Windows
+        size = (self.data / "chat.db-wal").stat().st_size
+        limits = resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            yield
+        finally:
+            resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, limits)
+
     def forget_most_memory(self) -> None:
         """Starts the count of `most_memory` anew."""
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
@@ -171,8 +205,8 @@ class Server:
 
 def run_server(*options: str, of: Server | None = None) -> subprocess.CompletedProcess[str]:
     """Runs the server's program until it ends by itself: with these options, after those `of` another server."""
-    path = ROOT / REALMS[of.realm if of else "mesin1"].folder / "ChatServer.py"
-    return subprocess.run([sys.executable, str(path), *(of.options if of else ()), "--port", "0", *options],
+    return subprocess.run([sys.executable, str(Server.program(of.realm if of else "mesin1")),
+                           *(of.options if of else ()), "--port", "0", *options],
                           stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE)
 
 
@@ -238,6 +272,41 @@ def eventually(question: Callable[[], object], what: str) -> None:
         if time.monotonic() > deadline:
             raise AssertionError(f"never came: {what}")
         time.sleep(0.005)
+
+
+def rows(server: Server, query: str, *values: object) -> list[tuple]:
+    """What a query finds in a server's database."""
+    with contextlib.closing(sqlite3.connect(server.data / "chat.db")) as db:
+        return db.execute(query, values).fetchall()
+
+
+def change(server: Server, *statements: tuple[str, Iterable[tuple]]) -> None:
+    """Writes rows into the database of a server that is not running: [(statement, rows)]."""
+    with contextlib.closing(sqlite3.connect(server.data / "chat.db")) as db, db:
+        for statement, values in statements:
+            db.executemany(statement, values)
+
+
+def multiply(server: Server, table: str, where: str, first: int, count: int, **changed: str) -> None:
+    """Copies a row of a stopped server's database `count` times; `changed` is SQL, in which `n` counts from `first`."""
+    with contextlib.closing(sqlite3.connect(server.data / "chat.db")) as db, db:
+        names = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
+        db.execute(f"WITH RECURSIVE numbers(n) AS (SELECT {first} UNION ALL SELECT n + 1 FROM numbers "
+                   f"WHERE n < {first + count - 1}) INSERT INTO {table} SELECT "
+                   f"{', '.join(changed.get(name, name) for name in names)} "
+                   f"FROM (SELECT * FROM {table} WHERE {where} LIMIT 1), numbers")
+
+
+def timed(action: Callable[[], object]) -> float:
+    """How many seconds it takes."""
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def percentile(percent: int, times: list[float]) -> float:
+    """What so many of a hundred do not exceed."""
+    return sorted(times)[len(times) * percent // 100]
 
 
 @atexit.register
@@ -434,6 +503,10 @@ class Person(Wire):
             event = self.event("realm")
             link = event["link"] if event["realm"] == realm else link
 
+    def await_sent(self, realm: str = "mesin2") -> None:
+        """Waits until nothing waits here for a realm any longer."""
+        eventually(lambda: self.ok("realms")["realms"][realm]["queued"] == 0, f"an empty queue for {realm}")
+
 
 def as_base64(content: bytes) -> str:
     """A file's content as it goes on the wire."""
@@ -466,10 +539,37 @@ class ChatTest(unittest.TestCase):
         for thing in things:
             self.addCleanup(thing.stop if isinstance(thing, Server) else thing.close)
 
+    def server(self, *options: str, **keywords: object) -> Server:
+        """A server of the test's own."""
+        server = Server(*options, **keywords)
+        self.keep(server)
+        return server
+
+    def inside(self, *options: str, **keywords: object) -> Inside:
+        """A server in this process, whose clocks the test sets."""
+        self.keep(inside := Inside(*options, **keywords))
+        return inside
+
+    def realms(self, *options: str) -> tuple[Server, Server]:
+        """Two realms of the test's own, with both links up."""
+        here, there = linked_realms(*options)
+        self.keep(here, there)
+        return here, there
+
+    def realms_through(self, proxy: Proxy, *options: str, **keywords: object) -> tuple[Server, Server]:
+        """Two realms; mesin1's link to mesin2 goes through a proxy."""
+        first, proxy.target = free_ports(2)
+        return (self.server(*options, port=first, peer=f"127.0.0.1:{proxy.port}", **keywords),
+                self.server(*options, realm="mesin2", port=proxy.target, peer=f"127.0.0.1:{first}"))
+
+    def login(self, server: Server | Inside, user: str, password: str = "surabaya") -> Person:
+        """A new connection of a user whose account exists."""
+        self.keep(person := server.login(user, password))
+        return person
+
     def again(self, person: Person) -> Person:
         """One more connection of the same session."""
-        other = person.again()
-        self.keep(other)
+        self.keep(other := person.again())
         return other
 
     def register(self, *names: tuple[Server, str]) -> list[Person]:
@@ -485,20 +585,20 @@ class OneServer(ChatTest):
     """Tests that share one server, and make people of their own."""
 
     options: tuple[str, ...] = ()
-    server: Server
+    here: Server
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.server = Server(*cls.options)
-        cls.addClassCleanup(cls.server.stop)
+        cls.here = Server(*cls.options)
+        cls.addClassCleanup(cls.here.stop)
 
     def people(self, *names: str) -> list[Person]:
         """New users with these names and a number, each logged in on a connection of its own."""
-        return self.register(*((self.server, name) for name in names))
+        return self.register(*((self.here, name) for name in names))
 
     def wire(self) -> Wire:
         """A connection that has not logged in."""
-        wire = Wire(self.server)
+        wire = Wire(self.here)
         self.keep(wire)
         return wire
 
@@ -915,7 +1015,7 @@ class Accounts(OneServer):
         again = self.wire().ask("auth JONI admin")
         self.assertEqual((joni["status"], again["status"]), ("OK", "OK"))
         self.assertNotEqual(joni["tokenid"], again["tokenid"])
-        users = {user["user"]: user for user in self.server.login("messi").ok("info")["users"]}
+        users = {user["user"]: user for user in self.here.login("messi").ok("info")["users"]}
         self.assertEqual((users["joni"]["nama"], users["joni"]["negara"]), ("joni perkasa", "Indonesia"))
 
     def test_bad_credentials_have_one_text(self):
@@ -946,13 +1046,16 @@ class Accounts(OneServer):
         self.assertRefused(wire.ask("register newone x a"), "bad_arguments")
         self.assertRefused(wire.ask(f"register newone x {'n' * 129} b"), "too_long")
         self.assertRefused(wire.ask(f"register newone x a {'n' * 129}"), "too_long")
+        for wrong in ("\x1b[2J", "a\x7f", "\u202egpj", "\u2028", "\0"):
+            self.assertRefused(wire.ask(f"register newone x {wrong} b"), "bad_name")
+            self.assertRefused(wire.ask(f"register newone x a {wrong}"), "bad_name")
         self.assertRefused(wire.ask("auth newone x"), "bad_credentials")
 
     def test_register_keeps_any_letters(self):
         wire = self.wire()
         wire.ask("register soren pass\u00f8rd S\u00f8ren_\u00c5 Danmark")
         self.assertEqual(self.wire().ask("auth soren pass\u00f8rd")["status"], "OK")
-        users = {user["user"]: user["nama"] for user in self.server.login("messi").ok("info")["users"]}
+        users = {user["user"]: user["nama"] for user in self.here.login("messi").ok("info")["users"]}
         self.assertEqual(users["soren"], "S\u00f8ren \u00c5")
 
     def test_two_cannot_register_one_name(self):
@@ -988,14 +1091,44 @@ class Accounts(OneServer):
         with contextlib.suppress(EOFError, ConnectionError):    # it may as well have been ended
             self.assertRefused(other.do("inbox"), "session_not_found")
         self.assertFalse(other.events["message"])
-        self.assertEqual(self.server.login(alice.name, "rahasia").inbox()[0]["msg"], "too late to be pushed")
+        self.assertEqual(self.here.login(alice.name, "rahasia").inbox()[0]["msg"], "too late to be pushed")
 
     def test_logout_leaves_other_sessions_alone(self):
         (alice,) = self.people("alice")
-        other = self.server.login(alice.name, "rahasia")
+        other = self.here.login(alice.name, "rahasia")
         self.keep(other)
         alice.ok("logout")
         other.ok("inbox")
+
+    def test_an_old_password_is_worth_nothing_after_passwd(self):
+        """Nor to who logs in with it at that very moment, on many connections."""
+        for _ in range(4):
+            (alice,) = self.people("alice")
+            guests = [self.wire() for _ in range(6)]
+            alice.write(alice.line("passwd rahasia new").encode() + b"\r\n")
+            for guest in guests:
+                guest.write(f"auth {alice} rahasia\r\n".encode())
+            self.assertEqual(alice.reply()["status"], "OK")
+            for guest in guests:
+                with contextlib.suppress(EOFError, ConnectionError):
+                    token = guest.reply().get("tokenid", "none")
+                    self.assertRefused(self.wire().ask(f"inbox {token}"), "session_not_found")
+            alice.ok("inbox")
+
+    def test_of_two_passwd_at_once_one_succeeds(self):
+        (alice,) = self.people("alice")
+        both = [alice, self.again(alice)]
+        for number, person in enumerate(both):
+            person.write(person.line(f"passwd rahasia new{number}").encode() + b"\r\n")
+        codes = []
+        for person in both:
+            try:
+                codes.append(person.reply().get("code", "OK"))
+            except (EOFError, ConnectionError):
+                codes.append("ended")                          # with the session, by the one that succeeded
+        self.assertEqual(codes.count("OK"), 1, codes)
+        works = [self.wire().ask(f"auth {alice} new{number}")["status"] for number in (0, 1)]
+        self.assertEqual(works, ["OK" if code == "OK" else "ERROR" for code in codes])
 
     def test_info(self):
         alice, bob = self.people("alice", "bob")
@@ -1080,7 +1213,7 @@ class Private(OneServer):
         alice, bob = self.people("alice", "bob")
         text = "x" * common.MAX_TEXT
         alice.ok_all(f"send {bob} {text}" for _ in range(1500))
-        breaking = Wire(self.server, receive_buffer=4096)
+        breaking = Wire(self.here, receive_buffer=4096)
         breaking.write(f"inbox {bob.token}\r\n".encode())
         self.assertTrue(breaking.socket.recv(100))
         breaking.close(reset=True)
@@ -1206,7 +1339,7 @@ class TagsAndOrder(OneServer):
         (alice,) = self.people("alice")
         later = f"later{Person.count}"
         self.assertRefused(alice.do(f"@1 send {later} hi"), "user_not_found")
-        self.keep(someone := Person(self.server, later, f"register {later} x a b"))
+        self.keep(someone := Person(self.here, later, f"register {later} x a b"))
         alice.ok(f"@1 send {later} hi")
         self.assertEqual(len(someone.inbox()), 1)
 
@@ -1214,8 +1347,8 @@ class TagsAndOrder(OneServer):
         alice, bob = self.people("alice", "bob")
         ids = {reply["id"] for reply in alice.ok_all([f"@again send {bob} once"] * 20)}
         self.assertEqual(len(ids), 1)
-        self.server.stop()
-        self.server.start()
+        self.here.stop()
+        self.here.start()
         self.assertEqual({self.again(alice).ok(f"@again send {bob} once")["id"]}, ids)
         self.assertEqual(len(self.again(bob).inbox()), 1)
 
@@ -1256,11 +1389,11 @@ class TagsAndOrder(OneServer):
         alice, bob = self.people("alice", "bob")
         alice.ok_all(f"send {bob} {'x' * 4000}" for _ in range(100))
         history = alice.line(f"history {bob} {10 ** 17} 100")
-        self.server.forget_most_memory()
-        before = self.server.memory
+        self.here.forget_most_memory()
+        before = self.here.memory
         replies = alice.ask_all([history] * 60)                 # 24 MB of replies
         self.assertEqual({len(reply["messages"]) for reply in replies}, {100})
-        self.assertLess(self.server.most_memory - before, 8 * MIB)
+        self.assertLess(self.here.most_memory - before, 8 * MIB)
 
 
 class BadInput(OneServer):
@@ -1278,12 +1411,12 @@ class BadInput(OneServer):
         own = re.compile(r"log|data|data/files|data/(chat|owner)\.db(-(wal|shm|journal))?|data/files/[0-9a-f]{64}")
 
         def stray() -> list[Path]:
-            return [path for path in self.server.folder.rglob("*")
-                    if not own.fullmatch(str(path.relative_to(self.server.folder)))]
+            return [path for path in self.here.folder.rglob("*")
+                    if not own.fullmatch(str(path.relative_to(self.here.folder)))]
         eventually(lambda: not stray(), "order in the folder")
 
     def test_refused_bytes(self):
-        alice, bob, stored = self.alice, self.bob, self.server.files()
+        alice, bob, stored = self.alice, self.bob, self.here.files()
         send, sendfile = alice.line(f"send {bob}").encode(), alice.line(f"sendfile {bob}").encode()
         cases = [
             (b"nosuch", "unknown_command"), (b"\0", "unknown_command"), (b"{}", "unknown_command"),
@@ -1311,7 +1444,7 @@ class BadInput(OneServer):
                 else:
                     self.assertRefused(reply, code)
         self.assertUsable()
-        self.assertEqual(self.server.files(), stored)
+        self.assertEqual(self.here.files(), stored)
 
     def test_the_largest_that_is_allowed(self):
         content = some_bytes(MIB)
@@ -1335,8 +1468,8 @@ class BadInput(OneServer):
         """One reply a line, memory as before."""
         starts = [self.alice.line(f"sendfile {self.bob} f").encode() + b" ", b"send T messi ", b"x", b"\xff\0",
                   b"@t inbox ", b"@" * 100, b"deliver 0 0 [", b""]
-        self.server.forget_most_memory()
-        before = self.server.memory
+        self.here.forget_most_memory()
+        before = self.here.memory
         for number in range(50 if LONG else 3):
             block, wire = (b"A", b"\0", b"\xff", b"[", b" ")[number % 5] * MIB, self.again(self.alice)
             with self.subTest(starts[number % len(starts)][:12], block=block[:1]):
@@ -1348,14 +1481,14 @@ class BadInput(OneServer):
                 self.assertIn(reply["code"], ("too_long", "too_large") if number < 3 else set(common.ERRORS) -
                               {"internal_error"})
                 self.assertEqual(wire.reply()["tag"], "last")
-        self.assertLess(self.server.most_memory - before, 16 * MIB)
+        self.assertLess(self.here.most_memory - before, 16 * MIB)
         self.assertUsable()
 
     @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_junk_lines(self):
         """Bad UTF-8, NUL, halves of commands: one reply a line, none of them an `internal_error`."""
-        self.server.forget_most_memory()
-        chance, before = random.Random(8), self.server.memory
+        self.here.forget_most_memory()
+        chance, before = random.Random(8), self.here.memory
         left_out = {"auth", "register", "passwd", "logout", "subscribe", "peer", "peerproof"}
         words = sorted(word.encode() for word in set(COMMANDS) - left_out)
         words += [b"\0", b"\xff\xfe", b"@t", b"@", b"", b"T", b"\r", b"messi", b"\xed\xa0\x80", b"9" * 30, b"'", b"%s",
@@ -1370,7 +1503,7 @@ class BadInput(OneServer):
             self.assertEqual(replies[-1].get("tag"), "last")
             self.assertNotIn("internal_error", {reply.get("code") for reply in replies})
             wire.close()
-        self.assertLess(self.server.most_memory - before, 64 * MIB)
+        self.assertLess(self.here.most_memory - before, 64 * MIB)
         self.assertUsable()
 
     def test_hostile_names(self):
@@ -1406,7 +1539,7 @@ class BadInput(OneServer):
 
     def test_uploads_cut_at_every_stage(self):
         """Who goes away in an upload has sent nothing, and nothing of it is left; at its end, all of it or nothing."""
-        contents, kept = [some_bytes(300_000, seed) for seed in (0, 1)], self.server.files()
+        contents, kept = [some_bytes(300_000, seed) for seed in (0, 1)], self.here.files()
         digests = [hashlib.sha256(content).hexdigest() for content in contents]
         lines = [self.alice.line(f"sendfile {self.bob} cut.bin {as_base64(content)}").encode() + b"\r\n"
                  for content in contents]
@@ -1418,10 +1551,10 @@ class BadInput(OneServer):
                     wire = self.alice.again()
                     wire.write(line[:stage])
                     if common.MAX_LINE < stage < length:
-                        eventually(lambda: self.server.files() != kept, "the upload has begun")
+                        eventually(lambda: self.here.files() != kept, "the upload has begun")
                     wire.close(reset)
                     if stage < length:
-                        eventually(lambda: self.server.files() == kept, "the half file is gone")
+                        eventually(lambda: self.here.files() == kept, "the half file is gone")
                         self.assertEqual(self.bob.history(self.alice), [])
 
         def arrived() -> list[dict]:
@@ -1430,7 +1563,7 @@ class BadInput(OneServer):
         def is_settled() -> bool:
             """The whole line that was not reset has arrived, and of the one before it all or nothing."""
             named = {message["file"]["sha256"] for message in arrived()}
-            return digests[1] in named and named == set(self.server.files()) - set(kept)
+            return digests[1] in named and named == set(self.here.files()) - set(kept)
         eventually(is_settled, "a message for each whole file")
         self.assertUsable()
         files = arrived()
@@ -1459,9 +1592,9 @@ class BadInput(OneServer):
         for start in (self.alice.line(f"sendfile {self.bob} f.bin"), "nosuch"):
             self.again(self.alice).write(start.encode() + b" " + b"A" * 200_000)
         self.alice.ok("inbox")
-        before = self.server.cpu_time
+        before = self.here.cpu_time
         time.sleep(0.5)
-        self.assertLess(self.server.cpu_time - before, 0.1)
+        self.assertLess(self.here.cpu_time - before, 0.1)
 
     def test_half_a_line_at_the_end_is_no_request(self):
         wire = self.again(self.alice)
@@ -1503,7 +1636,7 @@ class Subscriptions(OneServer):
 
     def test_every_session_of_both_gets_it(self):
         alice, bob = self.people("alice", "bob")
-        sessions = [alice, self.again(alice), bob, self.again(bob), self.server.login(bob.name, "rahasia")]
+        sessions = [alice, self.again(alice), bob, self.again(bob), self.here.login(bob.name, "rahasia")]
         self.keep(sessions[-1])
         for session in sessions:
             session.ok("subscribe")
@@ -1594,13 +1727,13 @@ class Subscriptions(OneServer):
                 pass
             return event["online"]
 
-        carol = self.server.register("carol")
+        carol = self.here.register("carol")
         self.assertIs(state_of(carol), True)
         carol.ok("logout")
         self.assertIs(state_of(carol), False)
         bob.close()
         self.assertIs(state_of(bob), False)
-        bob = self.server.login(bob.name, "rahasia")
+        bob = self.here.login(bob.name, "rahasia")
         self.assertIs(state_of(bob), True)
         second = self.again(bob)
         second.ok("inbox")
@@ -1622,7 +1755,7 @@ class Subscriptions(OneServer):
                 alice.ok_all(f"send {bob} {number:05} {text}" for number in range(start, start + batch))
                 if reading:
                     read(start, start + batch)
-                held.append(self.server.memory)
+                held.append(self.here.memory)
             return statistics.median(held[-20:])
 
         def read(first: int, last: int) -> None:
@@ -1798,10 +1931,10 @@ class FileTransfer(OneServer):
     def test_a_file_that_nobody_got_is_not_kept(self):
         """Also where it was meant for several; one that somebody got is kept."""
         alice, bob = self.people("alice", "bob")
-        stored, content = self.server.files(), as_base64(some_bytes(1000, seed=77))
+        stored, content = self.here.files(), as_base64(some_bytes(1000, seed=77))
         self.assertRefused(alice.do(f"sendfile nosuch f.bin {content}"), "user_not_found")
         self.assertRefused(alice.do(f"sendgroupfilerealm mesin1 no1,no2 f.bin {content}"), "user_not_found")
-        self.assertEqual(self.server.files(), stored)
+        self.assertEqual(self.here.files(), stored)
         self.assertRefused(alice.do(f"sendgroupfilerealm mesin1 {bob},no2 f.bin {content}"), "user_not_found")
         self.assertEqual(bob.fetch(bob.inbox()[0]["file"]["id"]), some_bytes(1000, seed=77))
 
@@ -1861,7 +1994,7 @@ class Legacy:
 class OldClients(TwoRealms):
     """The 17 old commands, just as old clients spell them."""
 
-    def login(self, server: Server, user: str) -> tuple[Legacy, str]:
+    def old_login(self, server: Server, user: str) -> tuple[Legacy, str]:
         old = Legacy(server)
         self.addCleanup(old.socket.close)
         reply = old.sendstring(f"auth {user} surabaya \r\n")
@@ -1869,9 +2002,9 @@ class OldClients(TwoRealms):
         return old, reply["tokenid"]
 
     def test_all_seventeen(self):
-        old, token = self.login(self.here, "messi")
-        henderson, token_henderson = self.login(self.here, "henderson")
-        there, token_there = self.login(self.there, "henderson")
+        old, token = self.old_login(self.here, "messi")
+        henderson, token_henderson = self.old_login(self.here, "henderson")
+        there, token_there = self.old_login(self.there, "henderson")
         file = "b'" + as_base64("isi file \u00e9".encode()) + "'"
 
         def ok(line: str) -> dict:
@@ -1905,7 +2038,7 @@ class OldClients(TwoRealms):
         self.assertEqual(old.sendstring(f"inbox {token} \r\n")["status"], "ERROR")
 
     def test_never_pushed_to(self):
-        old, token = self.login(self.here, "lineker")
+        old, token = self.old_login(self.here, "lineker")
         sender = self.here.register("sender")
         self.keep(sender)
         for _ in range(50):
@@ -2187,7 +2320,7 @@ class LinkDown(TwoRealms):
         self.assertEqual([event["msg"][:4] if "msg" in event else event["file"]["name"] for event in events],
                          ["one", "two", "four.txt", *(f"{number:04}" for number in range(1500)), "small.txt", "last"])
         self.assertEqual((bob.fetch(events[2]["id"]), bob.fetch(events[-2]["id"])), (b"four", b"content"))
-        eventually(lambda: alice.ok("realms")["realms"]["mesin2"]["queued"] == 0, "an empty queue")
+        alice.await_sent()
 
     def test_who_turns_out_not_to_exist_is_answered(self):
         self.there.stop()
@@ -2217,11 +2350,6 @@ class LinkDown(TwoRealms):
 
 class Guards(ChatTest):
     """Passwords that change, quotas and rates; backup and check. Each test has a server of its own."""
-
-    def server(self, *options: str, **keywords: object) -> Server:
-        server = Server(*options, **keywords)
-        self.keep(server)
-        return server
 
     def test_passwd(self):
         server = self.server()
@@ -2630,7 +2758,7 @@ class RealmAway(ChatTest):
         self.assertEqual(person.fetch(private[560]["file"]["id"]), content)
         self.assertEqual([message["id"] for message in got], sorted({message["id"] for message in got}))
         self.assertEqual(len(person.inbox()), 1501)
-        eventually(lambda: messi.again().ok("realms")["realms"]["mesin2"]["queued"] == 0, "an empty queue")
+        messi.again().await_sent()
         here.stop()
         there.stop()
 
@@ -2710,53 +2838,205 @@ class LargeFile(TwoRealms):
 # ---- faults and intruders ----------------------------------------------------------------------
 
 
-def rows(server: Server, query: str, *values: object) -> list[tuple]:
-    """What a query finds in a server's database."""
-    with contextlib.closing(sqlite3.connect(server.data / "chat.db")) as db:
-        return db.execute(query, values).fetchall()
-
-
-def change(server: Server, *statements: tuple[str, Iterable[tuple]]) -> None:
-    """Writes rows into the database of a server that is not running: [(statement, rows)]."""
-    with contextlib.closing(sqlite3.connect(server.data / "chat.db")) as db, db:
-        for statement, values in statements:
-            db.executemany(statement, values)
+def load_program(path: Path) -> object:
+    """A program as a module; it stands in sys.modules first, as dataclasses want it."""
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_under_test", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 class Neighbour(Wire):
-    """The realm mesin2, played by the test: opens a link to a server of mesin1."""
+    """The realm mesin2, played by the test: it calls a server of mesin1."""
 
-    def __init__(self, server: Server, epoch: str = "epoch-1", key: bytes | None = None) -> None:
+    def __init__(self, server: Server, epochs: str = "e1", key: bytes | None = None) -> None:
         super().__init__(server)
         nonce = f"{random.getrandbits(128):032x}"
-        self.lines = [f"peer mesin2 {epoch} {nonce}"]
+        self.lines = [f"peer mesin2 {epochs} {nonce}"]
         self.challenge = self.ask(self.lines[0])
         text = f"chat-realm-1 caller mesin2 mesin1 {nonce} {self.challenge.get('nonce')}"
         self.lines.append(f"peerproof {hmac.new(key, text.encode(), 'sha256').hexdigest()}" if key else "peerproof")
         self.welcome = self.ask(self.lines[1])
 
     def deliver(self, stream: int, after: int, items: list) -> dict:
-        """One batch of items."""
+        """Sends one batch of items."""
         return self.ask(f"deliver {stream} {after} {json.dumps(items)}")
+
+    def piece(self, content: bytes, start: int, size: int, sha256: str = "") -> dict:
+        """Sends a piece of a file."""
+        sha256 = sha256 or hashlib.sha256(content).hexdigest()
+        return self.ask(f"piece {sha256} {len(content)} {start} {as_base64(content[start:start + size])}".rstrip())
+
+    def give_file(self, content: bytes) -> dict:
+        """Sends a whole file, and waits until it is on disk there. Returns what an item says of it."""
+        reply = self.piece(content, 0, len(content))
+        while not reply["complete"]:
+            reply = self.piece(content, reply["offset"], 0)
+        return {"name": "f.bin", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
     @staticmethod
     def item(seq: int, **changed: object) -> dict:
         """A text from henderson of mesin2 to messi of mesin1, or what is changed of it."""
-        return {"seq": seq, "do": "send", "to": "messi", "from": "henderson", "name": "Jordan Henderson",
-                "ts": 1700000000000, "text": f"text {seq}", **changed}
+        return {"seq": seq, "do": "send", "to": "messi", "from": "henderson@mesin2", "name": "Jordan Henderson",
+                "ts": 1700000000000, "uid": f"mesin2:{seq}", "text": f"text {seq}", **changed}
+
+
+class FalseRealm:
+    """The realm mesin2, played by the test: a server of mesin1 calls it, and hears what the test says."""
+
+    def __init__(self, port: int = 0, **answers: object) -> None:
+        self.answers = answers                                 # word -> fields, bytes, None (silence), or a callable
+        self.items: list[dict] = []                            # what was delivered, repeats left out
+        self.offsets: dict[str, int] = {}
+        self.have = [0, 0]
+        self.asked: list[str] = []                             # the lines that came
+        self.listener = socket.create_server(("127.0.0.1", port))
+        self.port: int = self.listener.getsockname()[1]
+        self.calls: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                call, _ = self.listener.accept()
+                self.calls.append(call)
+                threading.Thread(target=self._serve, args=(call,), daemon=True).start()
+
+    def _serve(self, call: socket.socket) -> None:
+        with contextlib.suppress(OSError), call.makefile("rb") as lines:
+            for line in lines:
+                word, *arguments = line.decode().split(" ", 3)
+                word = word.strip()
+                self.asked.append(line.decode().strip())
+                answer = self.answers.get(word, getattr(self, word))
+                answer = answer([argument.strip() for argument in arguments]) if callable(answer) else answer
+                if isinstance(answer, dict):
+                    answer = json.dumps({"status": "OK", **answer}).encode() + FRAME_END
+                if answer is not None:
+                    call.sendall(answer)
+
+    def peer(self, _: list[str]) -> dict:
+        return {"nonce": "0" * 32, "proof": ""}
+
+    def peerproof(self, _: list[str]) -> dict:
+        return {"have": self.have, "refused": [{}, {}]}
+
+    def deliver(self, arguments: list[str]) -> dict:
+        stream, items = int(arguments[0]), json.loads(arguments[2])
+        new = [item for item in items if item["seq"] > self.have[stream]]
+        self.items += new
+        self.have[stream] = max([self.have[stream], *(item["seq"] for item in new)])
+        return {"have": self.have[stream], "refused": {}}
+
+    def piece(self, arguments: list[str]) -> dict:
+        sha256, size, rest = arguments
+        start, _, content = rest.partition(" ")
+        if int(start) == self.offsets.get(sha256, 0):
+            self.offsets[sha256] = int(start) + len(base64.b64decode(content))
+        offset = self.offsets.get(sha256, 0)
+        return {"offset": offset, "complete": offset == int(size), "sealing": False}
+
+    def ask(self, arguments: list[str]) -> dict:
+        question = json.loads(" ".join(arguments))
+        return {"users": {name: {"nama": name.capitalize(), "negara": "X"} for name in question.get("users", ())}}
+
+    def ping(self, _: list[str]) -> dict:
+        return {}
+
+    def hang_up(self) -> None:
+        """Ends every connection; the realm may call again."""
+        while self.calls:
+            call = self.calls.pop()
+            with contextlib.suppress(OSError):
+                call.shutdown(socket.SHUT_RDWR)
+            call.close()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.hang_up()
+
+
+class FaultyDisk:
+    """The disk below one server process: the kernel asks the test at each `pwrite` and `fsync` whether it fails.
+
+    It does so by a seccomp filter (Linux 5.5) that the server's process is given before it starts.
+    """
+
+    NUMBERS = {"x86_64": (317, 18, 74, 75), "aarch64": (277, 68, 82, 83)}    # seccomp, pwrite64, fsync, fdatasync
+    FILTER = """
+import ctypes, os, socket, struct, sys
+end, seccomp, *calls = map(int, sys.argv[1:6])
+code = [(0x20, 0, 0, 0), *((0x15, 3 - i, 0, call) for i, call in enumerate(calls)), (6, 0, 0, 0x7fff0000),
+        (6, 0, 0, 0x7fc00000)]
+code = b"".join(struct.pack("HBBI", *row) for row in code)
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_char_p)]
+libc = ctypes.CDLL(None, use_errno=True)
+libc.prctl(38, 1, 0, 0, 0)
+listener = libc.syscall(seccomp, 1, 8, ctypes.byref(Program(len(code) // 8, code)))
+assert listener >= 0, os.strerror(ctypes.get_errno())
+with socket.socket(fileno=end) as channel:
+    socket.send_fds(channel, [b"x"], [listener])
+os.close(listener)
+os.execvp(sys.argv[6], sys.argv[6:])
+"""
+
+    def __init__(self) -> None:
+        if not ON_LINUX or platform.machine() not in self.NUMBERS or not hasattr(socket, "recv_fds"):
+            raise unittest.SkipTest("needs a Linux kernel that can ask about system calls")
+        self.fails: Callable[[str], bool] = lambda call: False  # asked with "pwrite" or "fsync"
+
+    def wrapper(self) -> tuple[tuple[str, ...], int]:
+        """The words that start a server above this disk, and the descriptor that it inherits."""
+        import fcntl
+        end, others = socket.socketpair()
+        seccomp, *calls = self.NUMBERS[platform.machine()]
+
+        def watch() -> None:
+            with end:
+                _, descriptors, _, _ = socket.recv_fds(end, 1, 1)
+            if not descriptors:
+                return
+            with contextlib.suppress(OSError), open(descriptors[0], "rb", buffering=0) as listener:
+                while True:
+                    request = bytearray(80)
+                    try:
+                        fcntl.ioctl(listener, 0xC0502100, request)
+                    except OSError as error:                    # the one who asked was killed
+                        if error.errno == errno.ENOENT and self._is_open(listener):
+                            continue
+                        return
+                    number, _, _, call = struct.unpack_from("QIIi", request)
+                    failed = self.fails("pwrite" if call == calls[0] else "fsync")
+                    answer = struct.pack("QqiI", number, 0, -errno.EIO if failed else 0, 0 if failed else 1)
+                    with contextlib.suppress(OSError):
+                        fcntl.ioctl(listener, 0xC0182101, bytearray(answer))
+        threading.Thread(target=watch, daemon=True).start()
+        return ((sys.executable, "-c", self.FILTER, str(others.fileno()), str(seccomp), *map(str, calls)),
+                others.detach())
+
+    @staticmethod
+    def _is_open(listener: object) -> bool:
+        """Whether a process is still below the filter."""
+        poll = select.poll()
+        poll.register(listener, select.POLLIN)
+        return not any(events & select.POLLHUP for _, events in poll.poll(0))
 
 
 class Replays(ChatTest):
     """Frames between realms that come again, in another order, with gaps, after restarts."""
 
     def setUp(self) -> None:
-        self.server = Server()
-        self.addCleanup(self.server.kill)
-        self.messi = self.server.login("messi")
+        self.here = Server()
+        self.addCleanup(self.here.kill)
+        self.messi = self.here.login("messi")
         self.keep(self.messi)
 
     def link(self, **keywords: str) -> Neighbour:
-        self.keep(link := Neighbour(self.server, **keywords))
+        self.keep(link := Neighbour(self.here, **keywords))
         return link
 
     def test_batches(self):
@@ -2770,12 +3050,12 @@ class Replays(ChatTest):
                 with self.subTest(after=after, batch=batch, restart=restart):
                     reply = link.deliver(0, after, [item(seq) for seq in batch])
                     self.assertEqual((reply["status"], reply["have"]), ("OK", 7 if restart else have))
-            self.server.kill()
-            self.server.start()
+            self.here.kill()
+            self.here.start()
             link = self.link()
             self.assertEqual(link.welcome["have"], [7, 0])
         self.assertEqual([message["msg"][5:] for message in self.again(self.messi).inbox()], list("123467"))
-        texts = [text for text, in rows(self.server, "SELECT text FROM messages ORDER BY id")]
+        texts = [text for text, in rows(self.here, "SELECT text FROM messages ORDER BY id")]
         self.assertEqual(texts, ["text 1", "text 2", "text 3", "text 4", "text 6", "text 7"])
 
     def test_a_refusal_is_repeated_until_it_was_heard(self):
@@ -2784,12 +3064,12 @@ class Replays(ChatTest):
         for _ in range(2):
             reply = link.deliver(0, 0, batch)
             self.assertEqual((reply["have"], reply["refused"]), (3, {"2": "user_not_found"}))
-        self.server.stop()
-        self.server.start()
+        self.here.stop()
+        self.here.start()
         link = self.link()
         self.assertEqual(link.welcome["refused"], [{"2": "user_not_found"}, {}])
         self.assertEqual(link.deliver(0, 3, [Neighbour.item(4)])["refused"], {})
-        self.assertEqual(len(rows(self.server, "SELECT 1 FROM messages")), 3)
+        self.assertEqual(len(rows(self.here, "SELECT 1 FROM messages")), 3)
 
     def test_at_random(self):
         """Batches drawn at random, over breaks and kills: each item is stored once, in order."""
@@ -2804,10 +3084,10 @@ class Replays(ChatTest):
             if chance.random() < 0.1:
                 link = self.link()
             elif chance.random() < 0.02:
-                self.server.kill()
-                self.server.start()
+                self.here.kill()
+                self.here.start()
                 link = self.link()
-        texts = [text for text, in rows(self.server, "SELECT text FROM messages ORDER BY id")]
+        texts = [text for text, in rows(self.here, "SELECT text FROM messages ORDER BY id")]
         self.assertEqual(texts, [f"text {number}" for number in range(1, have + 1)])
 
     def test_a_database_made_anew_counts_from_the_start(self):
@@ -2820,7 +3100,7 @@ class Replays(ChatTest):
         with self.assertRaises((EOFError, ConnectionError)):
             old.deliver(0, 1, [Neighbour.item(2)])
             old.deliver(0, 1, [Neighbour.item(2)])
-        self.assertEqual(len(rows(self.server, "SELECT 1 FROM messages")), 2)
+        self.assertEqual(len(rows(self.here, "SELECT 1 FROM messages")), 2)
 
     def test_pieces_of_a_file(self):
         """Pieces come again, with gaps, after a restart; only what fits is written, and the file is whole once."""
@@ -2835,14 +3115,14 @@ class Replays(ChatTest):
                                     (50_000, 100_000, 100_000), (200_000, 100_000, 100_000), (100_000, 10, 100_010)):
             with self.subTest(start=start, size=size):
                 self.assertEqual(piece(link, start, size), (offset, False))
-        self.server.kill()
-        self.server.start()
+        self.here.kill()
+        self.here.start()
         link = self.link()
         self.assertEqual(piece(link, 0, 0), (100_010, False))
         piece(link, 100_010, len(content))
         self.assertEqual(link.event("file"), {"event": "file", "sha256": sha256, "sealed": True})
         self.assertEqual(piece(link, 0, 100), (len(content), True))
-        self.assertEqual(self.server.files(), [sha256])
+        self.assertEqual(self.here.files(), [sha256])
         item = Neighbour.item(1, file={"name": "f.bin", "size": len(content), "sha256": sha256})
         for _ in range(3):
             self.assertEqual(link.deliver(1, 0, [item])["have"], 1)
@@ -2866,17 +3146,17 @@ class FalseRealms(OneServer):
         self.before = self.stored()
 
     def tearDown(self) -> None:
-        self.assertNotIn(self.KEY.decode(), self.server.log)
+        self.assertNotIn(self.KEY.decode(), self.here.log)
 
     def link(self, epoch: str = "epoch-1", key: bytes = KEY) -> Neighbour:
-        self.keep(link := Neighbour(self.server, epoch, key))
+        self.keep(link := Neighbour(self.here, epoch, key))
         return link
 
     def stored(self) -> tuple:
         """All that another realm can change."""
-        folder = sorted(path.name for path in self.server.folder.iterdir())
-        return (rows(self.server, "SELECT * FROM messages"), self.alice.ok("groups")["groups"], folder,
-                rows(self.server, "SELECT name FROM people WHERE realm<>'mesin1'"), self.server.files())
+        folder = sorted(path.name for path in self.here.folder.iterdir())
+        return (rows(self.here, "SELECT * FROM messages"), self.alice.ok("groups")["groups"], folder,
+                rows(self.here, "SELECT name FROM people WHERE realm<>'mesin1'"), self.here.files())
 
     def assertNothingStored(self) -> None:
         self.assertEqual(self.stored(), self.before)
@@ -2893,7 +3173,7 @@ class FalseRealms(OneServer):
         link = self.link(key=b"another key")
         self.assertRefused(link.welcome, "realm_refused")
         self.assertEnds(link)
-        self.assertIn("refused a connection from 127.0.0.1 that says to be realm 'mesin2'", self.server.log)
+        self.assertIn("refused a connection from 127.0.0.1 that says to be realm 'mesin2'", self.here.log)
         for proof in ("", "0" * 64, "\u00e9"):
             with self.subTest(proof):
                 wire = self.wire()
@@ -2955,7 +3235,7 @@ class FalseRealms(OneServer):
                 link = self.link(f"ended-{number}")
                 self.assertRefused(link.ask(f"deliver 0 0 {wrong}"), "bad_arguments")
                 self.assertEnds(link)
-        self.assertGreaterEqual(self.server.log.count("realm mesin2 sent a batch that is none"), len(ended))
+        self.assertGreaterEqual(self.here.log.count("realm mesin2 sent a batch that is none"), len(ended))
         self.assertNothingStored()
 
     def test_other_requests_of_a_true_realm(self):
@@ -2991,17 +3271,17 @@ class FalseRealms(OneServer):
     @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_a_line_that_never_ends(self):
         """It is cut off and logged, and others are served meanwhile."""
-        self.server.forget_most_memory()
-        before = self.server.memory
+        self.here.forget_most_memory()
+        before = self.here.memory
         for start, more in ((b"deliver 0 0 [", b'{"seq":1},' * 100_000), (b"", b"x" * MIB)):
-            link, logged = self.link(), self.server.log.count("a line that does not end")
+            link, logged = self.link(), self.here.log.count("a line that does not end")
             with self.subTest(start), self.assertRaises((ConnectionError, EOFError)):
                 link.write(start)
                 for _ in range(64):
                     link.write(more)
                     self.alice.ok_raw("help send")
-            eventually(lambda logged=logged: self.server.log.count("a line that does not end") > logged, "a log")
-        self.assertLess(self.server.most_memory - before, 64 * MIB)
+            eventually(lambda logged=logged: self.here.log.count("a line that does not end") > logged, "a log")
+        self.assertLess(self.here.most_memory - before, 64 * MIB)
         self.assertNothingStored()
 
 
@@ -3188,8 +3468,9 @@ class Disk(ChatTest):
 class Proxy:
     """The network between a realm and its neighbour: passes on what comes, cuts off, or goes silent."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.target = port
+        self.rate = 0.0                                        # bytes a second that pass; 0: as many as there are
         self.silent = False                                    # nothing is passed on, and no connection ends
         self.cut_at = b""                                      # an answer with this in it is not passed on: a cut
         self.cuts = 0
@@ -3230,7 +3511,7 @@ class Proxy:
 
     def _pass_on(self, source: socket.socket) -> None:
         try:
-            data = source.recv(64 * KIB)
+            data = source.recv(4 * KIB if self.rate else 64 * KIB)
             cut = self.cut_at and source not in self.forward and self.cut_at in data
             if self.chance:
                 self.budget -= len(data)
@@ -3240,6 +3521,8 @@ class Proxy:
             if cut or not data:
                 raise EOFError
             self.seen += data
+            if self.rate:
+                time.sleep(len(data) / self.rate)
             self.partners[source].sendall(data)
         except (OSError, EOFError):
             self.cut(source)
@@ -3262,39 +3545,33 @@ class Proxy:
 
 
 class Inside:
-    """A realm in the test's own process: a real store, real sockets and a real loop, with clocks that the test sets."""
+    """A server in the test's own process: real store, real sockets, real loop, and clocks that the test sets."""
 
-    login = Server.login
+    login, register, files = Server.login, Server.register, Server.files
 
-    def __init__(self, realm: str, peer: int, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
-        program = load_program(ROOT / REALMS["mesin1"].folder / "ChatServer.py")
-        self.realm, self.host = realm, "127.0.0.1"
+    def __init__(self, *options: str, realm: str = "mesin1", peer: int = 1, port: int = 0) -> None:
+        self.realm, self.host, self.port = realm, "127.0.0.1", port
         self.folder = Path(tempfile.mkdtemp(prefix=f"{realm}-", dir=SCRATCH))
-        self.ahead = self.wall_ahead = 0.0                     # seconds before the true clocks
-        self.logger, self.handler = logging.getLogger("chat"), logging.FileHandler(self.folder / "log")
-        self.logger.addHandler(self.handler)
+        self.data = self.folder / "data"
+        self.program = load_program(Server.program("mesin1"))
+        other = "mesin2" if realm == "mesin1" else "mesin1"
+        self.options = ["--realm", realm, "--bind", "127.0.0.1", "--data", str(self.data), "--local",
+                        "--peer", f"{other}=127.0.0.1:{peer}", *options]
+        self.logger = logging.getLogger("chat")
         self.logger.propagate = False
-        self.wakers = socket.socketpair()
-        for waker in self.wakers:
-            waker.setblocking(False)
-        self.workers, self.store = program.Workers(self.wake), program.Store(self.folder)
-        password = program.hash_password("surabaya")
-        for name, nama, negara in program.DEFAULT_USERS:
-            self.store.add_person(name, realm, nama, negara, password)
-        self.store.end_request()
-        self.store.commit()
-        table = common.realm_table(True, [f"{'mesin2' if realm == 'mesin1' else 'mesin1'}=127.0.0.1:{peer}"])
-        self.chat = program.Chat(realm, table, self.store, self.workers, wall=lambda: time.time() + self.wall_ahead)
-        self.server = program.Server(self.chat, "127.0.0.1", port, self.wakers[0], tls=tls,
-                                     clock=lambda: time.monotonic() + self.ahead)
-        self.port = self.server.port
+        self.start()
+
+    def start(self, wall_ahead: float = 0.0) -> None:
+        """Starts it over the data that are there, with a clock that is so many seconds ahead."""
+        self.ahead, self.wall_ahead = 0.0, wall_ahead          # seconds before the true clocks
+        self.handler = logging.FileHandler(self.folder / "log")
+        self.logger.addHandler(self.handler)
+        options = self.program.parse_options([*self.options, "--port", str(self.port)])
+        self.server = self.program.build(options, clock=lambda: time.monotonic() + self.ahead,
+                                         wall=lambda: time.time() + self.wall_ahead)
+        self.chat, self.port = self.server.chat, self.server.port
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
-
-    def wake(self) -> None:
-        """Ends the loop's wait."""
-        with contextlib.suppress(OSError):
-            self.wakers[1].send(b"\0")
 
     @property
     def cpu_time(self) -> float:
@@ -3302,24 +3579,20 @@ class Inside:
         return time.clock_gettime(time.pthread_getcpuclockid(self.thread.ident))
 
     def pass_time(self, seconds: float) -> None:
-        """Both clocks move on, and the loop has seen it."""
+        """Both clocks move on, and the loop has seen it: it has served a connection that came after that."""
         self.ahead += seconds
         self.wall_ahead += seconds
-        moment = time.monotonic() + self.ahead
-        self.wake()
-        eventually(lambda: self.chat.now >= moment, "a turn of the loop")
+        with contextlib.closing(Wire(self)) as wire:
+            for _ in range(3):
+                wire.ask("help send")
 
     def close(self) -> None:
         """Ends it as SIGTERM would; nothing unforeseen may stand in its log."""
-        self.server.stopping = True
-        self.wake()
-        self.thread.join()
-        self.workers.close()
-        self.store.close()
-        for waker in self.wakers:
-            waker.close()
-        self.logger.removeHandler(self.handler)
-        self.handler.close()
+        if self.thread.is_alive():
+            self.server.stop()
+            self.thread.join()
+            self.logger.removeHandler(self.handler)
+            self.handler.close()
         assert "Traceback" not in (self.folder / "log").read_text()
 
 
@@ -3343,7 +3616,7 @@ class BrokenLink(ChatTest):
         got = [henderson.event("message") for _ in lines]
         self.assertEqual([event["msg"] if "msg" in event else event["file"]["name"] for event in got],
                          [line.split(" ")[2] for line in lines])
-        eventually(lambda: messi.ok("realms")["realms"]["mesin2"]["queued"] == 0, "an empty queue")
+        messi.await_sent()
         henderson.expect_nothing()
         self.assertEqual(len(henderson.inbox()), len(lines))
 
@@ -3756,12 +4029,12 @@ class Places(ChatTest):
 
     def setUp(self):
         super().setUp()
-        self.server = Server()
-        self.addCleanup(self.server.stop)
+        self.here = Server()
+        self.addCleanup(self.here.stop)
 
     def talk(self) -> tuple[list[Person], dict[int, tuple[str, str]]]:
         """Four people, and 2,500 messages in three conversations: (people, id -> (conversation, text))."""
-        people = alice, bob, carol, dave = [self.server.register(name) for name in ("alice", "bob", "carol", "dave")]
+        people = alice, bob, carol, dave = [self.here.register(name) for name in ("alice", "bob", "carol", "dave")]
         alice.ok("addgroup kelompok")
         bob.ok("joingroup kelompok")
         said, chance = {}, random.Random(5)
@@ -3797,13 +4070,13 @@ class Places(ChatTest):
     def test_a_conversation_is_whole_wherever_it_is(self):
         people, said = self.talk()
         joined = sorted(said)[1199]
-        placed = rows(self.server, "SELECT count(*), max(id) FROM places")[0]
+        placed = rows(self.here, "SELECT count(*), max(id) FROM places")[0]
         self.assertEqual(placed[0], placed[1])
         self.assertLess(0, len(said) - placed[0])              # some are in the tail, and some are not
         self.assertLess(len(said) - placed[0], 1000)
         self.look(people, said, joined)
-        self.server.kill()
-        self.server.start()
+        self.here.kill()
+        self.here.start()
         people = [person.again() for person in people]
         self.look(people, said, joined)
         bob = people[1]
@@ -3815,13 +4088,13 @@ class Places(ChatTest):
     def test_a_database_of_the_first_version(self):
         people, said = self.talk()
         joined = sorted(said)[1199]
-        self.server.stop()
-        with contextlib.closing(sqlite3.connect(self.server.data / "chat.db")) as db:
+        self.here.stop()
+        with contextlib.closing(sqlite3.connect(self.here.data / "chat.db")) as db:
             db.executescript("DROP TABLE places; CREATE INDEX messages_of_conversation ON messages(conversation); "
                              "PRAGMA user_version = 1")
-        self.server.start()
+        self.here.start()
         self.look([person.again() for person in people], said, joined)
-        self.assertEqual(rows(self.server, "PRAGMA user_version")[0][0], 2)
+        self.assertEqual(rows(self.here, "PRAGMA user_version")[0][0], 2)
 
 
 class Borders(ChatTest):
@@ -3833,7 +4106,7 @@ class Borders(ChatTest):
         self.keep(server, messi, lineker)
         return server, messi, lineker
 
-    def realms(self, *options: str) -> tuple[Server, Server, Person, Person]:
+    def linked(self, *options: str) -> tuple[Server, Server, Person, Person]:
         here, there = two_realms(*options)
         messi, lineker = here.login("messi"), here.login("lineker")
         self.keep(here, there, messi, lineker)
@@ -3874,7 +4147,7 @@ class Borders(ChatTest):
     @unittest.skipUnless(ON_LINUX, "stops a process, reads /proc")
     def test_a_lock_while_a_sender_waits_for_another_realm(self):
         """That `queued` can't be noted yet is no reason to compute without a pause."""
-        here, there, messi, _ = self.realms()
+        here, there, messi, _ = self.linked()
         there.process.send_signal(signal.SIGSTOP)
         self.addCleanup(there.process.send_signal, signal.SIGCONT)
         messi.write(messi.line("send henderson@mesin2 hi\r\n").encode())
@@ -3904,7 +4177,7 @@ class Borders(ChatTest):
     @unittest.skipUnless(ON_LINUX, "stops a process")
     def test_a_refused_file_that_is_another_ones_too(self):
         """One waits behind a message to another realm; meanwhile the same content, from somebody else, is refused."""
-        here, there, messi, lineker = self.realms()
+        here, there, messi, lineker = self.linked()
         there.process.send_signal(signal.SIGSTOP)
         content = as_base64(b"the same content")
         messi.write("".join(messi.line(words) + "\r\n" for words in (
@@ -3919,7 +4192,7 @@ class Borders(ChatTest):
 
     def test_files_that_no_message_has(self):
         """They don't stay: not of a tag that was used before, nor in the other realm, which refuses the message."""
-        here, there, messi, _ = self.realms()
+        here, there, messi, _ = self.linked()
         for number in range(0, 9, 3):
             first, second, third = (as_base64(some_bytes(300_000, number + more)) for more in range(3))
             messi.ok(f"@same sendfile henderson f {first}")
@@ -4049,7 +4322,7 @@ class Borders(ChatTest):
 
     def test_a_backup_put_in_place(self):
         """The other realm has seen more than it knows: what is sent from now on must not look like that."""
-        here, there, messi, _ = self.realms()
+        here, there, messi, _ = self.linked()
         messi.ok_all(f"send henderson@mesin2 before {number}" for number in range(5))
         copy = here.folder / "copy.db"
         self.assertEqual(run_server("--backup", str(copy), of=here).returncode, 0)
@@ -4324,16 +4597,680 @@ class Guessing(ChatTest):
         server.stop()
 
 
+class Bounds(ChatTest):
+    """What one person has under way is bounded, whatever that person's connections do."""
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_replies_that_nobody_reads_cost_no_memory(self):
+        """A person has 40 MB unread, asks for it on 20 connections and reads nothing; others are served meanwhile."""
+        server = self.server()
+        alice, bob, carol = self.register((server, "alice"), (server, "bob"), (server, "carol"))
+        alice.ok_all(f"send {bob} {number:04} {'x' * 8000}" for number in range(5000))
+        alice.ok_all([f"history {bob} {10 ** 17} 500"] * 10)
+        server.forget_most_memory()
+        before = server.memory
+        for words in ("inbox", f"history {alice} {10 ** 17} 500"):
+            for _ in range(20):
+                self.keep(stalled := Wire(server, receive_buffer=4096))
+                with contextlib.suppress(ConnectionError):      # it may as well be ended already
+                    stalled.socket.sendall(f"{bob.line(words)}\r\n".encode() * 50)
+            self.assertLess(percentile(99, [timed(lambda: carol.ok("history messi")) for _ in range(100)]), 0.05)
+        self.assertLess(server.most_memory - before, 64 * MIB)
+        self.assertTrue(self.again(bob).history(alice))
+
+    def test_who_does_not_read_silences_nobody_who_shares_the_account(self):
+        server = self.server()
+        messi = self.login(server, "messi")
+        messi.ok_all(f"send henderson {'x' * 8000}" for _ in range(500))
+        pupils = [self.again(messi) for _ in range(59)]
+        self.keep(asleep := Wire(server, receive_buffer=4096))
+        asleep.socket.sendall(f"{messi.line('history henderson')}\r\n".encode() * 200)
+        for _ in range(2):
+            for pupil in pupils:
+                pupil.write(pupil.line("history henderson 1 1").encode() + b"\r\n")
+            self.assertEqual({pupil.reply()["status"] for pupil in pupils}, {"OK"})
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_uploads_under_way_are_counted(self):
+        """A person has at most 64 of them, on whatever connections; the next is told `busy`, and others are not."""
+        server = self.server()
+        alice, bob = self.register((server, "alice"), (server, "bob"))
+        begun = [self.again(alice) for _ in range(common.MAX_UPLOADS)]
+        for wire in begun:
+            wire.write(wire.line(f"sendfile {bob} f ").encode() + b" " + b"A" * 200_000)
+        eventually(lambda: len(server.files()) == len(begun), "the uploads have begun")
+        content = as_base64(some_bytes(100_000))
+        more = [self.again(alice) for _ in range(20)]
+        for wire in more:
+            self.assertRefused(wire.do(f"sendfile {bob} f {content}"), "busy")
+        self.assertLessEqual(len(server.descriptors(str(server.data / "files"))), common.MAX_UPLOADS)
+        bob.ok(f"sendfile {alice} f {content}")
+        alice.ok(f"send {bob} hi")
+        begun.pop().close()
+        eventually(lambda: more[0].do(f"sendfile {bob} f {content}")["status"] == "OK", "room for one more")
+
+    def test_uploads_under_way_are_within_the_quota(self):
+        server = self.server("--max-stored", "1")
+        alice, bob = self.register((server, "alice"), (server, "bob"))
+        content, slow = as_base64(some_bytes(600 * KIB)), self.again(alice)
+        slow.write(slow.line(f"sendfile {bob} f ").encode() + b" " + content[:-8].encode())
+        eventually(server.files, "the upload has begun")
+        self.assertRefused(alice.do(f"sendfile {bob} f {as_base64(some_bytes(600 * KIB, seed=2))}"), "quota_exceeded")
+        slow.write(content[-8:].encode() + b"\r\n")
+        self.assertEqual(slow.reply()["status"], "OK")
+
+    def test_an_upload_without_a_byte_is_ended(self):
+        inside = self.inside()
+        other, *begun = [self.login(inside, "messi") for _ in range(3)]
+        for wire in begun:
+            wire.write(wire.line("sendfile henderson f ").encode() + b" " + b"A" * 200_000)
+        eventually(lambda: len(inside.files()) == 2, "the uploads have begun")
+        for _ in range(3):
+            begun[1].write(b"A" * 4)
+            other.ask("help send")                             # in the turn of these bytes, or after it
+            inside.pass_time(common.UPLOAD_SECONDS - 8)
+        begun[0].read_until_end()
+        begun[1].write(b"\r\n")
+        self.assertEqual(begun[1].reply()["status"], "OK")
+
+    def test_a_guest_is_ended_whatever_it_sends(self):
+        inside = self.inside()
+        self.keep(guest := Wire(inside))
+        guest.ask("help")
+        inside.pass_time(common.LOGIN_SECONDS - 13)
+        guest.ask("help")
+        inside.pass_time(14)
+        guest.read_until_end()
+
+
+class Fairness(ChatTest):
+    """Whatever one person pipelines, 99 of 100 replies to others come within 50 ms."""
+
+    @staticmethod
+    @contextlib.contextmanager
+    def flooding(person: Person, lines: list[str]) -> Iterator[None]:
+        """Sends these lines again and again in one burst, and reads the replies; nothing is parsed, that takes time."""
+        burst, ended = "".join(person.line(words) + "\r\n" for words in lines).encode(), threading.Event()
+
+        def flood() -> None:
+            while not ended.is_set():
+                person.socket.sendall(burst)
+                missing = len(lines)
+                while missing > 0:
+                    missing -= person.socket.recv(256 * KIB).count(FRAME_END)   # one that is cut in two is missed
+                    if missing <= 2 or ended.is_set():
+                        break
+        thread = threading.Thread(target=flood)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            with contextlib.suppress(OSError):
+                person.socket.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+    def test_among_a_hundred_thousand_people(self):
+        """And 5,000 groups, one of 50,000 members, and 200,000 messages that wait for a realm."""
+        server = self.server()
+        messi, henderson = self.login(server, "messi"), self.login(server, "henderson")
+        messi.ok("addgroup g")
+        messi.ok("addgroup other")
+        messi.ok("send lineker@mesin2 hi")
+        server.stop()
+        multiply(server, "people", "name='messi' AND realm='mesin1'", 1000, 100_000, id="n", name="'p' || n")
+        multiply(server, "members", "conversation=(SELECT id FROM conversations WHERE name='g')", 1000, 50_000,
+                 person="n")
+        multiply(server, "conversations", "name='other'", 1000, 5000, id="n", name="'g' || n")
+        multiply(server, "outbox", "1", 1000, 200_000, seq="n")
+        server.start()
+        people = ",".join(f"p{number}" for number in range(1000, 1000 + common.MAX_TARGETS))
+        cases = {"many targets": [f"sendgrouprealm mesin1 {people} hello"], "queue lengths": ["realms"],
+                 "people": ["info"], "groups": ["groups"], "joins": ["joingroup g", "leavegroup g"],
+                 "sends": ["send lineker hello"], "sends to a realm": ["send lineker@mesin2 hello"]}
+        self.keep(reader := messi.again())
+        reader.ok("inbox")
+        for name, lines in cases.items():
+            with self.subTest(name), self.flooding(self.again(henderson), lines * 128):
+                times = [timed(lambda: reader.ok("history henderson")) for _ in range(150)]
+                self.assertLess(percentile(99, times), 0.05, sorted(times)[-5:])
+        self.assertEqual(reader.ok("realms")["realms"]["mesin2"]["queued"] > 200_000, True)
+
+
+class FalseAnswers(ChatTest):
+    """A realm that is called answers wrongly: that ends the link, and nothing else."""
+
+    WRONG = {
+        "peer": [{}, {"nonce": 7}, {"nonce": None, "proof": []}, {"nonce": "x" * 100_000, "proof": "\n"}],
+        "peerproof": [{}, *({"have": have, "refused": [{}, {}]} for have in (
+            [2**62, 0], [0, 2**62], [2**70, 0], [-1, 0], ["x", 0], [1.5, 0], [None, 0], [True, 0], [0], [], "x", 7)),
+            *({"have": [0, 0], "refused": refused} for refused in ([], [7, 7], "x", [{"x": "y"}, {}], [{"1": 7}, {}]))],
+        "deliver": [{}, *({"have": have, "refused": {}} for have in (2**62, 2**70, -1, -2**70, "x", 1.5, None, [])),
+                    *({"have": 0, "refused": refused} for refused in ([], "x", {"x": "user_not_found"}, {"1": 7}))],
+        "piece": [{}, *({"offset": offset, "complete": False, "sealing": False}
+                        for offset in (-2**70, -1, 2**70, 2**62, "x", None, 1.5, [])),
+                  {"offset": 0, "complete": 7, "sealing": "x"}, {"offset": -1, "complete": True, "sealing": False}],
+    }
+    RAW = [b"nonsense\r\n\r\n", b"[]\r\n\r\n", b"7\r\n\r\n", b"\xff\r\n\r\n", b"\r\n\r\n", b"{}\r\n\r\n",
+           b"[" * 100_000 + b"\r\n\r\n", b'{"status":"ERROR"}\r\n\r\n', b'{"status":"ERROR","code":7}\r\n\r\n',
+           b'{"status":"OK","status":[]}\r\n\r\n', b'{"event":"person"}\r\n\r\n', b'{"event":[]}\r\n\r\n']
+
+    def start(self, **answers: object) -> tuple[FalseRealm, Server, Person]:
+        self.keep(false := FalseRealm(**answers))
+        server = self.server(peer=f"127.0.0.1:{false.port}")
+        return false, server, self.login(server, "messi")
+
+    def ask_anew(self, false: FalseRealm, server: Server, word: str) -> None:
+        """Has the server call again at once, and waits until it has said this word and lived through the answer."""
+        false.hang_up()
+        asked = len(false.asked)
+        for _ in range(2):
+            Neighbour(server).close()                          # who is called by a realm calls it back
+        eventually(lambda: any(line.startswith(word) for line in false.asked[asked:]), f"a {word}")
+
+    def test_nothing_but_the_link_ends(self):
+        """A wrong number, field or frame; at the end all that waited is delivered, once and in order."""
+        false, server, messi = self.start(peer=b"")
+        messi.ok("send henderson@mesin2 text 0")
+        messi.ok(f"sendfile henderson@mesin2 f.bin {as_base64(b'content')}")
+        sent = 1
+        for word, wrong in self.WRONG.items():
+            for answer in [*wrong, *self.RAW]:
+                with self.subTest(word, answer=str(answer)[:60]):
+                    false.answers = {word: answer}
+                    self.ask_anew(false, server, word)
+                    messi.ok("send lineker still here")
+                    self.assertIs(messi.ok(f"send henderson@mesin2 text {sent}").get("queued"), True)
+                    sent += 1
+        server.stop()
+        server.start()
+        messi = self.again(messi)
+        false.answers = {}
+        self.ask_anew(false, server, "peer")
+        messi.await_sent()
+        self.assertEqual([item["text"] for item in false.items if "text" in item],
+                         [f"text {number}" for number in range(sent)])
+        self.assertEqual(len([item for item in false.items if "file" in item]), 1)
+
+    def test_a_false_number_harms_no_other_realm(self):
+        """What is sent to a third realm goes on having numbers that it believes."""
+        false, port = FalseRealm(peerproof={"have": [2**62, 2**62], "refused": [{}, {}]}), free_ports(1)[0]
+        self.keep(false)
+        here = self.server("--peer", f"mesin3=127.0.0.1:{port}", peer=f"127.0.0.1:{false.port}")
+        there = self.server("--realm", "mesin3", "--peer", f"mesin1=127.0.0.1:{here.port}", realm="mesin3", port=port)
+        messi, henderson = self.login(here, "messi"), self.login(there, "henderson")
+        messi.await_link("mesin3")
+        for number in range(3):
+            self.ask_anew(false, here, "peerproof")
+            messi.ok(f"send lineker@mesin2 {number}")
+            self.assertNotIn("queued", messi.ok(f"send henderson@mesin3 {number}"))
+        self.assertEqual(henderson.history("messi@mesin1"), ["0", "1", "2"])
+        false.answers = {}
+        self.ask_anew(false, here, "peer")
+        eventually(lambda: [item["text"] for item in false.items] == ["0", "1", "2"], "what waited")
+
+    def test_a_question_is_always_answered(self):
+        """By an ERROR, where the other realm gave one, or nonsense, or nothing; so is all behind it."""
+        false, _, messi = self.start()
+        messi.await_link("mesin2")
+        error = '{"status":"ERROR","code":"%s","message":"x"}\r\n\r\n'
+        questions = ("info mesin2", "groups mesin2", "joingroup g@mesin2", "addgroup g@mesin2",
+                     "send stranger@mesin2 x")
+        for answer, codes in ((error % "busy", {"busy"}), (error % "nosuch", {"internal_error"}),
+                              ('{"status":"ERROR"}\r\n\r\n', {"internal_error"}),
+                              ('{"status":"OK","users":7,"groups":7,"seq":"x"}\r\n\r\n', None)):
+            false.answers["ask"] = answer.encode()
+            for words in questions:
+                with self.subTest(words, answer=answer):
+                    refused, behind = messi.ask_all([messi.line(words), "help"])
+                    self.assertEqual(behind["status"], "OK")
+                    if codes and "stranger" not in words:
+                        self.assertIn(refused["code"], codes)
+                    messi.await_link("mesin2")
+        false.answers["ask"] = None
+        started = time.monotonic()
+        asking = [self.again(messi) for _ in questions]
+        for wire, words in zip(asking, questions, strict=True):
+            wire.write(f"{wire.line(words)}\r\nhelp\r\n".encode())
+        for wire, words in zip(asking, questions, strict=True):
+            reply = wire.reply()
+            if "stranger" in words:
+                self.assertIs(reply["queued"], True)            # who can't be asked for is believed
+            else:
+                self.assertRefused(reply, "realm_unreachable")
+            self.assertEqual(wire.reply()["status"], "OK")
+        self.assertLess(time.monotonic() - started, common.REALM_REPLY_SECONDS + 3)
+
+    def test_no_line_of_the_log_is_forged(self):
+        forged = "x\n2030-01-01 00:00:00 ERROR forged\r\u2028forged\x1b[31m"
+        for word in ("peer", "peerproof", "deliver"):
+            answer = json.dumps({"status": "ERROR", "code": forged, "message": forged}).encode() + FRAME_END
+            false, server, messi = self.start(**{word: answer})
+            messi.ok("send henderson@mesin2 hi")
+            eventually(lambda false=false, word=word: any(line.startswith(word) for line in false.asked), word)
+            eventually(lambda server=server: "mesin2" in server.log, "a word in the log")
+            with contextlib.suppress(EOFError, ConnectionError), contextlib.closing(Wire(server)) as wire:
+                wire.ask(f"peer x\r2030-forged\x1b[31m e1 {'0' * 32}")
+            self.assertFalse([line for line in server.log.splitlines() if line.lstrip().startswith(("2030", "forged"))])
+            self.assertTrue(server.log.replace("\n", "").isprintable(), server.log)
+
+
+class PutBack(ChatTest):
+    """A data folder that is put back to an older copy loses what came after it, and nothing else."""
+
+    def copy(self, server: Server, how: str) -> Path:
+        """A copy of a server's data as it is now."""
+        copy = Path(tempfile.mkdtemp(dir=SCRATCH)) / "copy"
+        if how == "backup":
+            copy.mkdir()
+            self.assertEqual(run_server("--backup", str(copy / "chat.db"), of=server).returncode, 0)
+            return copy
+        if how == "snapshot":
+            server.process.send_signal(signal.SIGSTOP)
+            shutil.copytree(server.data, copy)
+            server.process.send_signal(signal.SIGCONT)
+            return copy
+        server.stop()                                           # between two starts
+        shutil.copytree(server.data, copy)
+        server.start()
+        return copy
+
+    def talk(self, here: Server, there: Server, messi: Person, henderson: Person, word: str, count: int) -> None:
+        """Both send so many texts, on new connections; OK or queued is the same here."""
+        for person, server, to in ((messi, here, "henderson@mesin2"), (henderson, there, "messi@mesin1")):
+            if server in Server.running:
+                with contextlib.closing(person.again()) as sender:
+                    sender.ok_all(f"send {to} {word} {number}" for number in range(count))
+
+    def test_nothing_else_is_lost_and_nothing_doubled(self):
+        """By a backup, a snapshot, or a copy between two starts; more is sent after it than was before."""
+        for how in ("backup", "snapshot", "between"):
+            for away in (False, True):
+                with self.subTest(how, away=away):
+                    self.put_back(how, away)
+
+    def put_back(self, how: str, away: bool) -> None:
+        here, there = self.realms()
+        messi, henderson = self.login(here, "messi"), self.login(there, "henderson")
+        self.talk(here, there, messi, henderson, "early", 5)
+        copy = self.copy(here, how)
+        self.again(messi).await_link("mesin2")
+        self.again(henderson).await_link("mesin1")
+        self.talk(here, there, messi, henderson, "lost", 20)
+        if away:
+            there.stop()
+        here.kill()
+        shutil.rmtree(here.data)
+        shutil.copytree(copy, here.data)
+        here.start()
+        self.talk(here, there, messi, henderson, "after", 60)
+        if away:
+            there.start()
+            self.talk(there, there, henderson, henderson, "", 0)
+            with contextlib.closing(henderson.again()) as sender:
+                sender.ok_all(f"send messi@mesin1 after {number}" for number in range(60))
+        messi, henderson = self.again(messi), self.again(henderson)
+        for person, realm in ((messi, "mesin2"), (henderson, "mesin1")):
+            person.await_sent(realm)
+        early, lost, after = ([f"{word} {number}" for number in range(count)]
+                              for word, count in (("early", 5), ("lost", 20), ("after", 60)))
+        ours = {person: [message["msg"] for message in person.ok(f"history {other} {10 ** 17} 500")["messages"]
+                         if message["from"].startswith(sender)]
+                for person, other, sender in ((henderson, "messi@mesin1", "messi"),)}
+        self.assertEqual(ours[henderson], early + lost + after)
+        theirs = [message["msg"] for message in messi.ok(f"history henderson@mesin2 {10 ** 17} 500")["messages"]
+                  if message["from"].startswith("henderson")]
+        self.assertEqual(theirs, early + after)
+        states = {message["state"] for message in messi.ok(f"history henderson@mesin2 {10 ** 17} 500")["messages"]
+                  if message["from"] == messi.address}
+        self.assertEqual(states, {"delivered"})
+        self.assertEqual(len({message["uid"] for message in henderson.ok(f"history messi@mesin1 {10 ** 17} 500")[
+            "messages"]}), 85 + 85)
+
+    def test_a_peer_that_was_made_anew(self):
+        """What was delivered stays so, and what is sent from now on arrives."""
+        here, there = self.realms()
+        messi = self.login(here, "messi")
+        messi.ok_all(f"send henderson@mesin2 {number}" for number in range(20))
+        there.stop()
+        shutil.rmtree(there.data)
+        messi.await_link("mesin2", "down")
+        messi.ok_all(f"send henderson@mesin2 away {number}" for number in range(5))
+        there.start()
+        henderson = self.login(there, "henderson")
+        messi.await_link("mesin2")
+        messi.ok("send henderson@mesin2 last")
+        self.assertEqual(henderson.history("messi@mesin1"), [*(f"away {number}" for number in range(5)), "last"])
+        messages = messi.ok("history henderson@mesin2")["messages"]
+        self.assertEqual({message["state"] for message in messages}, {"delivered"})
+        self.assertEqual(messi.ok("realms")["realms"]["mesin2"]["queued"], 0)
+
+
+class LinkFiles(ChatTest):
+    """A file between realms: what may go wrong with it concerns that file alone."""
+
+    def neighbour(self, server: Server) -> Neighbour:
+        self.keep(link := Neighbour(server))
+        return link
+
+    def test_a_file_that_is_missing_here_fails_alone(self):
+        here, there = self.realms()
+        messi, henderson = self.login(here, "messi"), self.login(there, "henderson")
+        messi.ok("subscribe")
+        there.stop()
+        messi.await_link("mesin2", "down")
+        lost, kept = some_bytes(300_000, seed=1), some_bytes(300_000, seed=2)
+        sent = messi.ok(f"sendfile henderson@mesin2 lost.bin {as_base64(lost)}")
+        messi.ok("send henderson@mesin2 text")
+        messi.ok(f"sendfile henderson@mesin2 kept.bin {as_base64(kept)}")
+        (here.data / "files" / sent["file"]["sha256"]).unlink()
+        there.start()
+        status = messi.event("status")
+        while status["id"] != sent["id"]:
+            status = messi.event("status")
+        self.assertEqual((status["state"], status["code"], status["uid"]), ("failed", "storage", sent["uid"]))
+        henderson = self.again(henderson)
+        henderson.ok("subscribe 0")
+        got = [henderson.event("message") for _ in range(2)]
+        self.assertEqual({message.get("msg") or message["file"]["name"] for message in got}, {"text", "kept.bin"})
+        self.assertEqual(henderson.fetch(next(message["id"] for message in got if "file" in message)), kept)
+        self.assertNotIn("queued", messi.ok("send henderson@mesin2 last"))
+        self.assertEqual([message["state"] for message in messi.ok("history henderson@mesin2")["messages"]],
+                         ["failed", "delivered", "delivered", "delivered"])
+        self.assertEqual(messi.inbox()[-1]["from"], "system@mesin2")
+
+    def test_a_file_for_nobody_does_not_cross(self):
+        """Who it is for is asked first."""
+        here, there = self.realms_through(proxy := Proxy())
+        self.keep(proxy)
+        messi = self.login(here, "messi")
+        messi.await_link("mesin2")
+        content = as_base64(some_bytes(16 * MIB))
+        for words in (f"sendfile nosuch@mesin2 f {content}", f"sendgroupfilerealm mesin2 nosuch,nobody f {content}"):
+            self.assertRefused(messi.do(words), "user_not_found")
+        self.assertLess(len(proxy.seen), 256 * KIB)
+        self.assertEqual(messi.ok("history messi")["messages"], [])
+        self.assertEqual((len(there.files()), rows(here, "SELECT 1 FROM messages")), (0, []))
+
+    def test_a_refused_upload_leaves_what_a_realm_has_sent(self):
+        """The same content came over the link, its item is still to come; meanwhile somebody's upload is refused."""
+        server = self.server()
+        messi, link = self.login(server, "messi"), self.neighbour(server)
+        content = some_bytes(100_000)
+        file = link.give_file(content)
+        self.assertRefused(messi.do(f"sendfile nosuch f {as_base64(content)}"), "user_not_found")
+        self.assertEqual(link.deliver(1, 0, [link.item(1, file=file, text=None)])["have"], 1)
+        self.assertEqual(messi.fetch(messi.inbox()[0]["id"]), content)
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_pieces_that_no_item_names_are_bounded(self):
+        """Four files of a link; a fifth pushes out the oldest unfinished one, and is refused where all are whole."""
+        server = self.server()
+        link, before = self.neighbour(server), len(server.descriptors())
+        contents = [some_bytes(300_000, seed) for seed in range(40)]
+        for content in contents:
+            self.assertEqual(link.piece(content, 0, 1000)["offset"], 1000)
+        self.assertLessEqual(len(server.files()), 4)
+        self.assertLessEqual(len(server.descriptors()), before + 4)
+        self.assertEqual([link.piece(content, 0, 0)["offset"] for content in contents[-4:]], [1000] * 4)
+        self.assertEqual(link.piece(contents[0], 0, 0)["offset"], 0)
+        files = [link.give_file(content) for content in contents[1:5]]
+        self.assertRefused(link.piece(contents[5], 0, 1000), "storage")
+        self.assertEqual(sorted(server.files()), sorted(file["sha256"] for file in files))
+        items = [link.item(seq, file=file, text=None) for seq, file in enumerate(files, 1)]
+        self.assertEqual(link.deliver(1, 0, items)["have"], 4)
+        self.assertEqual(link.piece(contents[5], 0, 1000)["offset"], 1000)     # there is room again
+
+    def test_a_piece_that_is_no_base64(self):
+        server = self.server()
+        link, content = self.neighbour(server), some_bytes(300)
+        sha256 = hashlib.sha256(content).hexdigest()
+        for wrong in ("!!!!", "YQ", "YQ==YQ==", "\u00e9\u00e9\u00e9\u00e9", "b'YQ=='"):
+            with self.subTest(wrong):
+                self.assertRefused(link.ask(f"piece {sha256} 300 0 {wrong}"), "bad_base64")
+                self.assertEqual(link.piece(content, 0, 0)["offset"], 0)
+        self.assertEqual(link.give_file(content)["size"], 300)
+
+    def test_a_link_that_breaks_while_a_file_is_made_safe(self):
+        """The other side asks again on the next link, and hears that it is whole."""
+        server = self.server()
+        content = some_bytes(8 * MIB)
+        for _ in range(3):
+            link = self.neighbour(server)
+            link.write(b"".join(f"piece {hashlib.sha256(content).hexdigest()} {len(content)} {start} ".encode() +
+                                base64.b64encode(content[start:start + 512 * KIB]) + b"\r\n"
+                                for start in range(0, len(content), 512 * KIB)))
+            link.close()
+        link = self.neighbour(server)
+        offset = link.piece(content, 0, 0)["offset"]
+        while not (reply := link.piece(content, offset, 512 * KIB))["complete"]:
+            offset = reply["offset"]
+        self.assertEqual(server.files(), [hashlib.sha256(content).hexdigest()])
+        self.assertEqual(link.deliver(1, 0, [link.item(1, file=link.give_file(content), text=None)])["have"], 1)
+
+    def test_what_nobody_names_is_swept(self):
+        """At the start: what is older than an hour and in no message; and every half upload."""
+        server = self.server()
+        messi, link = self.login(server, "messi"), self.neighbour(server)
+        sent = messi.ok(f"sendfile henderson f {as_base64(b'content')}")["file"]["sha256"]
+        for content in (b"young", b"old"):
+            link.give_file(content)
+        for content in (b"young part", b"old part"):
+            link.piece(content, 0, 3)
+        server.stop()
+        folder, old = server.data / "files", time.time() - 7200
+        (folder / "upload-x").write_bytes(b"half")
+        for path in folder.iterdir():
+            if path.name == sent or path.read_bytes() in (b"old", b"old"[:3]) and "young" not in path.name:
+                os.utime(path, (old, old))
+        server.start()
+        eventually(lambda: len(server.files()) == 3, "what is left")
+        self.assertEqual({(folder / name).read_bytes() for name in server.files()}, {b"content", b"young", b"you"})
+        self.assertIn(sent, server.files())
+
+
+class Peers(ChatTest):
+    """What a realm that is stopped, away or new does to people and groups here."""
+
+    @unittest.skipUnless(ON_LINUX, "stops a process, reads /proc")
+    def test_a_realm_that_is_stopped_takes_no_memory(self):
+        """It reads none of the news of people who come and go, and of a group of 3,000 that they join and leave."""
+        here, there = self.realms()
+        messi, lineker = self.login(here, "messi"), self.login(here, "lineker")
+        messi.ok("addgroup g")
+        henderson = self.login(there, "henderson")
+        henderson.ok("subscribe")
+        here.stop()
+        multiply(here, "people", "name='messi' AND realm='mesin1'", 1000, 3000, id="n", name="'p' || n")
+        multiply(here, "members", "1", 1000, 3000, person="n")
+        here.start()
+        messi, lineker = self.again(messi), self.again(lineker)
+        messi.await_link("mesin2")
+        henderson.ok("joingroup g@mesin1")
+        there.process.send_signal(signal.SIGSTOP)
+        self.addCleanup(there.process.send_signal, signal.SIGCONT)
+        before = here.memory
+        for _ in range(10):
+            lineker.ok_all(["joingroup g", "leavegroup g"] * 500)
+        self.assertLess(here.memory - before, 32 * MIB)
+        there.process.send_signal(signal.SIGCONT)
+        messi.await_link("mesin2")
+        messi.await_sent()
+        self.assertNotIn("queued", messi.ok("send henderson@mesin2 hi"))
+        messi.ok("sendgroup g hello")
+        eventually(lambda: henderson.history("g@mesin1") == ["hello"], "the group's message")
+
+    def test_making_again_a_group_that_is_away(self):
+        """Who is a member of it stays one, here and there."""
+        here, there = self.realms()
+        messi, henderson = self.login(here, "messi"), self.login(there, "henderson")
+        henderson.ok("addgroup g")
+        messi.ok("joingroup g@mesin2")
+        there.stop()
+        messi.await_link("mesin2", "down")
+        for words in ("addgroup g@mesin2", "joingroup g@mesin2", "groups mesin2", "info mesin2"):
+            self.assertRefused(messi.do(words), "realm_unreachable")
+        there.start()
+        messi.await_link("mesin2")
+        self.assertRefused(messi.do("addgroup g@mesin2"), "group_exists")
+        self.assertNotIn("queued", messi.ok("sendgroup g@mesin2 hi"))
+        henderson = self.again(henderson)
+        henderson.ok("sendgroup g hi messi")
+        self.assertEqual(henderson.history("g"), ["hi", "hi messi"])
+        eventually(lambda: messi.history("g@mesin2") == ["hi", "hi messi"], "the group's messages")
+        self.assertEqual({member for row in henderson.ok("groups")["groups"] for member in row["members"]},
+                         {"henderson@mesin2", "messi@mesin1"})
+
+    def test_who_registers_on_a_connection_that_drops_exists(self):
+        here, there = self.realms()
+        henderson = self.login(there, "henderson")
+        for number in range(5):
+            wire = Wire(here)
+            wire.write(f"register gone{number} x a b\r\n".encode())
+            wire.close()
+        eventually(lambda: len(rows(here, "SELECT 1 FROM people WHERE name LIKE 'gone%'")) == 5, "five people")
+        for number in range(5):
+            self.assertNotIn("queued", henderson.ok(f"send gone{number}@mesin1 hi"))
+        self.assertLessEqual({f"gone{number}" for number in range(5)},
+                             {user["user"] for user in henderson.ok("info mesin1")["users"]})
+
+
+class FailedCommit(ChatTest):
+    """When the database can not be written: what is acknowledged is kept, what is refused is gone, nothing doubled."""
+
+    def start(self, **keywords: object) -> tuple[FaultyDisk, Server, Person]:
+        disk = FaultyDisk()
+        server = self.server(disk=disk, **keywords)
+        return disk, server, self.login(server, "messi")
+
+    @staticmethod
+    def once(disk: FaultyDisk, call: str) -> None:
+        """The next such call fails, and none after it."""
+        def fails(asked: str) -> bool:
+            if asked == call:
+                disk.fails = lambda _: False
+            return asked == call
+        disk.fails = fails
+
+    @staticmethod
+    def attempt(person: Person, words: str) -> str:
+        """The code of the reply, "OK", or "reset" where the connection ended without one."""
+        try:
+            return person.do(words).get("code", "OK")
+        except (EOFError, ConnectionError):
+            return "reset"
+
+    def await_disk(self, person: Person) -> None:
+        """Waits until something can be stored again."""
+        eventually(lambda: self.attempt(self.again(person), "send lineker well") == "OK", "a disk that is well")
+
+    def test_what_was_refused_does_not_come_back(self):
+        """A write or the sync of a COMMIT fails, the sender is told, and the power goes."""
+        for call in ("fsync", "pwrite"):
+            disk, server, messi = self.start()
+            sent = []
+            for number in range(6):
+                if number % 2:
+                    self.once(disk, call)
+                code = self.attempt(self.again(messi), f"@t{number} send henderson {number}")
+                self.assertIn(code, {"storage", "reset"} if number % 2 else {"OK"})
+                if code == "OK":
+                    sent.append(str(number))
+                elif code == "storage":                         # "reset" leaves it open
+                    server.kill()
+                    server.start()
+                with self.subTest(call, number=number):
+                    texts = [text for text, in rows(server, "SELECT text FROM messages ORDER BY id")]
+                    self.assertEqual([text for text in texts if code != "reset" or text != str(number)], sent)
+                self.await_disk(messi)
+                sent.append("well")
+            server.stop()
+
+    def test_the_word_of_a_realm_that_can_not_be_written(self):
+        """It was delivered: the sender never hears that it was not, and a repeat is not delivered again."""
+        self.keep(false := FalseRealm())
+        disk, server, messi = self.start(peer=f"127.0.0.1:{false.port}")
+        messi.await_link("mesin2")
+        messi.ok("send henderson@mesin2 known")
+
+        def deliver(arguments: list[str]) -> dict:
+            self.once(disk, "fsync")
+            return FalseRealm.deliver(false, arguments)
+        for number in range(3):
+            false.answers["deliver"] = deliver
+            reply = self.attempt(self.again(messi), f"@t{number} send henderson@mesin2 {number}")
+            self.assertIn(reply, ("OK", "reset"))
+            false.answers.clear()
+            self.await_disk(messi)
+            Neighbour(server).close()
+            self.again(messi).await_link("mesin2")
+            messi = self.again(messi)
+            first, second = (messi.ok(f"@t{number} send henderson@mesin2 {number}") for _ in range(2))
+            self.assertEqual(first["id"], second["id"])
+            messi.await_sent()
+        self.assertEqual([item["text"] for item in false.items], ["known", "0", "1", "2"])
+
+    @unittest.skipUnless(ON_LINUX, "changes the limits of a running process")
+    def test_a_subscription_that_was_refused_is_none(self):
+        server = self.server()
+        messi, lineker = self.login(server, "messi"), self.login(server, "lineker")
+        with server.no_room():
+            replies = messi.ask_all(map(messi.line, (f"send henderson {'x' * 8000}", "subscribe")))
+            refused = [reply.get("code") for reply in replies]
+        eventually(lambda: lineker.do("send messi hello")["status"] == "OK", "a disk that is well")
+        if refused[1] == "storage":
+            messi.expect_nothing()
+        else:
+            messi.expect("hello")
+
+    def test_the_first_request_of_a_day(self):
+        """Of whatever kind it is: it and those after it are served, and no link breaks."""
+        first, second = free_ports(2)
+        here = self.inside(peer=second, port=first)
+        self.server(realm="mesin2", port=second, peer=f"127.0.0.1:{first}")
+        messi, lineker = self.login(here, "messi"), self.login(here, "lineker")
+        messi.await_link("mesin2")
+        messi.ok("addgroup g")
+        for words in (f"sendfile henderson f {as_base64(some_bytes(100_000))}", "send nosuch hi", "inbox",
+                      "getfile 999", f"sendgroupfile g f {as_base64(b'x')}", "send henderson@mesin2 hi", "logout"):
+            with self.subTest(words[:30]):
+                for _ in range(24):
+                    here.pass_time(3600)
+                    lineker.ok("send henderson hi")
+                messi.await_link("mesin2")
+                messi.events.clear()
+                self.assertNotIn(messi.do(words).get("code"), ("storage", "internal_error"))
+                for _ in range(3):
+                    lineker.ok("send henderson hi")
+                self.assertEqual(lineker.ok("realms")["realms"]["mesin2"]["link"], "up")
+        self.assertFalse(messi.events["realm"])
+
+
+class Sessions(ChatTest):
+    """How long a token is good for."""
+
+    def test_used_every_day_it_stays(self):
+        """Also over one connection, for another; and it ends when nobody used it for 30 days."""
+        inside = self.inside()
+        busy, idle = self.login(inside, "messi"), self.login(inside, "henderson")
+        idle.close()
+        for _ in range(common.SESSION_DAYS + 1):
+            inside.pass_time(86_400)
+            busy.ok("inbox")
+        self.assertEqual(self.again(busy).do("inbox")["status"], "OK")
+        self.assertRefused(self.again(idle).do("inbox"), "session_not_found")
+
+    def test_a_clock_that_jumps_ends_no_session(self):
+        """A machine that starts with a clock 31 days ahead: its battery was empty, or it was off for a month."""
+        inside = self.inside()
+        messi = self.login(inside, "messi")
+        for ahead in (31 * 86_400, -31 * 86_400, 10 * 365 * 86_400):
+            inside.close()
+            inside.start(ahead)
+            self.assertEqual(self.again(messi).do("inbox")["status"], "OK")
+
+
 # ---- documents and layout ----------------------------------------------------------------------
-
-
-def load_program(path: Path) -> object:
-    """A program as a module; it stands in sys.modules first, as dataclasses want it."""
-    spec = importlib.util.spec_from_file_location(f"{path.stem}_under_test", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 class Documents(ChatTest):
