@@ -10,8 +10,8 @@
 
 The servers under test are real processes with real sockets and real databases, each in a temporary folder and at a
 free port of 127.0.0.1. A server that leaves a traceback in its log, or does not end with status 0, fails its test.
-In this order: helpers; pure tests of common.py; one server; two realms; faults and loads; documents; the page in a
-browser; benchmark.
+In this order: helpers and doubles; what all agree on (common.py); one server; two realms; what may break; intruders;
+loads and clocks; documents; the clients; the page in a browser; benchmark.
 """
 from __future__ import annotations
 
@@ -58,10 +58,13 @@ import common
 from common import COMMANDS, FRAME_END, KIB, MIB, REALMS, ROOT, ChatError, LineBuffer
 
 PATIENCE = 20.0 * float(os.environ.get("TEST_PATIENCE", "1"))   # seconds to wait for what ought to come at once
+QUICK = PATIENCE / 400                                          # seconds in which 99 of 100 replies must come: 0.05
 LONG = "--long" in sys.argv
 SCRATCH = Path(tempfile.mkdtemp(prefix="chat-tests-"))          # everything that the tests write; removed at the end
+LOST = (OSError, EOFError, AssertionError)                     # what a connection that ends, or falls silent, raises
 NOWHERE = "127.0.0.1:1"                                         # nobody listens there: a realm that is away
 ON_LINUX = Path("/proc/self/status").exists()
+ROUNDS_AT_RANDOM = 100_000 if LONG else 2000                    # of each test whose input is drawn at random
 
 # ---- helpers: processes ------------------------------------------------------------------------
 
@@ -73,14 +76,19 @@ class Server:
     root = ROOT                                                # the checkout whose program is started
 
     def __init__(self, *options: str, realm: str = "mesin1", peer: str = NOWHERE, port: int = 0,
-                 wrapper: Iterable[str] = (), disk: FaultyDisk | None = None, wait: bool = True) -> None:
+                 wrapper: Iterable[str] = (), disk: FaultyDisk | None = None,
+                 peers: dict[str, str] | None = None, wait: bool = True) -> None:
         self.realm, self.host, self.port = realm, "127.0.0.1", port
         self.wrapper = wrapper                                 # the words of a program that starts it by `exec`
         self.disk = disk
         self.folder = Path(tempfile.mkdtemp(prefix=f"{realm}-", dir=SCRATCH))
         self.data, self.log_file = self.folder / "data", self.folder / "log"
-        other = "mesin2" if realm == "mesin1" else "mesin1"
-        self.options = ["--bind", "127.0.0.1", "--data", str(self.data), "--peer", f"{other}={peer}", *options]
+        peers = peers or {"mesin2" if realm == "mesin1" else "mesin1": peer}
+        if realm not in REALMS:                                # a realm that is in no table yet
+            options = ("--realm", realm, "--peer", f"{realm}=127.0.0.1:{port}", *options)
+        self.options = ["--bind", "127.0.0.1", "--data", str(self.data), *options]
+        for name, place in peers.items():
+            self.options[2:2] = ["--peer", f"{name}={place}"]
         self.process: subprocess.Popen[str] | None = None
         self.start(wait)
 
@@ -191,6 +199,16 @@ class Server:
     def files(self) -> list[str]:
         """What lies in the folder of the stored files."""
         return sorted(path.name for path in (self.data / "files").rglob("*"))
+
+    def swept(self) -> list[str]:
+        """Its stored files after another start, at which all of them are old enough to be swept."""
+        self.stop()
+        for path in (self.data / "files").iterdir():
+            os.utime(path, (1, 1))
+        self.start()
+        named = {name for name, in rows(self, "SELECT sha256 FROM files")}
+        eventually(lambda: set(self.files()) <= named, "an end of what nobody names")
+        return self.files()
 
     def login(self, user: str, password: str = "surabaya") -> Person:
         """A new connection of a user whose account exists."""
@@ -478,8 +496,12 @@ class Person(Wire):
         assert not self.events["message"], self.events["message"]
 
     def inbox(self) -> list[dict]:
-        """Takes the inbox, of all senders, in order of id."""
-        messages = [message for some in self.ok("inbox")["messages"].values() for message in some]
+        """Takes the inbox to its end, of all senders, in order of id."""
+        messages, more = [], True
+        while more:
+            page = self.ok("inbox")
+            messages += [message for some in page["messages"].values() for message in some]
+            more = page["more"]
         return sorted(messages, key=lambda message: message["id"])
 
     def history(self, with_whom: object) -> list[str]:
@@ -508,6 +530,22 @@ class Person(Wire):
         eventually(lambda: self.ok("realms")["realms"][realm]["queued"] == 0, f"an empty queue for {realm}")
 
 
+class Legacy:
+    """The old client: one request, then 64 bytes at a time until CR LF CR LF, then json.loads."""
+
+    def __init__(self, server: Server) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", server.port), PATIENCE)
+
+    def sendstring(self, string: str) -> dict:
+        self.socket.sendall(string.encode())
+        received = ""
+        while data := self.socket.recv(64):
+            received = f"{received}{data.decode()}"
+            if received[-4:] == "\r\n\r\n":
+                return json.loads(received)
+        raise AssertionError("an orderly close: an old client would spin for ever")
+
+
 def as_base64(content: bytes) -> str:
     """A file's content as it goes on the wire."""
     return base64.b64encode(content).decode()
@@ -518,6 +556,385 @@ def some_bytes(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
+def any_text(chance: random.Random) -> str:
+    """A text of any letters that UTF-8 can carry."""
+    ranges = ((32, 127), (0, 32), (160, 0x800), (0x2000, 0x2100), (0xe000, 0x10000), (0x10000, 0x110000))
+    return "".join(chr(chance.randrange(*chance.choice(ranges))) for _ in range(chance.randrange(30)))
+
+
+def download(person: Person, file_id: int) -> tuple[int, str]:
+    """Fetches a file of any size without holding it: its length and SHA-256."""
+    person.write(person.line(f"getfile {file_id}").encode() + b"\r\n")
+    digest, size, data, mark = hashlib.sha256(), 0, b"", b'"file_content":"'
+    while mark not in data:
+        data += person.socket.recv(64 * KIB)
+    data = data.partition(mark)[2]
+    while True:
+        content, end, _ = data.partition(b'"')
+        usable = len(content) // 4 * 4
+        piece = base64.b64decode(content[:usable], validate=True)
+        digest.update(piece)
+        size += len(piece)
+        if end:
+            return size, digest.hexdigest()
+        data = content[usable:] + person.socket.recv(MIB)
+
+
+def upload(person: Person, words: str, block: bytes, count: int) -> dict:
+    """Sends a file that is `count` times a block (of a length divisible by 3), never held whole."""
+    encoded = base64.b64encode(block)
+    person.socket.sendall(person.line(words).encode() + b" ")
+    for _ in range(count):
+        person.socket.sendall(encoded)
+    person.socket.sendall(b"\r\n")
+    return person.reply()
+
+
+# ---- helpers: doubles --------------------------------------------------------------------------
+
+
+def load_program(path: Path) -> object:
+    """A program as a module; it stands in sys.modules first, as dataclasses want it."""
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_under_test", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class Neighbour(Wire):
+    """The realm mesin2, played by the test: it calls a server of mesin1."""
+
+    def __init__(self, server: Server, epochs: str = "e1", key: bytes | None = None) -> None:
+        super().__init__(server)
+        nonce = f"{random.getrandbits(128):032x}"
+        self.lines = [f"peer mesin2 {epochs} {nonce}"]
+        self.challenge = self.ask(self.lines[0])
+        text = f"chat-realm-1 caller mesin2 mesin1 {nonce} {self.challenge.get('nonce')}"
+        self.lines.append(f"peerproof {hmac.new(key, text.encode(), 'sha256').hexdigest()}" if key else "peerproof")
+        self.welcome = self.ask(self.lines[1])
+
+    def deliver(self, stream: int, after: int, items: list) -> dict:
+        """Sends one batch of items."""
+        return self.ask(f"deliver {stream} {after} {json.dumps(items)}")
+
+    def piece(self, content: bytes, start: int, size: int, sha256: str = "") -> dict:
+        """Sends a piece of a file."""
+        sha256 = sha256 or hashlib.sha256(content).hexdigest()
+        return self.ask(f"piece {sha256} {len(content)} {start} {as_base64(content[start:start + size])}".rstrip())
+
+    def give_file(self, content: bytes) -> dict:
+        """Sends a whole file, and waits until it is on disk there. Returns what an item says of it."""
+        reply, deadline = self.piece(content, 0, 0), time.monotonic() + PATIENCE
+        while not reply["complete"] and time.monotonic() < deadline:
+            reply = self.piece(content, reply["offset"], 0 if reply["sealing"] else 256 * KIB)
+        return {"name": "f.bin", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    @staticmethod
+    def item(seq: int, **changed: object) -> dict:
+        """A text from henderson of mesin2 to messi of mesin1, or what is changed of it."""
+        return {"seq": seq, "do": "send", "to": "messi", "from": "henderson@mesin2", "name": "Jordan Henderson",
+                "ts": 1700000000000, "uid": f"mesin2:{seq}", "text": f"text {seq}", **changed}
+
+
+class FalseRealm:
+    """The realm mesin2, played by the test: a server of mesin1 calls it, and hears what the test says."""
+
+    def __init__(self, port: int = 0, **answers: object) -> None:
+        self.answers = answers                                 # word -> fields, bytes, None (silence), or a callable
+        self.items: list[dict] = []                            # what was delivered, repeats left out
+        self.offsets: dict[str, int] = {}
+        self.have = [0, 0]
+        self.asked: list[str] = []                             # the lines that came
+        self.listener = socket.create_server(("127.0.0.1", port))
+        self.port: int = self.listener.getsockname()[1]
+        self.calls: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                call, _ = self.listener.accept()
+                self.calls.append(call)
+                threading.Thread(target=self._serve, args=(call,), daemon=True).start()
+
+    def _serve(self, call: socket.socket) -> None:
+        with contextlib.suppress(OSError), call.makefile("rb") as lines:
+            for line in lines:
+                word, *arguments = line.decode().split(" ", 3)
+                word = word.strip()
+                self.asked.append(line.decode().strip())
+                answer = self.answers.get(word, getattr(self, word))
+                answer = answer([argument.strip() for argument in arguments]) if callable(answer) else answer
+                if isinstance(answer, dict):
+                    answer = json.dumps({"status": "OK", **answer}).encode() + FRAME_END
+                if answer is not None:
+                    call.sendall(answer)
+
+    def peer(self, _: list[str]) -> dict:
+        return {"nonce": "0" * 32, "proof": ""}
+
+    def peerproof(self, _: list[str]) -> dict:
+        return {"have": self.have, "refused": [{}, {}]}
+
+    def deliver(self, arguments: list[str]) -> dict:
+        stream, items = int(arguments[0]), json.loads(arguments[2])
+        new = [item for item in items if item["seq"] > self.have[stream]]
+        self.items += new
+        self.have[stream] = max([self.have[stream], *(item["seq"] for item in new)])
+        return {"have": self.have[stream], "refused": {}}
+
+    def piece(self, arguments: list[str]) -> dict:
+        sha256, size, rest = arguments
+        start, _, content = rest.partition(" ")
+        if int(start) == self.offsets.get(sha256, 0):
+            self.offsets[sha256] = int(start) + len(base64.b64decode(content))
+        offset = self.offsets.get(sha256, 0)
+        return {"offset": offset, "complete": offset == int(size), "sealing": False}
+
+    def ask(self, arguments: list[str]) -> dict:
+        question = json.loads(" ".join(arguments))
+        return {"users": {name: {"nama": name.capitalize(), "negara": "X"} for name in question.get("users", ())}}
+
+    def ping(self, _: list[str]) -> dict:
+        return {}
+
+    def hang_up(self) -> None:
+        """Ends every connection; the realm may call again."""
+        while self.calls:
+            call = self.calls.pop()
+            with contextlib.suppress(OSError):
+                call.shutdown(socket.SHUT_RDWR)
+            call.close()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.hang_up()
+
+
+class FaultyDisk:
+    """The disk below one server process: the kernel asks the test at each `pwrite` and `fsync` whether it fails.
+
+    It does so by a seccomp filter (Linux 5.5) that the server's process is given before it starts.
+    """
+
+    NUMBERS = {"x86_64": (317, 18, 74, 75), "aarch64": (277, 68, 82, 83)}    # seccomp, pwrite64, fsync, fdatasync
+    FILTER = """
+import ctypes, os, socket, struct, sys
+end, seccomp, *calls = map(int, sys.argv[1:6])
+code = [(0x20, 0, 0, 0), *((0x15, 3 - i, 0, call) for i, call in enumerate(calls)), (6, 0, 0, 0x7fff0000),
+        (6, 0, 0, 0x7fc00000)]
+code = b"".join(struct.pack("HBBI", *row) for row in code)
+fields = [("length", ctypes.c_ushort), ("code", ctypes.c_char_p)]
+Program = type("Program", (ctypes.Structure,), {"_fields_": fields})
+libc = ctypes.CDLL(None, use_errno=True)
+libc.prctl(38, 1, 0, 0, 0)
+listener = libc.syscall(seccomp, 1, 8, ctypes.byref(Program(len(code) // 8, code)))
+assert listener >= 0, os.strerror(ctypes.get_errno())
+with socket.socket(fileno=end) as channel:
+    socket.send_fds(channel, [b"x"], [listener])
+os.close(listener)
+os.execvp(sys.argv[6], sys.argv[6:])
+"""
+
+    def __init__(self) -> None:
+        if not ON_LINUX or platform.machine() not in self.NUMBERS or not hasattr(socket, "recv_fds"):
+            raise unittest.SkipTest("needs a Linux kernel that can ask about system calls")
+        self.fails: Callable[[str], bool] = lambda call: False  # asked with "pwrite" or "fsync"
+
+    def wrapper(self) -> tuple[tuple[str, ...], int]:
+        """The words that start a server above this disk, and the descriptor that it inherits."""
+        import fcntl
+        end, others = socket.socketpair()
+        seccomp, *calls = self.NUMBERS[platform.machine()]
+
+        def watch() -> None:
+            with end:
+                _, descriptors, _, _ = socket.recv_fds(end, 1, 1)
+            if not descriptors:
+                return
+            with contextlib.suppress(OSError), open(descriptors[0], "rb", buffering=0) as listener:
+                while True:
+                    request = bytearray(80)
+                    try:
+                        fcntl.ioctl(listener, 0xC0502100, request)
+                    except OSError as error:                    # the one who asked was killed
+                        if error.errno == errno.ENOENT and self._is_open(listener):
+                            continue
+                        return
+                    number, _, _, call = struct.unpack_from("QIIi", request)
+                    failed = self.fails("pwrite" if call == calls[0] else "fsync")
+                    answer = struct.pack("QqiI", number, 0, -errno.EIO if failed else 0, 0 if failed else 1)
+                    with contextlib.suppress(OSError):
+                        fcntl.ioctl(listener, 0xC0182101, bytearray(answer))
+        threading.Thread(target=watch, daemon=True).start()
+        return ((sys.executable, "-c", self.FILTER, str(others.fileno()), str(seccomp), *map(str, calls)),
+                others.detach())
+
+    @staticmethod
+    def _is_open(listener: object) -> bool:
+        """Whether a process is still below the filter."""
+        poll = select.poll()
+        poll.register(listener, select.POLLIN)
+        return not any(events & select.POLLHUP for _, events in poll.poll(0))
+
+
+class Proxy:
+    """The network between a realm and its neighbour: passes on what comes, cuts off, or goes silent."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.target = port
+        self.rate = 0.0                                        # bytes a second that pass; 0: as many as there are
+        self.silent = False                                    # nothing is passed on, and no connection ends
+        self.cut_at = b""                                      # an answer with this in it is not passed on: a cut
+        self.cuts = 0
+        self.cut_all = False                                   # every connection, once
+        self.chance: random.Random | None = None               # cuts after so many bytes as it says
+        self.budget = 0
+        self.seen = bytearray()                                # all that was passed on
+        self.partners: dict[socket.socket, socket.socket] = {}
+        self.forward: set[socket.socket] = set()               # the ends of who called
+        self.selector = selectors.DefaultSelector()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
+        self.selector.register(self.listener, selectors.EVENT_READ)
+        self.ended = False
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while not self.ended:
+            if self.cut_all:
+                self.cut_all = False
+                for end in list(self.forward):
+                    self.cut(end)
+            for key, _ in self.selector.select(0.02):
+                if self.silent:
+                    time.sleep(0.002)
+                elif key.fileobj is self.listener:
+                    self._accept()
+                elif key.fileobj in self.partners:
+                    self._pass_on(key.fileobj)
+
+    def _accept(self) -> None:
+        near = self.listener.accept()[0]
+        try:
+            far = socket.create_connection(("127.0.0.1", self.target), PATIENCE)
+        except OSError:
+            near.close()
+            return
+        self.forward.add(near)
+        for one, other in ((near, far), (far, near)):
+            self.partners[one] = other
+            self.selector.register(one, selectors.EVENT_READ)
+
+    def _pass_on(self, source: socket.socket) -> None:
+        try:
+            data = source.recv(4 * KIB if self.rate else 64 * KIB)
+            cut = self.cut_at and source not in self.forward and self.cut_at in data
+            if self.chance:
+                self.budget -= len(data)
+                if self.budget < 0:
+                    cut, self.budget = self.budget != -len(data), self.chance.randrange(10_000, 200_000)
+            self.cuts += bool(cut)
+            if cut or not data:
+                raise EOFError
+            self.seen += data
+            if self.rate:
+                time.sleep(len(data) / self.rate)
+            self.partners[source].sendall(data)
+        except (OSError, EOFError):
+            self.cut(source)
+
+    def cut(self, end: socket.socket) -> None:
+        """Ends a connection on both sides."""
+        for one in (end, self.partners.pop(end, end)):
+            with contextlib.suppress(KeyError, ValueError):
+                self.selector.unregister(one)
+            self.partners.pop(one, None)
+            self.forward.discard(one)
+            one.close()
+
+    def close(self) -> None:
+        self.ended = True
+        self.thread.join()
+        for end in [self.listener, *self.partners]:
+            end.close()
+        self.selector.close()
+
+
+class Inside:
+    """A server in the test's own process: real store, real sockets, real loop, and clocks that the test sets."""
+
+    login, register, files = Server.login, Server.register, Server.files
+
+    def __init__(self, *options: str, realm: str = "mesin1", peer: int = 1, port: int = 0,
+                 table: Iterable[str] = REALMS, tls: bool = False) -> None:
+        self.realm, self.host, self.port, self.table, self.tls = realm, "127.0.0.1", port, table, tls
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{realm}-", dir=SCRATCH))
+        self.data = self.folder / "data"
+        self.program = load_program(Server.program("mesin1"))
+        other = "mesin2" if realm == "mesin1" else "mesin1"
+        self.options = ["--realm", realm, "--bind", "127.0.0.1", "--data", str(self.data), "--local",
+                        "--peer", f"{other}=127.0.0.1:{peer}", *options]
+        self.logger = logging.getLogger("chat")
+        self.logger.propagate = False
+        self.start()
+
+    def start(self, wall_ahead: float = 0.0) -> None:
+        """Starts it over the data that are there, with a clock that is so many seconds ahead."""
+        self.ahead, self.wall_ahead = 0.0, wall_ahead          # seconds before the true clocks
+        self.handler = logging.FileHandler(self.folder / "log")
+        self.logger.addHandler(self.handler)
+        options = self.program.parse_options([*self.options, "--port", str(self.port)])
+        options.table = {name: row for name, row in options.table.items() if name in self.table}
+        started = threading.Event()
+
+        def live() -> None:                                    # a database belongs to the thread that opened it
+            try:
+                self.server = self.program.build(options, clock=lambda: time.monotonic() + self.ahead,
+                                                 wall=lambda: time.time() + self.wall_ahead)
+                self.chat, self.port = self.server.chat, self.server.port
+            finally:
+                started.set()
+            self.server.run()
+        self.thread = threading.Thread(target=live)
+        self.thread.start()
+        started.wait()
+
+    @property
+    def cpu_time(self) -> float:
+        """Seconds that the loop's thread has computed."""
+        return time.clock_gettime(time.pthread_getcpuclockid(self.thread.ident))
+
+    def pass_time(self, seconds: float) -> None:
+        """Both clocks move on, and the loop has seen it: it has served a connection that came after that."""
+        self.ahead += seconds
+        self.wall_ahead += seconds
+        with contextlib.closing(Wire(self)) as wire:
+            if self.tls:
+                context = ssl.create_default_context()
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+                wire.socket = context.wrap_socket(wire.socket)
+            for _ in range(3):
+                wire.socket.sendall(b"help send\r\n")
+                wire.reply()
+
+    def close(self) -> None:
+        """Ends it as SIGTERM would; nothing unforeseen may stand in its log."""
+        if self.thread.is_alive():
+            self.server.stop()
+            self.thread.join()
+            self.logger.removeHandler(self.handler)
+            self.handler.close()
+        assert "Traceback" not in (self.folder / "log").read_text()
+
+
+# ---- helpers: test cases -----------------------------------------------------------------------
+
+
 class ChatTest(unittest.TestCase):
     """A test case that knows refusals."""
 
@@ -526,6 +943,13 @@ class ChatTest(unittest.TestCase):
         self.assertEqual(reply["status"], "ERROR", reply)
         self.assertEqual(reply["code"], code, reply)
         self.assertTrue(reply["message"].startswith(common.ERRORS[code]), reply)
+
+    def attempt(self, person: Person, words: str) -> str:
+        """The code of the reply on a new connection, "OK", or "reset" where it ended without one."""
+        try:
+            return self.again(person).do(words).get("code", "OK")
+        except (EOFError, ConnectionError):
+            return "reset"
 
     @contextlib.contextmanager
     def assertRefusal(self, code: str) -> Iterator[None]:
@@ -567,6 +991,11 @@ class ChatTest(unittest.TestCase):
         self.keep(person := server.login(user, password))
         return person
 
+    def wire(self, server: Server | Inside | None = None) -> Wire:
+        """A connection that has not logged in."""
+        self.keep(wire := Wire(server or self.here))
+        return wire
+
     def again(self, person: Person) -> Person:
         """One more connection of the same session."""
         self.keep(other := person.again())
@@ -595,12 +1024,6 @@ class OneServer(ChatTest):
     def people(self, *names: str) -> list[Person]:
         """New users with these names and a number, each logged in on a connection of its own."""
         return self.register(*((self.here, name) for name in names))
-
-    def wire(self) -> Wire:
-        """A connection that has not logged in."""
-        wire = Wire(self.here)
-        self.keep(wire)
-        return wire
 
 
 class TwoRealms(ChatTest):
@@ -659,7 +1082,7 @@ class CommandTable(ChatTest):
     def test_usage_comes_from_the_row(self):
         self.assertEqual(COMMANDS["sendfile"].usage, "sendfile T USER NAME BASE64")
         self.assertEqual(COMMANDS["sendfile"].prompt_usage, "sendfile USER FILE")
-        self.assertEqual(COMMANDS["info"].prompt_usage, "info [REALM]")
+        self.assertEqual(COMMANDS["info"].prompt_usage, "info [REALM] [AFTER]")
         self.assertEqual(COMMANDS["inbox"].prompt_usage, "inbox")
         for command in COMMANDS.values():
             with self.subTest(command.word):
@@ -742,17 +1165,6 @@ class Parsing(ChatTest):
             with self.subTest(line), self.assertRefusal("bad_arguments"):
                 common.split_tag(line)
 
-    def test_nonsense_is_refused_not_fatal(self):
-        """Whatever the bytes, parsing yields a request or a ChatError."""
-        chance = random.Random(4)
-        words = [*(word.encode() for word in COMMANDS), b"T", b"@t", b" ", b"  ", b"\0", b"\xff", b"messi"]
-        for _ in range(5000):
-            line = b" ".join(chance.choices(words, k=chance.randrange(6))) + chance.randbytes(chance.randrange(8))
-            with contextlib.suppress(ChatError):
-                tag, rest = common.split_tag(line.replace(b"\n", b""))
-                request = common.parse_request(tag, rest)
-                self.assertNotIn("", request.arguments, line)
-
     def test_frames_are_ascii_and_compact(self):
         frame = common.format_reply({"message": "\u00e9\u2028\U0001f600\r\n\"\\"}, tag="t1")
         self.assertEqual(frame, b'{"status":"OK","tag":"t1",'
@@ -764,6 +1176,43 @@ class Parsing(ChatTest):
     def test_times(self):
         self.assertEqual(common.format_time(1714842189250), "2024-05-04T17:03:09.250Z")
         self.assertEqual(common.format_time(1714842189007), "2024-05-04T17:03:09.007Z")
+
+    def test_what_is_written_is_read(self):
+        """A request made from any words of the table's row is parsed into those words; a text keeps its spaces."""
+        chance = random.Random(21)
+        for _ in range(ROUNDS_AT_RANDOM):
+            command = chance.choice(list(COMMANDS.values()))
+            words = [re.sub("[ \r\n]", "", any_text(chance)) or "x" for _ in command.names]
+            if command.takes_rest:
+                words[-1] = re.sub("[\r\n]", "", any_text(chance) + "x").lstrip(" ")
+            else:
+                del words[chance.randrange(command.required, len(words) + 1):]
+            line = " " * chance.randrange(3) + (" " * chance.randrange(1, 4)).join(
+                [chance.choice([command.word, command.word.upper()]), *words])
+            request = common.parse_request("t", common.split_tag(f"@t {line}".encode())[1])
+            self.assertEqual((request.command, request.arguments), (command, words), line)
+
+    def test_frames(self):
+        """Any text travels in a frame of pure ASCII that has its end nowhere but at its end."""
+        chance = random.Random(22)
+        for _ in range(ROUNDS_AT_RANDOM):
+            fields = {any_text(chance): any_text(chance) for _ in range(3)} | {"status": "OK"}
+            frame = common.format_reply({name.replace('"', "").replace("\\", "").encode("ascii", "ignore").decode(
+                ).translate({number: None for number in range(32)}): value for name, value in fields.items()})
+            self.assertEqual(frame.index(FRAME_END), len(frame) - 4)
+            self.assertTrue(frame.isascii())
+            self.assertLessEqual(set(json.loads(frame).values()), set(fields.values()))
+
+    def test_nonsense_is_refused_not_fatal(self):
+        """Whatever the bytes, parsing yields a request or a ChatError."""
+        chance = random.Random(4)
+        words = [*(word.encode() for word in COMMANDS), b"T", b"@t", b" ", b"  ", b"\0", b"\xff", b"messi"]
+        for _ in range(5000):
+            line = b" ".join(chance.choices(words, k=chance.randrange(6))) + chance.randbytes(chance.randrange(8))
+            with contextlib.suppress(ChatError):
+                tag, rest = common.split_tag(line.replace(b"\n", b""))
+                request = common.parse_request(tag, rest)
+                self.assertNotIn("", request.arguments, line)
 
 
 class Framing(ChatTest):
@@ -804,30 +1253,17 @@ class Framing(ChatTest):
                 partial = b""
         return lines, buffer, most
 
-    def test_whole(self):
+    def test_whole_byte_by_byte_and_with_bytes_left_over(self):
         for data, expected, left in self.CASES:
             with self.subTest(data):
-                lines, buffer, _ = self.lines([data])
-                self.assertEqual(lines, expected)
-                self.assertEqual(len(buffer), len(left))
-                self.assertIsNone(buffer.next_line())
-
-    def test_byte_by_byte(self):
-        for data, expected, left in self.CASES:
-            with self.subTest(data):
-                lines, buffer, most = self.lines(data[i:i + 1] for i in range(len(data)))
-                self.assertEqual(lines, expected)
-                self.assertEqual(len(buffer), len(left))
-                self.assertLessEqual(most, 17)
-
-    def test_with_bytes_left_over(self):
-        for data, expected, left in self.CASES:
-            for more in (b"rest", b"re\nst"):
-                with self.subTest(data, more=more):
+                for pieces in ([data], [data[i:i + 1] for i in range(len(data))]):
+                    lines, buffer, most = self.lines(pieces)
+                    self.assertEqual((lines, len(buffer), buffer.next_line()), (expected, len(left), None))
+                self.assertLessEqual(most, 17)                 # byte by byte
+                for more in (b"rest", b"re\nst"):
                     lines, buffer, _ = self.lines([data + more])
                     *whole, rest = (left + more).split(b"\n")
-                    self.assertEqual(lines, expected + whole)
-                    self.assertEqual(len(buffer), len(rest))
+                    self.assertEqual((lines, len(buffer)), (expected + whole, len(rest)))
 
     def test_at_random_cuts(self):
         chance = random.Random(9)
@@ -862,18 +1298,6 @@ class Files(ChatTest):
         decoder, edges = common.Base64Decoder(), [0, *cuts, len(data)]
         return b"".join(decoder.feed(data[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)) + decoder.finish()
 
-    def test_round_trips_at_random_cuts(self):
-        chance = random.Random(17)
-        for round_ in range(400):
-            content = chance.randbytes(chance.randrange(1, 60))
-            encoded = b"".join(common.encode_file(io.BytesIO(content)))
-            self.assertEqual(encoded, base64.b64encode(content))
-            data = (b"%s", b"b'%s'", b'b"%s"', b"%s \r", b"  b'%s' ")[round_ % 5] % encoded
-            cuts = sorted(chance.randrange(len(data) + 1) for _ in range(chance.randrange(8)))
-            with self.subTest(data, cuts=cuts):
-                self.assertEqual(self.decode(data, *cuts), content)
-        self.assertEqual(self.decode(b"b''"), b"")             # how an empty file travels
-
     def test_large_content_in_pieces(self):
         content = some_bytes(300 * KIB + 1)
         pieces = list(common.encode_file(io.BytesIO(content)))
@@ -888,14 +1312,6 @@ class Files(ChatTest):
             for cuts in ((), tuple(range(1, len(wrong)))):
                 with self.subTest(wrong, cuts=cuts), self.assertRefusal("bad_base64"):
                     self.decode(wrong, *cuts)
-
-    def test_nonsense_is_refused_not_fatal(self):
-        chance = random.Random(23)
-        for _ in range(3000):
-            data = bytes(chance.choices(b"YWFh=b'\" \r\0\xff-_+/", k=chance.randrange(24)))
-            with contextlib.suppress(ChatError):
-                content = self.decode(data, *sorted(chance.randrange(len(data) + 1) for _ in range(3)))
-                self.assertIn(base64.b64encode(content).rstrip(b"=")[:-1], data)   # the last letter may have spare bits
 
     def test_ordinary_names_survive(self):
         for name in ("file.txt", "my file.txt", "r\u00e9sum\u00e9 \U0001f600.pdf", "100%.txt", "a+b&c=d#e?.txt",
@@ -916,6 +1332,50 @@ class Files(ChatTest):
                 self.assertEqual(common.decode_file_name(hostile), tame)
         self.assertTrue(common.decode_file_name("x" * 400 + ".tar").endswith("x.tar"))
 
+    def test_base64_as_the_standard_has_it(self):
+        """In any pieces, a content is taken exactly if the standard library's strict decoder takes it whole."""
+        chance = random.Random(23)
+        for _ in range(ROUNDS_AT_RANDOM):
+            data = bytearray(base64.b64encode(chance.randbytes(chance.randrange(1, 40))))
+            for _ in range(chance.choice((0, 0, 1, 2))):
+                data[chance.randrange(len(data))] = chance.choice(b"=A+/ -_!\0\xff'")
+            cuts = sorted(chance.randrange(len(data) + 1) for _ in range(chance.randrange(5)))
+            bare = bytes(data).strip(b" ")
+            try:
+                expected = base64.b64decode(bare, validate=True) if len(bare) % 4 == 0 else None
+            except ValueError:
+                expected = None
+            try:
+                found = self.decode(bytes(data), *cuts)
+            except ChatError as error:
+                self.assertEqual(error.code, "bad_base64")
+                found = None
+            self.assertEqual(found, expected, (data, cuts))
+
+    def test_file_names(self):
+        """Any name comes out as a bare one, and stays as it is from then on."""
+        chance = random.Random(24)
+        parts = ["..", "/", "\\", "%2f", "%5c", "%00", "%ff", "%20", ".", "a", "\u202e", "\0", " ", "x" * 200,
+                 "x" * 300, "\u00e9" * 150, "\ud7ff", "\u2028"]
+        for _ in range(ROUNDS_AT_RANDOM):
+            text = "".join(chance.choices(parts, k=chance.randrange(6))) + any_text(chance)
+            name = common.decode_file_name(text)
+            self.assertFalse(set(name) & set("/\\\0\n\r\u202e"), text)
+            self.assertTrue(name.strip(". ") and name.isprintable() and len(name.encode()) <= common.MAX_FILE_NAME)
+            self.assertEqual(common.decode_file_name(common.encode_file_name(name)), name, text)
+
+    def test_round_trips_at_random_cuts(self):
+        chance = random.Random(17)
+        for round_ in range(400):
+            content = chance.randbytes(chance.randrange(1, 60))
+            encoded = b"".join(common.encode_file(io.BytesIO(content)))
+            self.assertEqual(encoded, base64.b64encode(content))
+            data = (b"%s", b"b'%s'", b'b"%s"', b"%s \r", b"  b'%s' ")[round_ % 5] % encoded
+            cuts = sorted(chance.randrange(len(data) + 1) for _ in range(chance.randrange(8)))
+            with self.subTest(data, cuts=cuts):
+                self.assertEqual(self.decode(data, *cuts), content)
+        self.assertEqual(self.decode(b"b''"), b"")             # how an empty file travels
+
 
 # ---- one server --------------------------------------------------------------------------------
 
@@ -924,8 +1384,7 @@ class Starting(ChatTest):
     """Starting and stopping, and what the options do."""
 
     def start(self, *options: str, **keywords: object) -> Server:
-        server = Server(*options, **keywords)
-        self.addCleanup(server.kill)
+        server = self.server(*options, **keywords)
         return server
 
     def refuse(self, *options: str) -> str:
@@ -938,7 +1397,7 @@ class Starting(ChatTest):
 
     def test_stops_with_status_0_and_finds_its_data_again(self):
         """At SIGTERM and at Ctrl-C. The documented users are there, and the log warns of what is unsafe."""
-        server = self.start()
+        server = self.server()
         messi, *_ = (server.login(user) for user in ("messi", "henderson", "lineker"))
         self.assertIn("documented users", server.log)
         self.assertIn("no realm key", server.log)
@@ -949,29 +1408,36 @@ class Starting(ChatTest):
             server.start()
             messi = messi.again()                              # the session lives on, too
             self.assertEqual(messi.history("henderson"), ["still here"] * sent)
-        server.stop()
 
     def test_an_unanswered_request_is_finished_at_stop(self):
-        server = self.start()
+        server = self.server()
         wire = Wire(server)
         wire.write(b"auth messi surabaya\r\n")
         wire.write(b"help\r\n" * 10)
         self.assertEqual(wire.reply()["status"], "OK")
-        server.stop()
+
+    def test_who_does_not_read_holds_up_no_end(self):
+        server = self.server()
+        messi = self.login(server, "messi")
+        messi.ok_all(f"send henderson {'x' * 8000}" for _ in range(1000))
+        self.keep(asleep := Wire(server, receive_buffer=4096))
+        asleep.socket.sendall(f"{messi.line(f'history henderson {10 ** 17} 500')}\r\n".encode() * 12)
+        messi.ok("history henderson")
+        messi.close()
+        self.assertLess(timed(server.stop), common.DRAIN_SECONDS + 3)
 
     def test_no_default_users(self):
-        server = self.start("--no-default-users")
+        server = self.server("--no-default-users")
         self.assertRefused(Wire(server).ask("auth messi surabaya"), "bad_credentials")
         joni = Wire(server).ask("register joni admin joni_perkasa Indonesia")
         self.assertEqual(joni["status"], "OK")
-        server.stop()
 
     def test_mesin2_is_a_launcher(self):
         """The same program, as the realm mesin2; options typed after it still win."""
-        server = self.start(realm="mesin2")
+        server = self.server(realm="mesin2")
         self.assertEqual(server.login("messi").ok("realms")["realms"]["mesin2"]["link"], "local")
         server.stop()
-        self.start("--realm", "mesin2", realm="mesin2").stop()
+        self.server("--realm", "mesin2", realm="mesin2").stop()
 
     def test_options_come_from_the_environment_too(self):
         program = ROOT / REALMS["mesin2"].folder / "ChatServer.py"
@@ -996,13 +1462,12 @@ class Starting(ChatTest):
             self.assertIn(f"--{option}", done.stdout)
 
     def test_refuses_to_start_in_one_sentence(self):
-        server = self.start()
+        server = self.server()
         data = tempfile.mkdtemp(dir=SCRATCH)
         for words, *options in ((str(server.port), "--port", str(server.port)), ("nosuch", "--realm", "nosuch"),
                                 ("HOST:PORT", "--peer", "mesin2"), ("nokey", "--realm-key", str(SCRATCH / "nokey"))):
             with self.subTest(options):
                 self.assertIn(words, self.refuse("--data", data, *options))
-        server.stop()
 
 
 class Accounts(OneServer):
@@ -1035,21 +1500,6 @@ class Accounts(OneServer):
                 taken.append(time.perf_counter() - started)
         known, unknown = (statistics.median(taken) for taken in times.values())
         self.assertLess(max(known, unknown), 3 * min(known, unknown), times)
-
-    def test_register_refuses(self):
-        wire = self.wire()
-        self.assertRefused(wire.ask("register messi x a b"), "user_exists")
-        self.assertRefused(wire.ask("register Messi x a b"), "user_exists")
-        self.assertRefused(wire.ask("register a/b x a b"), "bad_name")
-        self.assertRefused(wire.ask(f"register {'x' * 33} x a b"), "bad_name")
-        self.assertRefused(wire.ask("register messi@mesin2 x a b"), "bad_name")
-        self.assertRefused(wire.ask("register newone x a"), "bad_arguments")
-        self.assertRefused(wire.ask(f"register newone x {'n' * 129} b"), "too_long")
-        self.assertRefused(wire.ask(f"register newone x a {'n' * 129}"), "too_long")
-        for wrong in ("\x1b[2J", "a\x7f", "\u202egpj", "\u2028", "\0"):
-            self.assertRefused(wire.ask(f"register newone x {wrong} b"), "bad_name")
-            self.assertRefused(wire.ask(f"register newone x a {wrong}"), "bad_name")
-        self.assertRefused(wire.ask("auth newone x"), "bad_credentials")
 
     def test_register_keeps_any_letters(self):
         wire = self.wire()
@@ -1145,11 +1595,70 @@ class Accounts(OneServer):
         self.assertNotIn(alice.token, json.dumps(reply))
         self.assertEqual(alice.ask("info")["users"], alice.do("info mesin1")["users"])
 
-    def test_info_refuses(self):
-        (alice,) = self.people("alice")
-        self.assertRefused(self.wire().ask("info"), "session_not_found")
-        self.assertRefused(self.wire().ask("info notoken"), "session_not_found")
-        self.assertRefused(alice.do("info nosuch"), "realm_not_found")
+
+class Sessions(ChatTest):
+    """How long a token is good for."""
+
+    def test_used_every_day_it_stays(self):
+        """Also over one connection, for another; and it ends when nobody used it for 30 days."""
+        inside = self.inside()
+        busy, idle = self.login(inside, "messi"), self.login(inside, "henderson")
+        idle.close()
+        for _ in range(common.SESSION_DAYS + 2):               # he may have been there still as the second day began
+            inside.pass_time(86_400)
+            busy.ok("inbox")
+        self.assertEqual(self.again(busy).do("inbox")["status"], "OK")
+        self.assertRefused(self.again(idle).do("inbox"), "session_not_found")
+
+    def test_a_clock_that_jumps_ends_no_session(self):
+        """A machine that starts with a clock 31 days ahead: its battery was empty, or it was off for a month."""
+        inside = self.inside()
+        messi = self.login(inside, "messi")
+        for ahead in (31 * 86_400, -31 * 86_400, 10 * 365 * 86_400):
+            inside.close()
+            inside.start(ahead)
+            self.assertEqual(self.again(messi).do("inbox")["status"], "OK")
+
+
+class Refusals(OneServer):
+    """What is asked in vain, and the code that says why."""
+
+    GUEST = [
+        ("register messi x a b", "user_exists"), ("register Messi x a b", "user_exists"),
+        ("register a/b x a b", "bad_name"), (f"register {'x' * 33} x a b", "bad_name"),
+        ("register messi@mesin2 x a b", "bad_name"), ("register newone x a", "bad_arguments"),
+        (f"register newone x {'n' * 129} b", "too_long"), (f"register newone x a {'n' * 129}", "too_long"),
+        *((f"register newone x {names}", "bad_name") for wrong in ("\x1b[2J", "a\x7f", "\u202egpj", "\u2028", "\0")
+          for names in (f"{wrong} b", f"a {wrong}")),
+        ("auth newone x", "bad_credentials"), ("info", "session_not_found"), ("info notoken", "session_not_found"),
+    ]
+    ALICE = [
+        ("send nosuch hi", "user_not_found"), ("send messi@nowhere hi", "realm_not_found"), ("send a/b hi", "bad_name"),
+        ("send messi@ hi", "bad_name"), ("send messi", "bad_arguments"), ("history nosuch", "user_not_found"),
+        ("history messi x", "bad_arguments"), ("history messi 10 x", "bad_arguments"), ("getfile x", "bad_arguments"),
+        ("subscribe x", "bad_arguments"), ("getfile 999999", "file_not_found"), ("info nosuch", "realm_not_found"),
+        ("sendprivaterealm nowhere messi hi", "realm_not_found"), ("getrealminbox nowhere", "realm_not_found"),
+        (f"sendgrouprealm mesin1 messi {'x' * 9000}", "too_long"), ("addgroup {group}", "group_exists"),
+        ("joingroup {group}", "already_member"),
+    ]
+    BOB = [                                            # who is not in her group
+        ("addgroup {GROUP}", "group_exists"), ("joingroup nosuch", "group_not_found"),
+        ("sendgroup {group} hi", "not_member"), ("sendgroupfile {group} f YQ==", "not_member"),
+        ("history {group}", "not_member"), ("leavegroup {group}", "not_member"),
+        ("sendgroup nosuch hi", "group_not_found"), ("leavegroup nosuch", "group_not_found"),
+        ("addgroup a/b", "bad_name"), ("joingroup g@nowhere", "realm_not_found"),
+        ("sendgroup g@nowhere hi", "realm_not_found"), ("sendgrouprealm nowhere group:g hi", "realm_not_found"),
+    ]
+
+    def test_each(self):
+        alice, bob = self.people("alice", "bob")
+        alice.ok(f"addgroup g-{alice}")
+        names, guest = {"group": f"g-{alice}", "GROUP": f"G-{alice}".upper()}, self.wire()
+        for ask, table in ((guest.ask, self.GUEST), (alice.do, self.ALICE), (bob.do, self.BOB)):
+            for words, code in table:
+                with self.subTest(words[:60]):
+                    self.assertRefused(ask(words.format(**names)), code)
+        self.assertEqual((alice.inbox(), bob.inbox(), alice.history(f"g-{alice}")), ([], [], []))
 
 
 class Private(OneServer):
@@ -1166,7 +1675,9 @@ class Private(OneServer):
         self.assertEqual(message.pop("from_name"), f"{alice_name} {alice.name[5:]}")
         self.assertEqual(message.pop("msg_from"), f"{alice_name} {alice.name[5:]}")
         self.assertEqual(message.pop("msg_to"), f"{bob_name} {bob.name[3:]}")
-        self.assertEqual(message, {"id": sent["id"], "from": alice.address, "to": bob.address, "msg": "hello world"})
+        self.assertEqual(message, {"id": sent["id"], "uid": f"mesin1:{sent['id']}", "from": alice.address,
+                                   "to": bob.address, "msg": "hello world"})
+        self.assertEqual(sent["uid"], message["uid"])
 
     def test_inbox_takes_what_came_in_once(self):
         alice, bob = self.people("alice", "bob")
@@ -1189,14 +1700,15 @@ class Private(OneServer):
 
     def test_inbox_by_pages(self):
         alice, bob = self.people("alice", "bob")
-        texts = [f"m{number}" for number in range(common.INBOX_PAGE + 10)]
+        texts = [f"{number} {'x' * 4000}" for number in range(600)]
         alice.ok_all(f"send {bob} {text}" for text in texts)
-        first = bob.ok("inbox")
-        second = bob.ok("inbox")
-        self.assertIs(first.get("more"), True)
-        self.assertFalse(second.get("more"))
-        got = [message["msg"] for page in (first, second) for message in page["messages"][alice.address]]
-        self.assertEqual(got, texts)
+        pages = [bob.ok("inbox")]
+        while pages[-1]["more"]:
+            pages.append(bob.ok("inbox"))
+        self.assertGreater(len(pages), 2)
+        for page in pages:
+            self.assertLess(len(json.dumps(page)), common.MAX_REPLY + 64 * KIB)
+        self.assertEqual([message["msg"] for page in pages for message in page["messages"][alice.address]], texts)
 
     def test_inbox_in_one_segment_with_others(self):
         """What the first `inbox` took the second has not, whatever came between."""
@@ -1226,18 +1738,18 @@ class Private(OneServer):
         self.assertEqual([message["msg"] for message in alice.inbox()], ["note"])
         self.assertEqual(alice.history(alice), ["note"])
 
-    def test_refusals(self):
-        (alice,) = self.people("alice")
-        for words, code in (("send nosuch hi", "user_not_found"), ("send messi@nowhere hi", "realm_not_found"),
-                            ("send a/b hi", "bad_name"), ("send messi@ hi", "bad_name"),
-                            ("send messi", "bad_arguments"), ("history nosuch", "user_not_found"),
-                            ("history messi x", "bad_arguments"),
-                            ("history messi 10 x", "bad_arguments"), ("getfile x", "bad_arguments"),
-                            ("subscribe x", "bad_arguments"), ("getfile 999999", "file_not_found"),
-                            ("sendprivaterealm nowhere messi hi", "realm_not_found"),
-                            ("getrealminbox nowhere", "realm_not_found")):
-            with self.subTest(words):
-                self.assertRefused(alice.do(words), code)
+    def test_a_head_used_before_is_looked_at_again(self):
+        """However often a line began so before: a tag, a session that ended and a text too long have their say."""
+        alice, bob = self.people("alice", "bob")
+        head, more = alice.line(f"send {bob}"), self.again(alice)
+        lines = [f"{head} one", f"@t {head} two", f"@t {head} two", f"{head}  three ", f"{head} {'x' * 9000}", head,
+                 alice.line(f"SEND {str(bob).upper()}@MESIN1 four"), f"{head}\tx", alice.line("logout"), f"{head} five"]
+        codes = [reply.get("code", "OK") for reply in alice.ask_all(lines)]
+        self.assertEqual(codes, [*["OK"] * 4, "too_long", "bad_arguments", "OK", "bad_arguments", "OK",
+                                 "session_not_found"])
+        with contextlib.suppress(EOFError, ConnectionError):
+            self.assertRefused(more.ask(f"{head} six"), "session_not_found")
+        self.assertEqual([message["msg"] for message in bob.inbox()], ["one", "two", "three", "four"])
 
     def test_ids_rise(self):
         alice, bob = self.people("alice", "bob")
@@ -1394,6 +1906,345 @@ class TagsAndOrder(OneServer):
         replies = alice.ask_all([history] * 60)                 # 24 MB of replies
         self.assertEqual({len(reply["messages"]) for reply in replies}, {100})
         self.assertLess(self.here.most_memory - before, 8 * MIB)
+
+
+class Groups(OneServer):
+    """addgroup, joingroup, leavegroup, sendgroup, groups."""
+
+    def group(self, maker: Person, *members: Person) -> str:
+        name = f"g-{maker}"
+        maker.ok(f"addgroup {name}")
+        for member in members:
+            member.ok(f"joingroup {name}")
+        return name
+
+    def test_a_message_to_a_group(self):
+        alice, bob, carol = self.people("alice", "bob", "carol")
+        alice.ok("addgroup alone")
+        alice.ok("sendgroup alone is anybody here")
+        group = self.group(alice, bob, carol)
+        sent = alice.ok(f"sendgroup {group} hallo guys welcome")
+        for member in (bob, carol):
+            (message,) = member.inbox()
+            self.assertEqual(message["id"], sent["id"])
+            self.assertEqual((message["from"], message["group"], message["msg"]),
+                             (alice.address, f"{group}@mesin1", "hallo guys welcome"))
+            self.assertNotIn("to", message)
+        self.assertEqual(alice.inbox(), [])                     # her own
+        self.assertEqual(alice.history(group), ["hallo guys welcome"])
+        self.assertEqual(alice.history(f"{group}@mesin1"), ["hallo guys welcome"])
+
+    def test_every_member_gets_the_event_the_sender_too(self):
+        alice, bob, carol = self.people("alice", "bob", "carol")
+        group = self.group(alice, bob, carol)
+        for member in (alice, bob, carol):
+            member.ok("subscribe")
+        alice.ok(f"sendgroup {group} hi")
+        bob.ok(f"sendgroup {group} hi too")
+        for member in (alice, bob, carol):
+            member.expect("hi", "hi too")
+            member.expect_nothing()
+
+    def test_groups_lists_members_and_what_one_could_join(self):
+        alice, bob, carol = self.people("alice", "bob", "carol")
+        group = self.group(alice, bob)
+        for person, member in ((alice, True), (bob, True), (carol, False)):
+            row = {row["group"]: row for row in person.ok("groups")["groups"]}[f"{group}@mesin1"]
+            self.assertEqual((row["admin"], row["member"]), (alice.address, member))
+            if member:
+                self.assertEqual(sorted(row["members"]), sorted([alice.address, bob.address]))
+
+    def test_a_member_sees_what_came_from_the_joining_on(self):
+        alice, bob, carol = self.people("alice", "bob", "carol")
+        group = self.group(alice, bob)
+        alice.ok(f"sendgroup {group} before")
+        carol.ok(f"joingroup {group}")
+        alice.ok(f"sendgroup {group} after")
+        self.assertEqual(carol.history(group), ["after"])
+        self.assertEqual([message["msg"] for message in carol.inbox()], ["after"])
+        carol.ok("subscribe 0")
+        carol.expect("after")
+        carol.expect_nothing()
+        self.assertEqual(bob.history(group), ["before", "after"])
+
+    def test_after_leaving_nothing_more_comes(self):
+        alice, bob = self.people("alice", "bob")
+        group = self.group(alice, bob)
+        bob.ok("subscribe")
+        bob.ok(f"leavegroup {group}")
+        alice.ok(f"sendgroup {group} without bob")
+        bob.expect_nothing()
+        self.assertEqual(bob.inbox(), [])
+        self.assertRefused(bob.do(f"sendgroup {group} hi"), "not_member")
+        self.assertRefused(bob.do(f"history {group}"), "not_member")
+        bob.ok(f"joingroup {group}")
+        self.assertEqual(bob.history(group), [])
+
+    def test_group_events(self):
+        alice, bob = self.people("alice", "bob")
+        alice.ok("subscribe")
+        group = self.group(alice, bob)
+        bob.ok(f"leavegroup {group}")
+        changes = [alice.event("group") for _ in range(3)]
+        self.assertEqual([(event["group"], event["user"], event["change"]) for event in changes],
+                         [(f"{group}@mesin1", alice.address, "created"), (f"{group}@mesin1", bob.address, "joined"),
+                          (f"{group}@mesin1", bob.address, "left")])
+
+    def test_sendgrouprealm_to_the_own_realm(self):
+        """The old commands between realms are other spellings, of one's own realm too."""
+        alice, bob, carol = self.people("alice", "bob", "carol")
+        group = self.group(alice, bob)
+        alice.ok(f"sendgrouprealm mesin1 group:{group} to the group")
+        alice.ok(f"sendgrouprealm mesin1 {bob},{carol} to both")
+        refused = alice.do(f"sendgrouprealm mesin1 {carol},nosuch,nobody hi")
+        self.assertRefused(refused, "user_not_found")
+        self.assertIn("nosuch", refused["message"])
+        self.assertIn("nobody", refused["message"])
+        for nobody in (",", ",,", f"{bob}/,", "group:", "group:nosuch"):
+            with self.subTest(nobody):
+                self.assertEqual(alice.do(f"sendgrouprealm mesin1 {nobody} hi")["status"], "ERROR")
+        self.assertEqual([message["msg"] for message in bob.inbox()], ["to the group", "to both"])
+        self.assertEqual(carol.inbox()[0]["msg"], "to both")
+
+
+class FileTransfer(OneServer):
+    """sendfile, sendgroupfile, getfile."""
+
+    def test_a_file_arrives_byte_for_byte(self):
+        alice, bob = self.people("alice", "bob")
+        for content in (b"", b"a", b"ab", b"abc", bytes(range(256)), some_bytes(200_000), some_bytes(3 * MIB + 1)):
+            for form in ("{}", "b'{}'", "b'{}' "):
+                if content or form != "{}":
+                    with self.subTest(size=len(content), form=form):
+                        sent = alice.ok(f"sendfile {bob} my%20file.bin " + form.format(as_base64(content)))
+                        self.assertEqual(sent["file"]["name"], "my file.bin")
+                        self.assertEqual(sent["file"]["size"], len(content))
+                        self.assertEqual(sent["file"]["sha256"], hashlib.sha256(content).hexdigest())
+                        self.assertEqual(sent["file"]["id"], sent["id"])
+                        (message,) = bob.inbox()
+                        self.assertEqual((message["id"], message["file"]), (sent["id"], sent["file"]))
+                        self.assertNotIn("msg", message)
+                        self.assertEqual(bob.fetch(sent["id"]), content)
+
+    def test_a_file_in_small_pieces(self):
+        alice, bob = self.people("alice", "bob")
+        content, chance = some_bytes(150_000), random.Random(3)
+        lines = [alice.line(f"@f sendfile {bob} f.bin {as_base64(content)}"), alice.line("inbox"), ""]
+        data = "\r\n".join(lines).encode()
+        while data:
+            size = chance.choice([1, 2, 3, 100, 5000, 70_000])
+            alice.write(data[:size])
+            data = data[size:]
+        sent = alice.reply()
+        self.assertEqual((sent["status"], sent["tag"]), ("OK", "f"))
+        self.assertEqual(alice.reply()["messages"], {})
+        self.assertEqual(bob.fetch(sent["id"]), content)
+
+    def test_a_refused_file_is_read_past(self):
+        alice, bob = self.people("alice", "bob")
+        content = as_base64(some_bytes(300_000))
+        for words, code in ((f"sendfile nosuch f.bin {content}", "user_not_found"),
+                            (f"sendfile {bob}@nowhere f.bin {content}", "realm_not_found"),
+                            (f"sendgroupfile nosuch f.bin {content}", "group_not_found")):
+            with self.subTest(code):
+                self.assertRefused(alice.do(words), code)
+        self.assertRefused(alice.ask(f"sendfile notoken {bob} f.bin {content}"), "session_not_found")
+        alice.ok(f"send {bob} hi")
+        self.assertEqual(len(bob.inbox()), 1)
+
+    def test_a_file_that_nobody_got_is_not_kept(self):
+        """Also where it was meant for several; one that somebody got is kept."""
+        alice, bob = self.people("alice", "bob")
+        stored, content = self.here.files(), as_base64(some_bytes(1000, seed=77))
+        self.assertRefused(alice.do(f"sendfile nosuch f.bin {content}"), "user_not_found")
+        self.assertRefused(alice.do(f"sendgroupfile nosuch f.bin {content}"), "group_not_found")
+        self.assertRefused(alice.do(f"sendfile nosuch@nowhere f.bin {content}"), "realm_not_found")
+        self.assertEqual(self.here.files(), stored)             # whom it is for is looked at before the content
+        self.assertRefused(alice.do(f"sendgroupfilerealm mesin1 no1,no2 f.bin {content}"), "user_not_found")
+        self.assertRefused(alice.do(f"sendgroupfilerealm mesin1 {bob},no2 f.bin {content}"), "user_not_found")
+        self.assertEqual(bob.fetch(bob.inbox()[0]["file"]["id"]), some_bytes(1000, seed=77))
+
+    def test_who_may_fetch_a_file(self):
+        alice, bob, carol, eve = self.people("alice", "bob", "carol", "eve")
+        private = alice.ok(f"sendfile {bob} f.txt {as_base64(b'private')}")["id"]
+        alice.ok(f"addgroup g-{alice}")
+        bob.ok(f"joingroup g-{alice}")
+        of_group = alice.ok(f"sendgroupfile g-{alice} g.txt {as_base64(b'of the group')}")["id"]
+        carol.ok(f"joingroup g-{alice}")                        # too late for that file
+        message = alice.ok(f"send {bob} no file")["id"]
+        for person in (alice, bob):
+            self.assertEqual((person.fetch(private), person.fetch(of_group)), (b"private", b"of the group"))
+        for person, file_id in ((carol, private), (carol, of_group), (eve, private), (eve, of_group), (bob, message),
+                                (bob, 0), (bob, 10 ** 17)):
+            with self.subTest(person.name, file=file_id):
+                self.assertRefused(person.do(f"getfile {file_id}"), "file_not_found")
+        bob.ok(f"leavegroup g-{alice}")
+        self.assertRefused(bob.do(f"getfile {of_group}"), "file_not_found")
+
+    def test_replies_behind_a_large_file_keep_their_order(self):
+        alice, bob = self.people("alice", "bob")
+        content = some_bytes(2 * MIB)
+        file_id = alice.ok(f"sendfile {bob} f.bin {as_base64(content)}")["id"]
+        bob.ok("subscribe")
+        bob.write("".join(bob.line(f"@{number} getfile {file_id}") + "\r\n" + bob.line(f"@i{number} inbox") + "\r\n"
+                          for number in range(5)).encode())
+        alice.ok(f"send {bob} between")
+        self.assertEqual([bob.reply()["tag"] for _ in range(10)],
+                         [tag for number in range(5) for tag in (str(number), f"i{number}")])
+        bob.expect("between")
+
+    def test_the_same_file_sent_to_two_is_two_files(self):
+        alice, bob, carol = self.people("alice", "bob", "carol")
+        ids = [alice.ok(f"sendfile {person} f.txt {as_base64(b'same')}")["id"] for person in (bob, carol)]
+        self.assertNotEqual(*ids)
+        self.assertRefused(bob.do(f"getfile {ids[1]}"), "file_not_found")
+        self.assertEqual(carol.fetch(ids[1]), b"same")
+
+
+class Subscriptions(OneServer):
+    """Events on a connection that asked for them."""
+
+    def test_a_message_event_has_the_form_of_a_message(self):
+        alice, bob = self.people("alice", "bob")
+        bob.ok("subscribe")
+        alice.ok(f"send {bob} hi")
+        event = bob.event("message")
+        (message,) = bob.inbox()
+        self.assertEqual(event, {"event": "message", **message})
+
+    def test_every_session_of_both_gets_it(self):
+        alice, bob = self.people("alice", "bob")
+        sessions = [alice, self.again(alice), bob, self.again(bob), self.here.login(bob.name, "rahasia")]
+        self.keep(sessions[-1])
+        for session in sessions:
+            session.ok("subscribe")
+        alice.ok(f"send {bob} hi")
+        self.assertEqual(len({session.expect("hi")["id"] for session in sessions}), 1)
+        for session in sessions:
+            session.expect_nothing()
+
+    def test_nobody_else_gets_it(self):
+        alice, bob, eve = self.people("alice", "bob", "eve")
+        alice.ok("addgroup secret-" + alice.name)
+        eve.ok("subscribe 0")
+        alice.ok(f"send {bob} secret")
+        alice.ok(f"sendgroup secret-{alice} secret")
+        alice.ok(f"sendfile {bob} f.txt YQ==")
+        eve.expect_nothing()
+
+    def test_only_a_subscriber_is_pushed_to(self):
+        alice, bob = self.people("alice", "bob")
+        alice.ok(f"send {bob} hi")
+        for _ in range(3):
+            bob.ok("inbox")
+        self.assertEqual(dict(bob.events), {})
+        self.assertFalse(select.select([bob.socket], [], [], 0)[0])
+
+    def test_after_id(self):
+        alice, bob = self.people("alice", "bob")
+        ids = [reply["id"] for reply in alice.ok_all(f"send {bob} m{number}" for number in range(10))]
+        self.assertGreaterEqual(bob.ok("subscribe")["last_id"], ids[-1])
+        bob.expect_nothing()
+        other = self.again(bob)
+        self.assertGreaterEqual(other.ok(f"subscribe {ids[6]}")["last_id"], ids[6])
+        other.expect("m7", "m8", "m9")
+        other.expect_nothing()
+        everything = self.again(bob)
+        everything.ok("subscribe 0")
+        everything.expect(*(f"m{number}" for number in range(10)))
+        self.assertEqual(len(bob.inbox()), 10)                  # events consume nothing
+
+    def test_subscribing_again_goes_back(self):
+        alice, bob = self.people("alice", "bob")
+        bob.ok("subscribe")
+        alice.ok(f"send {bob} one")
+        bob.expect("one")
+        bob.ok("subscribe 0")
+        bob.expect("one")
+        alice.ok(f"send {bob} two")
+        bob.expect("two")
+        bob.expect_nothing()
+
+    def test_no_gap_and_no_double_over_breaks(self):
+        """The receiver breaks off at any time and comes back with the last id it has."""
+        alice, bob = self.people("alice", "bob")
+        chance, total, got, last = random.Random(2), 3000, [], 0
+        alice.write("".join(alice.line(f"send {bob} m{number}") + "\r\n" for number in range(total)).encode())
+        while len(got) < total:
+            wire = bob.again()
+            wire.ok(f"subscribe {last}")
+            for _ in range(chance.randrange(1, 600)):
+                event = wire.event("message")
+                got.append(event["msg"])
+                self.assertGreater(event["id"], last)
+                last = event["id"]
+                if len(got) == total:
+                    break
+            wire.close(reset=chance.random() < 0.5)
+        self.assertEqual(got, [f"m{number}" for number in range(total)])
+        for _ in range(total):
+            alice.reply()
+
+    def test_events_stay_in_order_under_many_senders(self):
+        (bob, *senders) = self.people("bob", "alice", "carol", "dave")
+        bob.ok("subscribe")
+        for sender in senders:
+            sender.write("".join(sender.line(f"send {bob} {number}") + "\r\n" for number in range(300)).encode())
+        events = [bob.event("message") for _ in range(900)]
+        self.assertEqual([event["id"] for event in events], sorted({event["id"] for event in events}))
+        for sender in senders:
+            numbers = [int(event["msg"]) for event in events if event["from"] == sender.address]
+            self.assertEqual(numbers, list(range(300)))
+
+    def test_presence(self):
+        alice, bob = self.people("alice", "bob")
+        alice.ok("subscribe")
+
+        def state_of(person: Person) -> bool:
+            while (event := alice.event("presence"))["user"] != person.address:
+                pass
+            return event["online"]
+
+        carol = self.here.register("carol")
+        self.assertIs(state_of(carol), True)
+        carol.ok("logout")
+        self.assertIs(state_of(carol), False)
+        bob.close()
+        self.assertIs(state_of(bob), False)
+        bob = self.here.login(bob.name, "rahasia")
+        self.assertIs(state_of(bob), True)
+        second = self.again(bob)
+        second.ok("inbox")
+        bob.close()                                             # one of two connections: still there
+        alice.ok_raw("help")
+        self.assertFalse([event for event in alice.events["presence"] if event["user"] == bob.address])
+        second.close()
+        self.assertIs(state_of(bob), False)
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_a_subscriber_who_stops_reading_costs_no_memory(self):
+        """24 MB (with --long 100 MB) of messages that he does not read, then gets all of, in order."""
+        alice, bob = self.people("alice", "bob")
+        text, batch, filled, unread = "x" * (common.MAX_TEXT - 6), 100, 8500, 12_500 if LONG else 3000
+
+        def send(first: int, last: int, reading: bool) -> float:
+            held = []
+            for start in range(first, last, batch):
+                alice.ok_all(f"send {bob} {number:05} {text}" for number in range(start, start + batch))
+                if reading:
+                    read(start, start + batch)
+                held.append(self.here.memory)
+            return statistics.median(held[-20:])
+
+        def read(first: int, last: int) -> None:
+            numbers = [bob.event("message")["msg"][:5] for _ in range(first, last)]
+            self.assertEqual(numbers, [f"{number:05}" for number in range(first, last)])
+
+        bob.ok("subscribe")
+        before = send(0, filled, reading=True)                  # the database's cache of 64 MiB
+        self.assertLess(send(filled, filled + unread, reading=False) - before, MIB)
+        read(filled, filled + unread)
+        send(filled + unread, filled + unread + batch, reading=True)
 
 
 class BadInput(OneServer):
@@ -1573,8 +2424,7 @@ class BadInput(OneServer):
 
     def test_half_a_file_at_a_power_cut(self):
         """What was half there when the server died is swept at the next start."""
-        server = Server()
-        self.addCleanup(server.kill)
+        server = self.server()
         messi = server.login("messi")
         self.keep(messi)
         messi.write(messi.line("sendfile henderson half.bin ").encode() + b" " + b"A" * 400_000)
@@ -1583,9 +2433,8 @@ class BadInput(OneServer):
         self.assertTrue(server.files())
         server.start()
         self.assertEqual(server.files(), [])
-        self.keep(henderson := server.login("henderson"))
+        henderson = self.login(server, "henderson")
         self.assertEqual(henderson.inbox(), [])
-        server.stop()
 
     @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_a_pause_in_an_upload_costs_nothing(self):
@@ -1623,372 +2472,429 @@ class BadInput(OneServer):
             wire.close()
 
 
-class Subscriptions(OneServer):
-    """Events on a connection that asked for them."""
-
-    def test_a_message_event_has_the_form_of_a_message(self):
-        alice, bob = self.people("alice", "bob")
-        bob.ok("subscribe")
-        alice.ok(f"send {bob} hi")
-        event = bob.event("message")
-        (message,) = bob.inbox()
-        self.assertEqual(event, {"event": "message", **message})
-
-    def test_every_session_of_both_gets_it(self):
-        alice, bob = self.people("alice", "bob")
-        sessions = [alice, self.again(alice), bob, self.again(bob), self.here.login(bob.name, "rahasia")]
-        self.keep(sessions[-1])
-        for session in sessions:
-            session.ok("subscribe")
-        alice.ok(f"send {bob} hi")
-        self.assertEqual(len({session.expect("hi")["id"] for session in sessions}), 1)
-        for session in sessions:
-            session.expect_nothing()
-
-    def test_nobody_else_gets_it(self):
-        alice, bob, eve = self.people("alice", "bob", "eve")
-        alice.ok("addgroup secret-" + alice.name)
-        eve.ok("subscribe 0")
-        alice.ok(f"send {bob} secret")
-        alice.ok(f"sendgroup secret-{alice} secret")
-        alice.ok(f"sendfile {bob} f.txt YQ==")
-        eve.expect_nothing()
-
-    def test_only_a_subscriber_is_pushed_to(self):
-        alice, bob = self.people("alice", "bob")
-        alice.ok(f"send {bob} hi")
-        for _ in range(3):
-            bob.ok("inbox")
-        self.assertEqual(dict(bob.events), {})
-        self.assertFalse(select.select([bob.socket], [], [], 0)[0])
-
-    def test_after_id(self):
-        alice, bob = self.people("alice", "bob")
-        ids = [reply["id"] for reply in alice.ok_all(f"send {bob} m{number}" for number in range(10))]
-        self.assertGreaterEqual(bob.ok("subscribe")["last_id"], ids[-1])
-        bob.expect_nothing()
-        other = self.again(bob)
-        self.assertGreaterEqual(other.ok(f"subscribe {ids[6]}")["last_id"], ids[6])
-        other.expect("m7", "m8", "m9")
-        other.expect_nothing()
-        everything = self.again(bob)
-        everything.ok("subscribe 0")
-        everything.expect(*(f"m{number}" for number in range(10)))
-        self.assertEqual(len(bob.inbox()), 10)                  # events consume nothing
-
-    def test_subscribing_again_goes_back(self):
-        alice, bob = self.people("alice", "bob")
-        bob.ok("subscribe")
-        alice.ok(f"send {bob} one")
-        bob.expect("one")
-        bob.ok("subscribe 0")
-        bob.expect("one")
-        alice.ok(f"send {bob} two")
-        bob.expect("two")
-        bob.expect_nothing()
-
-    def test_no_gap_and_no_double_over_breaks(self):
-        """The receiver breaks off at any time and comes back with the last id it has."""
-        alice, bob = self.people("alice", "bob")
-        chance, total, got, last = random.Random(2), 3000, [], 0
-        alice.write("".join(alice.line(f"send {bob} m{number}") + "\r\n" for number in range(total)).encode())
-        while len(got) < total:
-            wire = bob.again()
-            wire.ok(f"subscribe {last}")
-            for _ in range(chance.randrange(1, 600)):
-                event = wire.event("message")
-                got.append(event["msg"])
-                self.assertGreater(event["id"], last)
-                last = event["id"]
-                if len(got) == total:
-                    break
-            wire.close(reset=chance.random() < 0.5)
-        self.assertEqual(got, [f"m{number}" for number in range(total)])
-        for _ in range(total):
-            alice.reply()
-
-    def test_events_stay_in_order_under_many_senders(self):
-        (bob, *senders) = self.people("bob", "alice", "carol", "dave")
-        bob.ok("subscribe")
-        for sender in senders:
-            sender.write("".join(sender.line(f"send {bob} {number}") + "\r\n" for number in range(300)).encode())
-        events = [bob.event("message") for _ in range(900)]
-        self.assertEqual([event["id"] for event in events], sorted({event["id"] for event in events}))
-        for sender in senders:
-            numbers = [int(event["msg"]) for event in events if event["from"] == sender.address]
-            self.assertEqual(numbers, list(range(300)))
-
-    def test_presence(self):
-        alice, bob = self.people("alice", "bob")
-        alice.ok("subscribe")
-
-        def state_of(person: Person) -> bool:
-            while (event := alice.event("presence"))["user"] != person.address:
-                pass
-            return event["online"]
-
-        carol = self.here.register("carol")
-        self.assertIs(state_of(carol), True)
-        carol.ok("logout")
-        self.assertIs(state_of(carol), False)
-        bob.close()
-        self.assertIs(state_of(bob), False)
-        bob = self.here.login(bob.name, "rahasia")
-        self.assertIs(state_of(bob), True)
-        second = self.again(bob)
-        second.ok("inbox")
-        bob.close()                                             # one of two connections: still there
-        alice.ok_raw("help")
-        self.assertFalse([event for event in alice.events["presence"] if event["user"] == bob.address])
-        second.close()
-        self.assertIs(state_of(bob), False)
+class Bounds(ChatTest):
+    """What one person has under way is bounded, whatever that person's connections do."""
 
     @unittest.skipUnless(ON_LINUX, "reads /proc")
-    def test_a_subscriber_who_stops_reading_costs_no_memory(self):
-        """24 MB (with --long 100 MB) of messages that he does not read, then gets all of, in order."""
-        alice, bob = self.people("alice", "bob")
-        text, batch, filled, unread = "x" * (common.MAX_TEXT - 6), 100, 8500, 12_500 if LONG else 3000
+    def test_replies_that_nobody_reads_cost_no_memory(self):
+        """A person has 40 MB unread, asks for it on 20 connections and reads nothing; others are served meanwhile."""
+        server = self.server()
+        alice, bob, carol = self.register((server, "alice"), (server, "bob"), (server, "carol"))
+        alice.ok_all(f"send {bob} {number:04} {'x' * 8000}" for number in range(5000))
+        alice.ok_all([f"history {bob} {10 ** 17} 500"] * 10)
+        server.forget_most_memory()
+        before = server.memory
+        for words in ("inbox", f"history {alice} {10 ** 17} 500"):
+            for _ in range(20):
+                self.keep(stalled := Wire(server, receive_buffer=4096))
+                with contextlib.suppress(ConnectionError):      # it may as well be ended already
+                    stalled.socket.sendall(f"{bob.line(words)}\r\n".encode() * 50)
+            self.assertLess(percentile(99, [timed(lambda: carol.ok("history messi")) for _ in range(300)]), QUICK)
+        self.assertLess(server.most_memory - before, 64 * MIB)
+        self.assertTrue(self.again(bob).history(alice))
 
-        def send(first: int, last: int, reading: bool) -> float:
-            held = []
-            for start in range(first, last, batch):
-                alice.ok_all(f"send {bob} {number:05} {text}" for number in range(start, start + batch))
-                if reading:
-                    read(start, start + batch)
-                held.append(self.here.memory)
-            return statistics.median(held[-20:])
+    def test_who_does_not_read_silences_nobody_who_shares_the_account(self):
+        server = self.server()
+        messi = self.login(server, "messi")
+        messi.ok_all(f"send henderson {'x' * 8000}" for _ in range(500))
+        pupils = [self.again(messi) for _ in range(59)]
+        self.keep(asleep := Wire(server, receive_buffer=4096))
+        asleep.socket.sendall(f"{messi.line('history henderson')}\r\n".encode() * 200)
+        for _ in range(2):
+            for pupil in pupils:
+                pupil.write(pupil.line("history henderson 1 1").encode() + b"\r\n")
+            self.assertEqual({pupil.reply()["status"] for pupil in pupils}, {"OK"})
 
-        def read(first: int, last: int) -> None:
-            numbers = [bob.event("message")["msg"][:5] for _ in range(first, last)]
-            self.assertEqual(numbers, [f"{number:05}" for number in range(first, last)])
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_uploads_under_way_are_counted(self):
+        """A person has at most 64 of them, on whatever connections; the next is told `busy`, and others are not."""
+        server = self.server()
+        alice, bob = self.register((server, "alice"), (server, "bob"))
+        begun = [self.again(alice) for _ in range(common.MAX_UPLOADS)]
+        for wire in begun:
+            wire.write(wire.line(f"sendfile {bob} f ").encode() + b" " + b"A" * 200_000)
+        eventually(lambda: len(server.files()) == len(begun), "the uploads have begun")
+        content = as_base64(some_bytes(100_000))
+        more = [self.again(alice) for _ in range(20)]
+        for wire in more:
+            self.assertRefused(wire.do(f"sendfile {bob} f {content}"), "busy")
+        self.assertLessEqual(len(server.descriptors(str(server.data / "files"))), common.MAX_UPLOADS)
+        bob.ok(f"sendfile {alice} f {content}")
+        alice.ok(f"send {bob} hi")
+        begun.pop().close()
+        eventually(lambda: more[0].do(f"sendfile {bob} f {content}")["status"] == "OK", "room for one more")
 
-        bob.ok("subscribe")
-        before = send(0, filled, reading=True)                  # the database's cache of 64 MiB
-        self.assertLess(send(filled, filled + unread, reading=False) - before, MIB)
-        read(filled, filled + unread)
-        send(filled + unread, filled + unread + batch, reading=True)
+    def test_uploads_under_way_are_within_the_quota(self):
+        server = self.server("--max-stored", "1")
+        alice, bob = self.register((server, "alice"), (server, "bob"))
+        content, slow = as_base64(some_bytes(600 * KIB)), self.again(alice)
+        slow.write(slow.line(f"sendfile {bob} f ").encode() + b" " + content[:-8].encode())
+        eventually(lambda: [path for path in (server.data / "files").iterdir() if path.stat().st_size > 599 * KIB],
+                   "nearly all of the first")
+        self.assertRefused(alice.do(f"sendfile {bob} f {as_base64(some_bytes(600 * KIB, seed=2))}"), "quota_exceeded")
+        slow.write(content[-8:].encode() + b"\r\n")
+        self.assertEqual(slow.reply()["status"], "OK")
+
+    def test_an_upload_without_a_byte_is_ended(self):
+        inside = self.inside()
+        begun = [self.login(inside, "messi") for _ in range(2)]
+
+        def stored() -> int:
+            return sum(path.stat().st_size for path in (inside.data / "files").iterdir())
+        for wire in begun:
+            wire.write(wire.line("sendfile henderson f ").encode() + b" " + b"A" * 200_000)
+        eventually(lambda: len(inside.files()) == 2, "the uploads have begun")
+        for _ in range(3):
+            before = stored()
+            begun[1].write(b"A" * 4)
+            eventually(lambda before=before: stored() > before, "these bytes")
+            inside.pass_time(common.UPLOAD_SECONDS - 8)
+        begun[0].read_until_end()
+        begun[1].write(b"\r\n")
+        self.assertEqual(begun[1].reply()["status"], "OK")
+
+    def test_a_guest_is_ended_whatever_it_sends(self):
+        inside = self.inside()
+        guest = self.wire(inside)
+        guest.ask("help")
+        inside.pass_time(common.LOGIN_SECONDS - 13)
+        guest.ask("help")
+        inside.pass_time(14)
+        guest.read_until_end()
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_many_files_asked_for_and_none_read(self):
+        """One is open at a time; the others are when their turn comes."""
+        server = self.server()
+        messi, lineker = self.login(server, "messi"), self.login(server, "lineker")
+        content = some_bytes(8 * MIB)
+        file_id = messi.ok(f"sendfile lineker f {as_base64(content)}")["id"]
+        before = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+        lineker.socket.sendall(f"{lineker.line(f'getfile {file_id}')}\r\n".encode() * 500)
+        for _ in range(20):
+            messi.ok("send lineker hi")
+        self.assertLess(len(os.listdir(f"/proc/{server.process.pid}/fd")), before + 5)
+        for _ in range(3):
+            self.assertEqual(base64.b64decode(lineker.reply()["file_content"]), content)
+
+    def test_many_names_in_one_line(self):
+        """What --max-rate counts is messages, and one line makes no thousands of them."""
+        server = self.server("--max-rate", "10")
+        messi, lineker = self.login(server, "messi"), self.login(server, "lineker")
+        names = ",".join(f"n{number}" for number in range(common.MAX_TARGETS + 1))
+        for realm in ("mesin1", "mesin2"):
+            self.assertRefused(messi.do(f"sendgrouprealm {realm} {names} hello"), "too_long")
+        self.assertEqual(rows(server, "SELECT 1 FROM people WHERE realm='mesin2'"), [])
+        replies = messi.ask_all([messi.line("sendgrouprealm mesin1 lineker,henderson,messi hello")] * 50)
+        self.assertLess([reply["status"] for reply in replies].count("OK"), 40)
+        self.assertRefused(replies[-1], "rate_limited")
+        lineker.ok("send messi hello")
 
 
-class Groups(OneServer):
-    """addgroup, joingroup, leavegroup, sendgroup, groups."""
+class Operator(ChatTest):
+    """Quotas, rates, limits; backup and check. Each test has a server of its own."""
 
-    def group(self, maker: Person, *members: Person) -> str:
-        name = f"g-{maker}"
-        maker.ok(f"addgroup {name}")
-        for member in members:
-            member.ok(f"joingroup {name}")
-        return name
+    def test_passwd(self):
+        server = self.server()
+        here = server.register("joni")
+        elsewhere = server.login(here.name, "rahasia")
+        self.keep(here, elsewhere)
+        elsewhere.ok("subscribe")
+        self.assertRefused(here.do("passwd wrong new"), "bad_credentials")
+        self.assertRefused(here.do("passwd rahasia"), "bad_arguments")
+        here.ok("passwd rahasia new")
+        here.ok("inbox")
+        with contextlib.suppress(EOFError, ConnectionError):
+            self.assertRefused(elsewhere.do("inbox"), "session_not_found")
+        wire = self.wire(server)
+        self.assertRefused(wire.ask(f"auth {here} rahasia"), "bad_credentials")
+        self.assertEqual(wire.ask(f"auth {here} new")["status"], "OK")
 
-    def test_a_message_to_a_group(self):
-        alice, bob, carol = self.people("alice", "bob", "carol")
-        alice.ok("addgroup alone")
-        alice.ok("sendgroup alone is anybody here")
-        group = self.group(alice, bob, carol)
-        sent = alice.ok(f"sendgroup {group} hallo guys welcome")
+    def test_files_past_the_quota_are_refused(self):
+        server = self.server("--max-stored", "1")
+        alice, bob = server.register("alice"), server.register("bob")
+        self.keep(alice, bob)
+        first, second, third = (as_base64(some_bytes(600 * KIB, seed)) for seed in (1, 2, 3))
+        sent = alice.ok(f"sendfile {bob} f.bin {first}")
+        self.assertRefused(alice.do(f"sendfile {bob} g.bin {second}"), "quota_exceeded")
+        alice.ok(f"send {bob} a text still goes")
+        bob.ok(f"sendfile {alice} f.bin {third}")
+        self.assertEqual(bob.fetch(sent["id"]), some_bytes(600 * KIB))
+
+    def test_messages_past_the_rate_are_refused(self):
+        server = self.server("--max-rate", "10")
+        alice, bob = server.register("alice"), server.register("bob")
+        self.keep(alice, bob)
+        burst = 10 * common.BURST_SECONDS
+        replies = alice.ask_all([alice.line(f"send {bob} x")] * (2 * burst))
+        granted = [reply for reply in replies if reply["status"] == "OK"]
+        self.assertEqual([reply["status"] for reply in replies[:burst]], ["OK"] * burst)
+        self.assertLess(len(granted), burst + 20)
+        self.assertRefused(replies[-1], "rate_limited")
+        self.assertGreater(replies[-1]["retry_after"], 0)
+        bob.ok(f"send {alice} x")
+        self.assertEqual(len(bob.inbox()), len(granted))
+
+    def test_connections_past_the_limit_are_told(self):
+        for options in (("--max-per-address", "5"), ("--max-connections", "5")):
+            with self.subTest(options):
+                server = self.server(*options)
+                wires = [Wire(server) for _ in range(5)]
+                self.keep(*wires)
+                for wire in wires:
+                    self.assertEqual(wire.ask("help")["status"], "OK")
+                one_too_many = self.wire(server)
+                self.assertRefused(one_too_many.reply(), "busy")
+                one_too_many.read_until_end()
+                wires.pop().close()
+                eventually(lambda server=server: self.may_ask(server), "the place of the one who left")
+
+    @staticmethod
+    def may_ask(server: Server) -> bool:
+        with contextlib.closing(Wire(server)) as wire, contextlib.suppress(ConnectionError):
+            return wire.ask("help")["status"] == "OK"
+        return False
+
+    def test_backups_under_load(self):
+        """Each is the database as it was at one moment: whole, without a gap, and with all that was acknowledged."""
+        server = self.server()
+        self.keep(messi := server.login("messi"), other := messi.again())
+        ended, sent = threading.Event(), []
+
+        def load() -> None:
+            while not ended.is_set():
+                sent.append(messi.ok_all([f"send henderson {number}" for number in range(200)])[-1]["id"])
+        worker = threading.Thread(target=load)
+        worker.start()
+        try:
+            for number in range(3):
+                eventually(lambda number=number: len(sent) > number, "a batch")
+                acknowledged, copy = sent[-1], Path(tempfile.mkdtemp(dir=SCRATCH)) / "chat.db"
+                self.assertEqual(run_server("--backup", str(copy), of=server).returncode, 0)
+                with contextlib.closing(sqlite3.connect(copy)) as db:
+                    self.assertEqual(db.execute("PRAGMA integrity_check").fetchall(), [("ok",)])
+                    least, most, count = db.execute("SELECT MIN(id), MAX(id), COUNT(*) FROM messages").fetchone()
+                self.assertEqual((least, most), (1, count))
+                self.assertGreaterEqual(most, acknowledged)
+        finally:
+            ended.set()
+            worker.join()
+        other.ok("send henderson last")
+        self.keep(henderson := self.server("--data", str(copy.parent)).login("henderson"))
+        self.assertEqual([message["msg"] for message in henderson.inbox()],
+                         [str(number % 200) for number in range(most)])
+
+    def test_check(self):
+        """All is well, of a running server too; or it says which file is damaged, and leaves it as it is."""
+        server = self.server()
+        messi = self.login(server, "messi")
+        messi.ok_all(f"send henderson {'x' * 1000}" for _ in range(200))
+        sent = messi.ok(f"sendfile henderson f.txt {as_base64(b'content')}")
+        messi.ok(f"sendfile henderson g.txt {as_base64(b'more content')}")
+        self.assertEqual(run_server("--check", of=server).returncode, 0)
+        server.stop()
+        self.assertEqual(run_server("--check", of=server).returncode, 0)
+        file, database = server.data / "files" / sent["file"]["sha256"], server.data / "chat.db"
+        good = database.read_bytes()
+        for path, damage in ((file, b"c0ntent"), (file, None), (database, bytes(len(good))),
+                             (database, good[:40960] + bytes(8192) + good[49152:]), (database, good[:50000])):
+            with self.subTest(path.name, damage=damage and len(damage)):
+                path.unlink() if damage is None else path.write_bytes(damage)
+                ended = run_server("--check", of=server)
+                self.assertEqual(ended.returncode, 1, ended)
+                self.assertIn(path.name if path == file else str(path), ended.stdout + ended.stderr)
+                self.assertNotIn("Traceback", ended.stderr)
+                self.assertEqual(path.read_bytes() if path.exists() else None, damage)
+
+
+# ---- two realms --------------------------------------------------------------------------------
+
+
+class OneRealmAlone(ChatTest):
+    """With a table of one row nothing of the second chapter is made."""
+
+    def test_nothing_of_other_realms_is_there(self):
+        inside = Inside(table=("mesin1",))
+        self.keep(inside)
+        self.assertIsNone(inside.chat.realms)
+        messi = self.login(inside, "messi")
+        for words in ("send henderson hi", "addgroup g", "sendgroup g hi", "info", "groups", "inbox", "realms",
+                      f"sendfile lineker f {as_base64(b'x')}"):
+            messi.ok(words)
+        self.assertEqual(set(messi.ok("realms")["realms"]), {"mesin1"})
+        for words in ("send henderson@mesin2 hi", "info mesin2", "groups mesin2", "joingroup g@mesin2",
+                      "getrealminbox mesin2"):
+            self.assertRefused(messi.do(words), "realm_not_found")
+
+
+class BetweenRealms(TwoRealms):
+    """Addresses, groups and files across the link."""
+
+    def test_private_messages_both_ways(self):
+        alice, bob = self.people("alice", "bob@")
+        for person in (alice, bob):
+            person.ok("subscribe")
+        sent = alice.ok(f"send {bob.address} hello \u00e9 \U0001f600")
+        self.assertNotIn("queued", sent)
+        event = bob.expect("hello \u00e9 \U0001f600")
+        self.assertEqual((event["from"], event["to"]), (alice.address, bob.address))
+        self.assertEqual(event["from_name"], f"Alice {alice.name[5:]}")
+        bob.ok(f"send {alice.address} hello back")
+        alice.expect("hello \u00e9 \U0001f600", "hello back")
+        self.assertEqual(alice.history(bob.address), bob.history(alice.address))
+        self.assertEqual([message["msg"] for message in alice.inbox()], ["hello back"])
+
+    def test_one_name_in_two_realms_is_two_people(self):
+        (alice, bob) = self.people("alice", "bob@")
+        twin = Person(self.there, alice.name, f"register {alice} x Twin Indonesia")
+        self.keep(twin)
+        bob.ok(f"send {alice} to the twin")
+        bob.ok(f"send {alice.address} to alice")
+        self.assertEqual([message["msg"] for message in twin.inbox()], ["to the twin"])
+        self.assertEqual([message["msg"] for message in alice.inbox()], ["to alice"])
+        self.assertEqual((bob.history(alice), bob.history(alice.address)), (["to the twin"], ["to alice"]))
+
+    def test_unknown_there_is_an_error_at_once(self):
+        (alice,) = self.people("alice")
+        for words, code in (("send nosuch@mesin2 hi", "user_not_found"),
+                            ("sendgroup nosuch@mesin2 hi", "group_not_found"),
+                            ("joingroup nosuch@mesin2", "group_not_found"),
+                            (f"sendfile nosuch@mesin2 f.txt {as_base64(b'x' * 200_000)}", "user_not_found"),
+                            ("sendprivaterealm mesin2 nosuch hi", "user_not_found")):
+            with self.subTest(words[:40]):
+                started = time.monotonic()
+                self.assertRefused(alice.do(words), code)
+                self.assertLess(time.monotonic() - started, common.REALM_REPLY_SECONDS)
+        self.assertEqual(alice.inbox(), [])
+
+    def test_files_both_ways(self):
+        alice, bob = self.people("alice", "bob@")
+        for size in (0, 1, 200_000, 3 * MIB + 7):
+            for sender, receiver in ((alice, bob), (bob, alice)):
+                with self.subTest(size, sender=sender.name):
+                    content = some_bytes(size, seed=size)
+                    sent = sender.ok(f"sendfile {receiver.address} a%20b.bin b'{as_base64(content)}'")
+                    (message,) = receiver.inbox()
+                    self.assertEqual((message["file"]["name"], message["file"]["size"]), ("a b.bin", size))
+                    self.assertEqual(message["file"]["sha256"], sent["file"]["sha256"])
+                    self.assertEqual(receiver.fetch(message["file"]["id"]), content)
+                    self.assertEqual(sender.fetch(sent["file"]["id"]), content)
+
+    def test_a_group_with_members_of_both_realms(self):
+        alice, bob, carol, dave = self.people("alice", "bob@", "carol@", "dave")
+        group = f"g-{alice}@mesin1"
+        alice.ok(f"addgroup g-{alice}")
         for member in (bob, carol):
-            (message,) = member.inbox()
-            self.assertEqual(message["id"], sent["id"])
-            self.assertEqual((message["from"], message["group"], message["msg"]),
-                             (alice.address, f"{group}@mesin1", "hallo guys welcome"))
-            self.assertNotIn("to", message)
-        self.assertEqual(alice.inbox(), [])                     # her own
-        self.assertEqual(alice.history(group), ["hallo guys welcome"])
-        self.assertEqual(alice.history(f"{group}@mesin1"), ["hallo guys welcome"])
-
-    def test_every_member_gets_the_event_the_sender_too(self):
-        alice, bob, carol = self.people("alice", "bob", "carol")
-        group = self.group(alice, bob, carol)
-        for member in (alice, bob, carol):
+            member.ok(f"joingroup {group}")
+        dave.ok(f"joingroup {group}")
+        self.assertRefused(dave.do(f"joingroup {group}"), "already_member")
+        for member in (alice, bob, carol, dave):
             member.ok("subscribe")
-        alice.ok(f"sendgroup {group} hi")
-        bob.ok(f"sendgroup {group} hi too")
-        for member in (alice, bob, carol):
-            member.expect("hi", "hi too")
+        content = some_bytes(100_000)
+        for sender, text in ((alice, "from its realm"), (bob, "from the other")):
+            sender.ok(f"sendgroup {group} {text}")
+            for member in (alice, bob, carol, dave):
+                member.expect(text)
+        carol.ok(f"sendgroupfile {group} f.bin {as_base64(content)}")
+        for member in (alice, bob, carol, dave):
+            event = member.event("message")
+            self.assertEqual((event["from"], event["group"]), (carol.address, group))
+            self.assertEqual(member.fetch(event["file"]["id"]), content)
+            self.assertEqual(member.history(group), ["from its realm", "from the other", None])
             member.expect_nothing()
+        self.assertEqual([message.get("msg") for message in dave.inbox()], ["from its realm", "from the other", None])
+        self.assertEqual([message.get("msg") for message in carol.inbox()], ["from its realm", "from the other"])
+        everybody = sorted(person.address for person in (alice, bob, carol, dave))
+        for member, names in ((alice, everybody), (bob, sorted([bob.address, carol.address]))):
+            row = next(row for row in member.ok("groups")["groups"] if row["group"] == group)
+            self.assertEqual(sorted(row["members"]), names)     # of a group elsewhere, those of one's own realm
 
-    def test_refusals(self):
-        alice, bob = self.people("alice", "bob")
-        group = self.group(alice)
-        for person, words, code in (
-                (alice, f"addgroup {group}", "group_exists"), (bob, f"addgroup {group.upper()}", "group_exists"),
-                (alice, f"joingroup {group}", "already_member"), (bob, "joingroup nosuch", "group_not_found"),
-                (bob, f"sendgroup {group} hi", "not_member"), (bob, f"sendgroupfile {group} f YQ==", "not_member"),
-                (bob, f"history {group}", "not_member"), (bob, f"leavegroup {group}", "not_member"),
-                (bob, "sendgroup nosuch hi", "group_not_found"), (bob, "leavegroup nosuch", "group_not_found"),
-                (bob, "addgroup a/b", "bad_name"), (bob, "joingroup g@nowhere", "realm_not_found"),
-                (bob, "sendgroup g@nowhere hi", "realm_not_found"),
-                (bob, "sendgrouprealm nowhere group:g hi", "realm_not_found")):
-            with self.subTest(words):
-                self.assertRefused(person.do(words), code)
-
-    def test_groups_lists_members_and_what_one_could_join(self):
-        alice, bob, carol = self.people("alice", "bob", "carol")
-        group = self.group(alice, bob)
-        for person, member in ((alice, True), (bob, True), (carol, False)):
-            row = {row["group"]: row for row in person.ok("groups")["groups"]}[f"{group}@mesin1"]
-            self.assertEqual((row["admin"], row["member"]), (alice.address, member))
-            if member:
-                self.assertEqual(sorted(row["members"]), sorted([alice.address, bob.address]))
-
-    def test_a_member_sees_what_came_from_the_joining_on(self):
-        alice, bob, carol = self.people("alice", "bob", "carol")
-        group = self.group(alice, bob)
-        alice.ok(f"sendgroup {group} before")
-        carol.ok(f"joingroup {group}")
-        alice.ok(f"sendgroup {group} after")
-        self.assertEqual(carol.history(group), ["after"])
-        self.assertEqual([message["msg"] for message in carol.inbox()], ["after"])
-        carol.ok("subscribe 0")
-        carol.expect("after")
-        carol.expect_nothing()
-        self.assertEqual(bob.history(group), ["before", "after"])
-
-    def test_after_leaving_nothing_more_comes(self):
-        alice, bob = self.people("alice", "bob")
-        group = self.group(alice, bob)
-        bob.ok("subscribe")
+    def test_leaving_a_group_of_the_other_realm(self):
+        alice, bob, carol = self.people("alice", "bob@", "carol@")
+        group = f"g-{alice}@mesin1"
+        alice.ok(f"addgroup g-{alice}")
+        bob.ok(f"joingroup {group}")
+        self.assertRefused(carol.do(f"sendgroup {group} hi"), "not_member")
+        self.assertRefused(carol.do(f"leavegroup {group}"), "not_member")
         bob.ok(f"leavegroup {group}")
         alice.ok(f"sendgroup {group} without bob")
-        bob.expect_nothing()
-        self.assertEqual(bob.inbox(), [])
+        alice.ok(f"send {bob.address} only this")
+        self.assertEqual([message["msg"] for message in bob.inbox()], ["only this"])
         self.assertRefused(bob.do(f"sendgroup {group} hi"), "not_member")
-        self.assertRefused(bob.do(f"history {group}"), "not_member")
-        bob.ok(f"joingroup {group}")
-        self.assertEqual(bob.history(group), [])
 
-    def test_group_events(self):
-        alice, bob = self.people("alice", "bob")
-        alice.ok("subscribe")
-        group = self.group(alice, bob)
-        bob.ok(f"leavegroup {group}")
-        changes = [alice.event("group") for _ in range(3)]
-        self.assertEqual([(event["group"], event["user"], event["change"]) for event in changes],
-                         [(f"{group}@mesin1", alice.address, "created"), (f"{group}@mesin1", bob.address, "joined"),
-                          (f"{group}@mesin1", bob.address, "left")])
+    def test_addgroup_in_the_other_realm(self):
+        alice, bob = self.people("alice", "bob@")
+        alice.ok(f"addgroup g-{alice}@mesin2")
+        bob.ok(f"joingroup g-{alice}")
+        bob.ok(f"sendgroup g-{alice} hi")
+        eventually(lambda: alice.history(f"g-{alice}@mesin2") == ["hi"], "the message")
+        alice.ok(f"addgroup g-{alice}@mesin2")                  # once more: she is in what she made
+        self.assertRefused(self.people("carol")[0].do(f"addgroup g-{alice}@mesin2"), "group_exists")
 
-    def test_sendgrouprealm_to_the_own_realm(self):
-        """The old commands between realms are other spellings, of one's own realm too."""
-        alice, bob, carol = self.people("alice", "bob", "carol")
-        group = self.group(alice, bob)
-        alice.ok(f"sendgrouprealm mesin1 group:{group} to the group")
-        alice.ok(f"sendgrouprealm mesin1 {bob},{carol} to both")
-        refused = alice.do(f"sendgrouprealm mesin1 {carol},nosuch,nobody hi")
+    def test_the_old_spellings(self):
+        alice, bob, carol = self.people("alice", "bob@", "carol@")
+        group = f"g-{bob}"
+        bob.ok(f"addgroup {group}")
+        alice.ok(f"joingroup {group}@mesin2")
+        content = as_base64(b"content")
+        alice.ok(f"sendprivaterealm mesin2 {bob} one")
+        alice.ok(f"sendfilerealm mesin2 {bob} f.txt {content}")
+        alice.ok(f"sendgrouprealm mesin2 group:{group} two")
+        alice.ok(f"sendgroupfilerealm mesin2 group:{group} f.txt {content}")
+        alice.ok(f"sendgrouprealm mesin2 {bob},{carol} three")
+        alice.ok(f"sendgroupfilerealm mesin2 {bob},{carol} f.txt {content}")
+        self.assertEqual([message.get("msg") for message in bob.inbox()], ["one", None, "two", None, "three", None])
+        self.assertEqual([message.get("msg") for message in carol.inbox()], ["three", None])
+        refused = alice.do(f"sendgrouprealm mesin2 {bob},nosuch hi")
         self.assertRefused(refused, "user_not_found")
         self.assertIn("nosuch", refused["message"])
-        self.assertIn("nobody", refused["message"])
-        for nobody in (",", ",,", f"{bob}/,", "group:", "group:nosuch"):
-            with self.subTest(nobody):
-                self.assertEqual(alice.do(f"sendgrouprealm mesin1 {nobody} hi")["status"], "ERROR")
-        self.assertEqual([message["msg"] for message in bob.inbox()], ["to the group", "to both"])
-        self.assertEqual(carol.inbox()[0]["msg"], "to both")
+        self.assertRefused(alice.do("sendgrouprealm mesin2 group:nosuch hi"), "group_not_found")
 
+    def test_tags_work_across_the_link(self):
+        alice, bob = self.people("alice", "bob@")
+        first, second = alice.ok(f"@1 send {bob.address} once"), alice.ok(f"@1 send {bob.address} once")
+        self.assertEqual(first["id"], second["id"])
+        bob.ok("subscribe 0")
+        alice.ok(f"send {bob.address} last")
+        bob.expect("once", "last")
 
-class FileTransfer(OneServer):
-    """sendfile, sendgroupfile, getfile."""
+    def test_replies_keep_their_order_while_some_wait_for_the_link(self):
+        alice, bob = self.people("alice", "bob@")
+        words = [f"send {bob.address} x", "inbox", "send nosuch@mesin2 x", "info", f"send {alice} x", "info mesin2"]
+        replies = alice.ask_all(alice.line(f"@{number} {words[number % 6]}") for number in range(300))
+        self.assertEqual([reply["tag"] for reply in replies], [str(number) for number in range(300)])
+        self.assertEqual({reply.get("code", "OK") for reply in replies[2::6]}, {"user_not_found"})
+        self.assertEqual({reply["status"] for number, reply in enumerate(replies) if number % 6 != 2}, {"OK"})
+        self.assertEqual(len(bob.inbox()), 50)
 
-    def test_a_file_arrives_byte_for_byte(self):
-        alice, bob = self.people("alice", "bob")
-        for content in (b"", b"a", b"ab", b"abc", bytes(range(256)), some_bytes(200_000), some_bytes(3 * MIB + 1)):
-            for form in ("{}", "b'{}'", "b'{}' "):
-                if content or form != "{}":
-                    with self.subTest(size=len(content), form=form):
-                        sent = alice.ok(f"sendfile {bob} my%20file.bin " + form.format(as_base64(content)))
-                        self.assertEqual(sent["file"]["name"], "my file.bin")
-                        self.assertEqual(sent["file"]["size"], len(content))
-                        self.assertEqual(sent["file"]["sha256"], hashlib.sha256(content).hexdigest())
-                        self.assertEqual(sent["file"]["id"], sent["id"])
-                        (message,) = bob.inbox()
-                        self.assertEqual((message["id"], message["file"]), (sent["id"], sent["file"]))
-                        self.assertNotIn("msg", message)
-                        self.assertEqual(bob.fetch(sent["id"]), content)
-
-    def test_a_file_in_small_pieces(self):
-        alice, bob = self.people("alice", "bob")
-        content, chance = some_bytes(150_000), random.Random(3)
-        lines = [alice.line(f"@f sendfile {bob} f.bin {as_base64(content)}"), alice.line("inbox"), ""]
-        data = "\r\n".join(lines).encode()
-        while data:
-            size = chance.choice([1, 2, 3, 100, 5000, 70_000])
-            alice.write(data[:size])
-            data = data[size:]
-        sent = alice.reply()
-        self.assertEqual((sent["status"], sent["tag"]), ("OK", "f"))
-        self.assertEqual(alice.reply()["messages"], {})
-        self.assertEqual(bob.fetch(sent["id"]), content)
-
-    def test_a_refused_file_is_read_past(self):
-        alice, bob = self.people("alice", "bob")
-        content = as_base64(some_bytes(300_000))
-        for words, code in ((f"sendfile nosuch f.bin {content}", "user_not_found"),
-                            (f"sendfile {bob}@nowhere f.bin {content}", "realm_not_found"),
-                            (f"sendgroupfile nosuch f.bin {content}", "group_not_found")):
-            with self.subTest(code):
-                self.assertRefused(alice.do(words), code)
-        self.assertRefused(alice.ask(f"sendfile notoken {bob} f.bin {content}"), "session_not_found")
-        alice.ok(f"send {bob} hi")
-        self.assertEqual(len(bob.inbox()), 1)
-
-    def test_a_file_that_nobody_got_is_not_kept(self):
-        """Also where it was meant for several; one that somebody got is kept."""
-        alice, bob = self.people("alice", "bob")
-        stored, content = self.here.files(), as_base64(some_bytes(1000, seed=77))
-        self.assertRefused(alice.do(f"sendfile nosuch f.bin {content}"), "user_not_found")
-        self.assertRefused(alice.do(f"sendgroupfilerealm mesin1 no1,no2 f.bin {content}"), "user_not_found")
-        self.assertEqual(self.here.files(), stored)
-        self.assertRefused(alice.do(f"sendgroupfilerealm mesin1 {bob},no2 f.bin {content}"), "user_not_found")
-        self.assertEqual(bob.fetch(bob.inbox()[0]["file"]["id"]), some_bytes(1000, seed=77))
-
-    def test_who_may_fetch_a_file(self):
-        alice, bob, carol, eve = self.people("alice", "bob", "carol", "eve")
-        private = alice.ok(f"sendfile {bob} f.txt {as_base64(b'private')}")["id"]
-        alice.ok(f"addgroup g-{alice}")
-        bob.ok(f"joingroup g-{alice}")
-        of_group = alice.ok(f"sendgroupfile g-{alice} g.txt {as_base64(b'of the group')}")["id"]
-        carol.ok(f"joingroup g-{alice}")                        # too late for that file
-        message = alice.ok(f"send {bob} no file")["id"]
-        for person in (alice, bob):
-            self.assertEqual((person.fetch(private), person.fetch(of_group)), (b"private", b"of the group"))
-        for person, file_id in ((carol, private), (carol, of_group), (eve, private), (eve, of_group), (bob, message),
-                                (bob, 0), (bob, 10 ** 17)):
-            with self.subTest(person.name, file=file_id):
-                self.assertRefused(person.do(f"getfile {file_id}"), "file_not_found")
-        bob.ok(f"leavegroup g-{alice}")
-        self.assertRefused(bob.do(f"getfile {of_group}"), "file_not_found")
-
-    def test_replies_behind_a_large_file_keep_their_order(self):
-        alice, bob = self.people("alice", "bob")
-        content = some_bytes(2 * MIB)
-        file_id = alice.ok(f"sendfile {bob} f.bin {as_base64(content)}")["id"]
+    def test_messages_arrive_in_the_order_sent(self):
+        alice, bob = self.people("alice", "bob@")
         bob.ok("subscribe")
-        bob.write("".join(bob.line(f"@{number} getfile {file_id}") + "\r\n" + bob.line(f"@i{number} inbox") + "\r\n"
-                          for number in range(5)).encode())
-        alice.ok(f"send {bob} between")
-        self.assertEqual([bob.reply()["tag"] for _ in range(10)],
-                         [tag for number in range(5) for tag in (str(number), f"i{number}")])
-        bob.expect("between")
+        alice.ok_all(f"send {bob.address} {number}" for number in range(2500))
+        bob.expect(*(str(number) for number in range(2500)))
+        bob.expect_nothing()
 
-    def test_the_same_file_sent_to_two_is_two_files(self):
-        alice, bob, carol = self.people("alice", "bob", "carol")
-        ids = [alice.ok(f"sendfile {person} f.txt {as_base64(b'same')}")["id"] for person in (bob, carol)]
-        self.assertNotEqual(*ids)
-        self.assertRefused(bob.do(f"getfile {ids[1]}"), "file_not_found")
-        self.assertEqual(carol.fetch(ids[1]), b"same")
+    def test_info_of_another_realm(self):
+        alice, bob = self.people("alice", "bob@")
+        def known() -> dict[str, dict]:
+            return {user["user"]: user for user in alice.ok("info mesin2")["users"]}
 
+        eventually(lambda: str(bob) in known(), "word of who has just registered there")
+        self.assertEqual((known()[str(bob)]["realm"], known()[str(bob)]["online"]), ("mesin2", True))
+        self.assertNotIn(str(alice), known())
+        bob.close()
+        eventually(lambda: not known()[str(bob)]["online"], "word of who has gone")
 
-class Legacy:
-    """The old client: one request, then 64 bytes at a time until CR LF CR LF, then json.loads."""
-
-    def __init__(self, server: Server) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", server.port), PATIENCE)
-
-    def sendstring(self, string: str) -> dict:
-        self.socket.sendall(string.encode())
-        received = ""
-        while data := self.socket.recv(64):
-            received = f"{received}{data.decode()}"
-            if received[-4:] == "\r\n\r\n":
-                return json.loads(received)
-        raise AssertionError("an orderly close: an old client would spin for ever")
+    def test_a_stranger_cannot_speak_for_a_realm(self):
+        """Nothing that realms say to each other is for a connection that has not proved to be one."""
+        (alice,) = self.people("alice")
+        item = json.dumps([{"from": "henderson@mesin2", "to": alice.address, "msg": "forged"}])
+        for line in (f"deliver 1 0 {item}", "piece x 0 YQ==", "ping", "peerproof", "peerproof 00"):
+            stranger = self.wire(self.here)
+            for asking in (stranger, alice):
+                with self.subTest(line):
+                    self.assertEqual(asking.ask(line)["status"], "ERROR")
+        self.assertEqual(alice.inbox(), [])
 
 
 class OldClients(TwoRealms):
@@ -2057,8 +2963,7 @@ class OldClients(TwoRealms):
         self.assertEqual([message["msg"] for message in alice.inbox()], ["from here"])
 
     def test_the_end_of_the_server_is_a_reset(self):
-        server = Server()
-        self.addCleanup(server.kill)
+        server = self.server()
         old = Legacy(server)
         self.assertEqual(old.sendstring("auth messi surabaya \r\n")["status"], "OK")
         guest = Legacy(server)
@@ -2070,14 +2975,444 @@ class OldClients(TwoRealms):
             client.socket.close()
 
 
+class States(ChatTest):
+    """What becomes of a message to another realm, and how its sender hears of it."""
+
+    def setUp(self) -> None:
+        self.here, self.there = self.realms()
+        self.messi, self.henderson = self.login(self.here, "messi"), self.login(self.there, "henderson")
+        self.messi.ok("subscribe")
+
+    def states(self, other: str = "henderson@mesin2") -> list[tuple[str | None, str | None]]:
+        """Of the sender's messages there: (state, code)."""
+        messages = self.messi.ok(f"history {other}")["messages"]
+        return [(message.get("state"), message.get("code")) for message in messages]
+
+    def status_of(self, reply: dict) -> dict:
+        """The next `status` event of that message; those of others that come before it are kept."""
+        others = []
+        while (status := self.messi.event("status"))["id"] != reply["id"]:
+            others.append(status)
+        self.messi.events["status"].extendleft(reversed(others))
+        return status
+
+    def go_away(self) -> None:
+        self.there.stop()
+        self.messi.await_link("mesin2", "down")
+
+    def test_one_name_everywhere(self):
+        """`uid` is the same in the reply, the events, `inbox`, `history`, of both realms, and in a group."""
+        self.henderson.ok("subscribe")
+        self.messi.ok("addgroup g")
+        self.henderson.ok("joingroup g@mesin1")
+        self.messi.ok("send lineker so that the numbers differ")
+        for words, target in (("send henderson@mesin2 hi", "messi@mesin1"), ("sendgroup g hi", "g@mesin1"),
+                              (f"sendfile henderson@mesin2 f {as_base64(b'x')}", "messi@mesin1")):
+            with self.subTest(words):
+                sent = self.messi.ok(words)
+                event = self.henderson.event("message")
+                self.assertEqual(sent["uid"], f"mesin1:{sent['id']}")
+                self.assertEqual((event["uid"], self.henderson.ok(f"history {target}")["messages"][-1]["uid"]),
+                                 (sent["uid"], sent["uid"]))
+        self.assertEqual([message["uid"][:7] for message in self.henderson.inbox()], ["mesin1:"] * 3)
+        self.assertEqual(self.henderson.ok("sendgroup g@mesin1 back")["uid"][:7], "mesin2:")
+        self.assertEqual(self.messi.ok("send lineker hi")["uid"][:7], "mesin1:")
+
+    def test_delivered_at_once(self):
+        self.assertNotIn("queued", self.messi.ok("send henderson@mesin2 hi"))
+        self.assertEqual(self.states(), [("delivered", None)])
+        self.messi.ok("send lineker hi")
+        self.assertEqual(self.states("lineker"), [(None, None)])
+
+    def test_queued_then_delivered(self):
+        """The reply comes at once, the message stands in the sender's history, a `status` event tells the rest."""
+        self.messi.ok("send henderson@mesin2 known")
+        self.henderson.ok("addgroup g")
+        self.messi.ok("joingroup g@mesin2")
+        self.go_away()
+        requests = ("send henderson@mesin2 one", f"sendfile henderson@mesin2 f {as_base64(b'x')}",
+                    "sendgroup g@mesin2 two")
+        sent = []
+        for words in requests:
+            self.assertLess(timed(lambda words=words: sent.append(self.messi.ok(words))), 0.05)
+        self.assertEqual([reply["queued"] for reply in sent], [True] * 3)
+        self.assertEqual(self.messi.ok("realms")["realms"]["mesin2"]["queued"], 3)
+        self.assertEqual(self.states()[1:], [("queued", None)] * 2)
+        self.assertEqual(self.messi.ok("@again send henderson@mesin2 three")["queued"], True)
+        self.there.start()
+        for reply in sent:
+            status = self.status_of(reply)
+            self.assertEqual((status["state"], status["uid"]), ("delivered", reply["uid"]))
+        self.messi.await_sent()
+        self.assertEqual({state for state, _ in self.states()}, {"delivered"})
+        self.assertNotIn("queued", self.messi.ok("@again send henderson@mesin2 three"))
+
+    def test_failed_while_the_sender_waits(self):
+        """An ERROR with the message's id; in the history it is `failed`, and a repeat of its tag says so again."""
+        self.messi.ok("send henderson@mesin2 known")
+        self.henderson.ok("addgroup g")
+        self.messi.ok("joingroup g@mesin2")
+        self.there.stop()
+        change(self.there, ("DELETE FROM members WHERE person IN (SELECT id FROM people WHERE realm=?)", [("mesin1",)]))
+        self.there.start()
+        self.messi.await_link("mesin2")
+        refused = self.messi.do("@t sendgroup g@mesin2 hi")
+        self.assertRefused(refused, "not_member")
+        self.assertEqual(self.messi.do("@t sendgroup g@mesin2 hi")["code"], "not_member")
+        self.assertEqual(self.messi.do("@t sendgroup g@mesin2 hi")["id"], refused["id"])
+        status = self.status_of(refused)
+        self.assertEqual((status["state"], status["code"]), ("failed", "not_member"))
+        eventually(lambda: not self.messi.ok("groups")["groups"], "word that he is out")
+        self.messi.ok("joingroup g@mesin2")
+        self.messi.ok("sendgroup g@mesin2 hi")
+
+    def test_failed_after_it_was_queued(self):
+        """A `status` event, the state, and a message of `system@REALM` for those who read no more than their inbox."""
+        self.go_away()
+        sent = [self.messi.ok("send nosuch@mesin2 are you there"),
+                self.messi.ok(f"sendfile nobody@mesin2 f.txt {as_base64(b'content')}")]
+        self.there.start()
+        for reply, name in zip(sent, ("nosuch", "nobody"), strict=True):
+            while (bounce := self.messi.event("message"))["from"] != "system@mesin2":
+                self.assertEqual(bounce["from"], self.messi.address)
+            self.assertIn(name, bounce["msg"])
+            self.assertEqual(bounce["to"], self.messi.address)
+            status = self.status_of(reply)
+            self.assertEqual((status["uid"], status["state"], status["code"]),
+                             (reply["uid"], "failed", "user_not_found"))
+            self.assertEqual(self.states(f"{name}@mesin2"), [("failed", "user_not_found")])
+        self.assertEqual({message["from"] for message in self.messi.inbox()}, {"system@mesin2"})
+        self.assertRefused(self.messi.do("send nosuch@mesin2 again"), "user_not_found")   # asked for again
+        self.assertEqual(len(self.states("nosuch@mesin2")), 1)
+
+    def test_strangers_are_believed_while_nobody_can_be_asked(self):
+        """So many of one sender; then it is told that the realm can't be reached, and others are not."""
+        self.go_away()
+        names = [f"n{number}" for number in range(common.MAX_BELIEVED + 1)]
+        self.messi.ok_all(f"send {name}@mesin2 hi" for name in names[:-1])
+        self.assertRefused(self.messi.do(f"send {names[-1]}@mesin2 hi"), "realm_unreachable")
+        self.messi.ok(f"send {names[0]}@mesin2 hi")
+        self.login(self.here, "lineker").ok(f"send {names[-1]}@mesin2 hi")
+
+    def test_a_long_queue_keeps_no_sender_waiting(self):
+        """At most 256 replies of a connection wait; where more than a batch is queued the reply comes at once."""
+        self.messi.ok("send henderson@mesin2 known")
+        self.there.process.send_signal(signal.SIGSTOP)
+        self.addCleanup(self.there.process.send_signal, signal.SIGCONT)
+        many = [self.again(self.messi) for _ in range(6)]
+        started = time.monotonic()
+        for wire in many:
+            wire.write((wire.line("send henderson@mesin2 hi") + "\r\n").encode() * 300)
+        self.messi.write(f"{self.messi.line('send lineker hi')}\r\n".encode())
+        self.assertEqual(self.messi.reply()["status"], "OK")    # others are served
+        self.assertLess(time.monotonic() - started, 2)
+        self.assertEqual({wire.reply()["queued"] for wire in many for _ in range(300)}, {True})
+        self.assertGreater(time.monotonic() - started, common.REALM_REPLY_SECONDS - 1)
+        last = self.again(self.messi)
+        self.assertLess(timed(lambda: last.ok("send henderson@mesin2 hi")), 1)
+        self.there.process.send_signal(signal.SIGCONT)
+        last.await_sent()
+        self.assertEqual(len(self.henderson.inbox()), 1802)
+
+    def test_joining_again_heals(self):
+        """It is no error in a group of another realm, and mends a list that is not true any more."""
+        self.henderson.ok("addgroup g")
+        self.messi.ok("joingroup g@mesin2")
+        self.messi.ok("joingroup g@mesin2")
+        self.here.stop()
+        change(self.here, ("DELETE FROM members", [()]))
+        self.here.start()
+        messi = self.again(self.messi)
+        messi.await_link("mesin2")
+        self.assertRefused(messi.do("sendgroup g@mesin2 hi"), "not_member")
+        messi.ok("joingroup g@mesin2")
+        messi.ok("sendgroup g@mesin2 hi")
+        self.henderson = self.again(self.henderson)
+        self.assertEqual(self.henderson.history("g"), ["hi"])
+
+    def test_groups_of_another_realm(self):
+        """`groups REALM` has those one could join; of other realms' members the count alone."""
+        self.henderson.ok("addgroup g")
+        self.login(self.there, "lineker").ok("joingroup g")
+        self.messi.ok("joingroup g@mesin2")
+        self.assertEqual(self.login(self.here, "lineker").ok("groups")["groups"], [])
+        (row,) = self.messi.ok("groups mesin2")["groups"]
+        self.assertEqual((row["group"], row["admin"], row["count"], row["member"], row["members"]),
+                         ("g@mesin2", "henderson@mesin2", 3, True, ["messi@mesin1"]))
+        (own,) = self.messi.ok("groups")["groups"]
+        self.assertEqual((own["group"], own["member"], own["members"]), ("g@mesin2", True, ["messi@mesin1"]))
+
+
+class Questions(ChatTest):
+    """What only another realm can decide is asked of it."""
+
+    def setUp(self) -> None:
+        self.keep(false := FalseRealm())
+        self.false = false
+        self.here = self.server(peer=f"127.0.0.1:{false.port}")
+        self.messi = self.login(self.here, "messi")
+        self.messi.await_link("mesin2")
+
+    def questions(self) -> list[dict]:
+        return [json.loads(line.partition(" ")[2]) for line in self.false.asked if line.startswith("ask")]
+
+    def test_a_stranger_is_asked_for_once(self):
+        """And several of one line in one question; who exists gets it, the ERROR names the others."""
+        self.false.answers["ask"] = lambda _: {"users": {name: {"nama": name, "negara": "X"} for name in "abc"}}
+        for _ in range(3):
+            self.messi.ok("send a@mesin2 hi")
+        refused = self.messi.do("sendgrouprealm mesin2 a,b,nosuch,c hello")
+        self.assertRefused(refused, "user_not_found")
+        self.assertEqual((refused["users"], len(refused["ids"])), (["nosuch"], 3))
+        self.assertEqual([sorted(question["users"]) for question in self.questions()], [["a"], ["b", "c", "nosuch"]])
+        self.assertEqual([item["to"] for item in self.false.items], ["a", "a", "a", "a", "b", "c"])
+
+    def test_who_joins_hears_of_it_when_it_is_so(self):
+        """The answer names an item; OK comes when that is here, and then the group's messages are."""
+        self.false.answers["ask"] = {"seq": 7}
+        self.messi.write(self.messi.line("joingroup g@mesin2").encode() + b"\r\n")
+        eventually(self.questions, "a question")
+        self.keep(link := Neighbour(self.here))
+        member = {"do": "member", "group": "g", "user": "messi", "in": True, "admin": "henderson@mesin2"}
+        copy = {"do": "copy", "group": "g"}
+        self.assertEqual(select.select([self.messi.socket], [], [], 0.2)[0], [])
+        reply = link.deliver(0, 0, [link.item(7, **member), link.item(8, **copy)])
+        self.assertEqual((reply["have"], reply["refused"]), (8, {}))
+        self.assertEqual(self.messi.reply()["status"], "OK")
+        self.assertEqual(self.messi.history("g@mesin2"), ["text 8"])
+        self.assertEqual(link.deliver(0, 8, [link.item(9, **member | {"in": False}), link.item(10, **copy)])["refused"],
+                         {"10": "group_not_found"})
+
+    def test_a_copy_is_for_members_alone(self):
+        """A group that nobody here is in takes its people out there: the copy is refused."""
+        self.keep(link := Neighbour(self.here))
+        reply = link.deliver(0, 0, [link.item(1, do="copy", group="nosuch")])
+        self.assertEqual(reply["refused"], {"1": "group_not_found"})
+
+
+class Peers(ChatTest):
+    """What a realm that is stopped, away or new does to people and groups here."""
+
+    @unittest.skipUnless(ON_LINUX, "stops a process, reads /proc")
+    def test_a_realm_that_is_stopped_takes_no_memory(self):
+        """It reads none of the news of people who come and go, and of a group of 3,000 that they join and leave."""
+        here, there = self.realms()
+        messi, lineker = self.login(here, "messi"), self.login(here, "lineker")
+        messi.ok("addgroup g")
+        henderson = self.login(there, "henderson")
+        here.stop()
+        multiply(here, "people", "name='messi' AND realm='mesin1'", 1000, 3000, id="n", name="'p' || n")
+        multiply(here, "members", "1", 1000, 3000, person="n")
+        here.start()
+        messi, lineker = self.again(messi), self.again(lineker)
+        messi.await_link("mesin2")
+        henderson.await_link("mesin1")
+        henderson.ok("joingroup g@mesin1")
+        there.process.send_signal(signal.SIGSTOP)
+        self.addCleanup(there.process.send_signal, signal.SIGCONT)
+        before = here.memory
+        for _ in range(10):
+            lineker.ok_all(["joingroup g", "leavegroup g"] * 500)
+        self.assertLess(here.memory - before, 32 * MIB)
+        there.process.send_signal(signal.SIGCONT)
+        messi.await_link("mesin2")
+        messi.await_sent()
+        self.assertNotIn("queued", messi.ok("send henderson@mesin2 hi"))
+        messi.ok("sendgroup g hello")
+        eventually(lambda: henderson.history("g@mesin1") == ["hello"], "the group's message")
+
+    def test_making_again_a_group_that_is_away(self):
+        """Who is a member of it stays one, here and there."""
+        here, there = self.realms()
+        messi, henderson = self.login(here, "messi"), self.login(there, "henderson")
+        henderson.ok("addgroup g")
+        messi.ok("joingroup g@mesin2")
+        there.stop()
+        messi.await_link("mesin2", "down")
+        for words in ("addgroup g@mesin2", "joingroup g@mesin2", "groups mesin2", "info mesin2"):
+            self.assertRefused(messi.do(words), "realm_unreachable")
+        there.start()
+        messi.await_link("mesin2")
+        self.assertRefused(messi.do("addgroup g@mesin2"), "group_exists")
+        self.assertNotIn("queued", messi.ok("sendgroup g@mesin2 hi"))
+        henderson = self.again(henderson)
+        henderson.ok("sendgroup g hi messi")
+        self.assertEqual(henderson.history("g"), ["hi", "hi messi"])
+        eventually(lambda: messi.history("g@mesin2") == ["hi", "hi messi"], "the group's messages")
+        self.assertEqual({member for row in henderson.ok("groups")["groups"] for member in row["members"]},
+                         {"henderson@mesin2", "messi@mesin1"})
+
+    def test_who_registers_on_a_connection_that_drops_exists(self):
+        here, there = self.realms()
+        henderson = self.login(there, "henderson")
+        for number in range(5):
+            wire = Wire(here)
+            wire.write(f"register gone{number} x a b\r\n".encode())
+            wire.close()
+        eventually(lambda: len(rows(here, "SELECT 1 FROM people WHERE name LIKE 'gone%'")) == 5, "five people")
+        for number in range(5):
+            self.assertNotIn("queued", henderson.ok(f"send gone{number}@mesin1 hi"))
+        self.assertLessEqual({f"gone{number}" for number in range(5)},
+                             {user["user"] for user in henderson.ok("info mesin1")["users"]})
+
+    def test_a_realm_that_is_in_the_table_no_longer(self):
+        """A group that had members there goes on without them."""
+        server = self.server("--peer", "mesin3=127.0.0.1:1")
+        messi, lineker = self.login(server, "messi"), self.login(server, "lineker")
+        messi.ok("addgroup kelompok")
+        lineker.ok("joingroup kelompok")
+        link = self.wire(server)
+        for line in (f"peer mesin3 e1 {'0' * 32}", "peerproof", "ask " + json.dumps(
+                {"do": "joingroup", "group": "kelompok", "user": "henderson", "nama": "H", "negara": "X"})):
+            self.assertEqual(link.ask(line)["status"], "OK")
+        self.assertIn("henderson@mesin3", messi.ok("groups")["groups"][0]["members"])
+        server.stop()
+        server.options = server.options[:-2]
+        server.start()
+        self.keep(messi := messi.again(), lineker := lineker.again())
+        messi.ok("sendgroup kelompok hello")
+        self.assertEqual(lineker.history("kelompok"), ["hello"])
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_a_realm_that_takes_the_connection_and_says_nothing(self):
+        """The loop waits until it gives up, instead of looking again and again."""
+        self.keep(false := FalseRealm(peer=None))
+        server = self.server(peer=f"127.0.0.1:{false.port}")
+        eventually(lambda: false.asked, "an attempt")
+        before = server.cpu_time
+        time.sleep(1)
+        self.assertLess(server.cpu_time - before, 0.1)
+
+
+class LinkFiles(ChatTest):
+    """A file between realms: what may go wrong with it concerns that file alone."""
+
+    def neighbour(self, server: Server) -> Neighbour:
+        self.keep(link := Neighbour(server))
+        return link
+
+    def test_a_file_that_is_missing_here_fails_alone(self):
+        here, there = self.realms()
+        messi, henderson = self.login(here, "messi"), self.login(there, "henderson")
+        messi.ok("subscribe")
+        there.stop()
+        messi.await_link("mesin2", "down")
+        lost, kept = some_bytes(300_000, seed=1), some_bytes(300_000, seed=2)
+        sent = messi.ok(f"sendfile henderson@mesin2 lost.bin {as_base64(lost)}")
+        messi.ok("send henderson@mesin2 text")
+        messi.ok(f"sendfile henderson@mesin2 kept.bin {as_base64(kept)}")
+        (here.data / "files" / sent["file"]["sha256"]).unlink()
+        there.start()
+        status = messi.event("status")
+        while status["id"] != sent["id"]:
+            status = messi.event("status")
+        self.assertEqual((status["state"], status["code"], status["uid"]), ("failed", "storage", sent["uid"]))
+        henderson = self.again(henderson)
+        henderson.ok("subscribe 0")
+        got = [henderson.event("message") for _ in range(2)]
+        self.assertEqual({message.get("msg") or message["file"]["name"] for message in got}, {"text", "kept.bin"})
+        self.assertEqual(henderson.fetch(next(message["id"] for message in got if "file" in message)), kept)
+        self.assertNotIn("queued", messi.ok("send henderson@mesin2 last"))
+        self.assertEqual([message["state"] for message in messi.ok("history henderson@mesin2")["messages"]],
+                         ["failed", "delivered", "delivered", "delivered"])
+        self.assertEqual(messi.inbox()[-1]["from"], "system@mesin2")
+
+    def test_a_file_for_nobody_does_not_cross(self):
+        """Who it is for is asked first."""
+        here, there = self.realms_through(proxy := Proxy())
+        self.keep(proxy)
+        messi = self.login(here, "messi")
+        messi.await_link("mesin2")
+        content = as_base64(some_bytes(16 * MIB))
+        for words in (f"sendfile nosuch@mesin2 f {content}", f"sendgroupfilerealm mesin2 nosuch,nobody f {content}"):
+            self.assertRefused(messi.do(words), "user_not_found")
+        self.assertLess(len(proxy.seen), 256 * KIB)
+        self.assertEqual(messi.ok("history messi")["messages"], [])
+        self.assertEqual((len(there.files()), rows(here, "SELECT 1 FROM messages")), (0, []))
+
+    def test_a_refused_upload_leaves_what_a_realm_has_sent(self):
+        """The same content came over the link, its item is still to come; meanwhile somebody's upload is refused."""
+        server = self.server()
+        messi, link = self.login(server, "messi"), self.neighbour(server)
+        content = some_bytes(100_000)
+        file = link.give_file(content)
+        self.assertRefused(messi.do(f"sendfile nosuch f {as_base64(content)}"), "user_not_found")
+        self.assertEqual(link.deliver(1, 0, [link.item(1, file=file, text=None)])["have"], 1)
+        self.assertEqual(messi.fetch(messi.inbox()[0]["id"]), content)
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_pieces_that_no_item_names_are_bounded(self):
+        """Four files of a link; a fifth pushes out the oldest unfinished one, and is refused where all are whole."""
+        server = self.server()
+        link, before = self.neighbour(server), len(server.descriptors())
+        contents = [some_bytes(300_000, seed) for seed in range(40)]
+        for content in contents:
+            self.assertEqual(link.piece(content, 0, 1000)["offset"], 1000)
+        self.assertLessEqual(len(server.files()), 4)
+        self.assertLessEqual(len(server.descriptors()), before + 4)
+        self.assertEqual([link.piece(content, 0, 0)["offset"] for content in contents[-4:]], [1000] * 4)
+        self.assertEqual(link.piece(contents[0], 0, 0)["offset"], 0)
+        files = [link.give_file(content) for content in contents[1:5]]
+        self.assertRefused(link.piece(contents[5], 0, 1000), "storage")
+        self.assertEqual(sorted(server.files()), sorted(file["sha256"] for file in files))
+        items = [link.item(seq, file=file, text=None) for seq, file in enumerate(files, 1)]
+        self.assertEqual(link.deliver(1, 0, items)["have"], 4)
+        self.assertEqual(link.piece(contents[5], 0, 1000)["offset"], 1000)     # there is room again
+
+    def test_a_piece_that_is_no_base64(self):
+        server = self.server()
+        link, content = self.neighbour(server), some_bytes(300)
+        sha256 = hashlib.sha256(content).hexdigest()
+        for wrong in ("!!!!", "YQ", "YQ==YQ==", "\u00e9\u00e9\u00e9\u00e9", "b'YQ=='"):
+            with self.subTest(wrong):
+                self.assertRefused(link.ask(f"piece {sha256} 300 0 {wrong}"), "bad_base64")
+                self.assertEqual(link.piece(content, 0, 0)["offset"], 0)
+        self.assertEqual(link.give_file(content)["size"], 300)
+
+    def test_a_link_that_breaks_while_a_file_is_made_safe(self):
+        """The other side asks again on the next link, and hears that it is whole."""
+        server = self.server()
+        content = some_bytes(8 * MIB)
+        for _ in range(3):
+            link = self.neighbour(server)
+            link.write(b"".join(f"piece {hashlib.sha256(content).hexdigest()} {len(content)} {start} ".encode() +
+                                base64.b64encode(content[start:start + 512 * KIB]) + b"\r\n"
+                                for start in range(0, len(content), 512 * KIB)))
+            link.close()
+        link = self.neighbour(server)
+        offset = link.piece(content, 0, 0)["offset"]
+        while not (reply := link.piece(content, offset, 512 * KIB))["complete"]:
+            offset = reply["offset"]
+        self.assertEqual(server.files(), [hashlib.sha256(content).hexdigest()])
+        self.assertEqual(link.deliver(1, 0, [link.item(1, file=link.give_file(content), text=None)])["have"], 1)
+
+    def test_what_nobody_names_is_swept(self):
+        """At the start: what is older than an hour and in no message; and every half upload."""
+        server = self.server()
+        messi, link = self.login(server, "messi"), self.neighbour(server)
+        sent = messi.ok(f"sendfile henderson f {as_base64(b'content')}")["file"]["sha256"]
+        for content in (b"young", b"old"):
+            link.give_file(content)
+        for content in (b"young part", b"old part"):
+            link.piece(content, 0, 3)
+        server.stop()
+        folder, old = server.data / "files", time.time() - 7200
+        (folder / "upload-x").write_bytes(b"half")
+        for path in folder.iterdir():
+            if path.name == sent or path.read_bytes() in (b"old", b"old"[:3]) and "young" not in path.name:
+                os.utime(path, (old, old))
+        server.start()
+        eventually(lambda: len(server.files()) == 3, "what is left")
+        self.assertEqual({(folder / name).read_bytes() for name in server.files()}, {b"content", b"young", b"you"})
+        self.assertIn(sent, server.files())
+
+
 class Secrets(ChatTest):
     """What must not be found afterwards in the log and the database."""
 
     def test_no_secret_in_log_or_database(self):
         """In the database are hashes alone: scrypt of passwords, SHA-256 of tokens; nothing of either in the log."""
-        here, there = two_realms("--log-level", "debug")
-        self.addCleanup(here.kill)
-        self.addCleanup(there.kill)
+        here, there = self.realms("--log-level", "debug")
         alice = Person(here, "alice", "register alice Passw0rd-alice a b")
         bob = there.register("bob")
         alice.await_link("mesin2")
@@ -2109,362 +3444,2003 @@ class Secrets(ChatTest):
         self.assertIn(b"text-of-a-message", b"".join(path.read_bytes() for path in here.data.glob("chat.db*")))
 
 
-# ---- two realms --------------------------------------------------------------------------------
+# ---- what may break ----------------------------------------------------------------------------
 
 
-class BetweenRealms(TwoRealms):
-    """Addresses, groups and files across the link."""
+class Sender(threading.Thread):
+    """Sends one person's requests, over connections that end and servers that go away: each until it is answered."""
 
-    def test_private_messages_both_ways(self):
-        alice, bob = self.people("alice", "bob@")
-        for person in (alice, bob):
-            person.ok("subscribe")
-        sent = alice.ok(f"send {bob.address} hello \u00e9 \U0001f600")
-        self.assertNotIn("queued", sent)
-        event = bob.expect("hello \u00e9 \U0001f600")
-        self.assertEqual((event["from"], event["to"]), (alice.address, bob.address))
-        self.assertEqual(event["from_name"], f"Alice {alice.name[5:]}")
-        bob.ok(f"send {alice.address} hello back")
-        alice.expect("hello \u00e9 \U0001f600", "hello back")
-        self.assertEqual(alice.history(bob.address), bob.history(alice.address))
-        self.assertEqual([message["msg"] for message in alice.inbox()], ["hello back"])
+    def __init__(self, person: Person, requests: dict[str, str], may_refuse: Iterable[str] = ()) -> None:
+        super().__init__(daemon=True)
+        self.person, self.may_refuse = person, set(may_refuse)
+        self.pending = dict(requests)                          # tag -> words
+        self.granted: dict[str, dict] = {}                     # tag -> the OK
+        self.refused: list[dict] = []                          # what no fault explains
+        self.excused: set[str] = set()                         # tags of what may be refused, and was
+        self.given_up = False
 
-    def test_one_name_in_two_realms_is_two_people(self):
-        (alice, bob) = self.people("alice", "bob@")
-        twin = Person(self.there, alice.name, f"register {alice} x Twin Indonesia")
-        self.keep(twin)
-        bob.ok(f"send {alice} to the twin")
-        bob.ok(f"send {alice.address} to alice")
-        self.assertEqual([message["msg"] for message in twin.inbox()], ["to the twin"])
-        self.assertEqual([message["msg"] for message in alice.inbox()], ["to alice"])
-        self.assertEqual((bob.history(alice), bob.history(alice.address)), (["to the twin"], ["to alice"]))
+    def run(self) -> None:
+        while self.pending and not self.refused and not self.given_up:
+            with contextlib.suppress(*LOST), contextlib.closing(self.person.again()) as wire:
+                self._send_all(wire)
+            time.sleep(0.02)                                   # a server that is away, or a disk that is full
 
-    def test_unknown_there_is_an_error_at_once(self):
-        (alice,) = self.people("alice")
-        for words, code in (("send nosuch@mesin2 hi", "user_not_found"),
-                            ("sendgroup nosuch@mesin2 hi", "group_not_found"),
-                            ("joingroup nosuch@mesin2", "group_not_found"),
-                            (f"sendfile nosuch@mesin2 f.txt {as_base64(b'x' * 200_000)}", "user_not_found"),
-                            ("sendprivaterealm mesin2 nosuch hi", "user_not_found")):
-            with self.subTest(words[:40]):
-                started = time.monotonic()
-                self.assertRefused(alice.do(words), code)
-                self.assertLess(time.monotonic() - started, common.REALM_REPLY_SECONDS)
-        self.assertEqual(alice.inbox(), [])
-
-    def test_files_both_ways(self):
-        alice, bob = self.people("alice", "bob@")
-        for size in (0, 1, 200_000, 3 * MIB + 7):
-            for sender, receiver in ((alice, bob), (bob, alice)):
-                with self.subTest(size, sender=sender.name):
-                    content = some_bytes(size, seed=size)
-                    sent = sender.ok(f"sendfile {receiver.address} a%20b.bin b'{as_base64(content)}'")
-                    (message,) = receiver.inbox()
-                    self.assertEqual((message["file"]["name"], message["file"]["size"]), ("a b.bin", size))
-                    self.assertEqual(message["file"]["sha256"], sent["file"]["sha256"])
-                    self.assertEqual(receiver.fetch(message["file"]["id"]), content)
-                    self.assertEqual(sender.fetch(sent["file"]["id"]), content)
-
-    def test_a_group_with_members_of_both_realms(self):
-        alice, bob, carol, dave = self.people("alice", "bob@", "carol@", "dave")
-        group = f"g-{alice}@mesin1"
-        alice.ok(f"addgroup g-{alice}")
-        for member in (bob, carol):
-            member.ok(f"joingroup {group}")
-        dave.ok(f"joingroup {group}")
-        self.assertRefused(bob.do(f"joingroup {group}"), "already_member")
-        for member in (alice, bob, carol, dave):
-            member.ok("subscribe")
-        alice.ok(f"sendgroup g-{alice} from its realm")
-        bob.ok(f"sendgroup {group} from the other")
-        content = some_bytes(100_000)
-        carol.ok(f"sendgroupfile {group} f.bin {as_base64(content)}")
-        for member in (alice, bob, carol, dave):
-            member.expect("from its realm", "from the other")
-            event = member.event("message")
-            self.assertEqual((event["from"], event["group"]), (carol.address, group))
-            self.assertEqual(member.fetch(event["file"]["id"]), content)
-            self.assertEqual(member.history(group), ["from its realm", "from the other", None])
-            member.expect_nothing()
-        self.assertEqual([message.get("msg") for message in dave.inbox()], ["from its realm", "from the other", None])
-        self.assertEqual([message.get("msg") for message in carol.inbox()], ["from its realm", "from the other"])
-        everybody = sorted(person.address for person in (alice, bob, carol, dave))
-        for member in (alice, bob):
-            eventually(lambda member=member: any(row["group"] == group and sorted(row["members"]) == everybody
-                                                 for row in member.ok("groups")["groups"]), "word of all members")
-
-    def test_leaving_a_group_of_the_other_realm(self):
-        alice, bob, carol = self.people("alice", "bob@", "carol@")
-        group = f"g-{alice}@mesin1"
-        alice.ok(f"addgroup g-{alice}")
-        bob.ok(f"joingroup {group}")
-        self.assertRefused(carol.do(f"sendgroup {group} hi"), "not_member")
-        self.assertRefused(carol.do(f"leavegroup {group}"), "not_member")
-        bob.ok(f"leavegroup {group}")
-        alice.ok(f"sendgroup {group} without bob")
-        alice.ok(f"send {bob.address} only this")
-        self.assertEqual([message["msg"] for message in bob.inbox()], ["only this"])
-        self.assertRefused(bob.do(f"sendgroup {group} hi"), "not_member")
-
-    def test_addgroup_in_the_other_realm(self):
-        alice, bob = self.people("alice", "bob@")
-        alice.ok(f"addgroup g-{alice}@mesin2")
-        bob.ok(f"joingroup g-{alice}")
-        bob.ok(f"sendgroup g-{alice} hi")
-        eventually(lambda: alice.history(f"g-{alice}@mesin2") == ["hi"], "the message")
-        self.assertRefused(alice.do(f"addgroup g-{alice}@mesin2"), "group_exists")
-
-    def test_the_old_spellings(self):
-        alice, bob, carol = self.people("alice", "bob@", "carol@")
-        group = f"g-{bob}"
-        bob.ok(f"addgroup {group}")
-        alice.ok(f"joingroup {group}@mesin2")
-        content = as_base64(b"content")
-        alice.ok(f"sendprivaterealm mesin2 {bob} one")
-        alice.ok(f"sendfilerealm mesin2 {bob} f.txt {content}")
-        alice.ok(f"sendgrouprealm mesin2 group:{group} two")
-        alice.ok(f"sendgroupfilerealm mesin2 group:{group} f.txt {content}")
-        alice.ok(f"sendgrouprealm mesin2 {bob},{carol} three")
-        alice.ok(f"sendgroupfilerealm mesin2 {bob},{carol} f.txt {content}")
-        self.assertEqual([message.get("msg") for message in bob.inbox()], ["one", None, "two", None, "three", None])
-        self.assertEqual([message.get("msg") for message in carol.inbox()], ["three", None])
-        refused = alice.do(f"sendgrouprealm mesin2 {bob},nosuch hi")
-        self.assertRefused(refused, "user_not_found")
-        self.assertIn("nosuch", refused["message"])
-        self.assertRefused(alice.do("sendgrouprealm mesin2 group:nosuch hi"), "group_not_found")
-
-    def test_tags_work_across_the_link(self):
-        alice, bob = self.people("alice", "bob@")
-        first, second = alice.ok(f"@1 send {bob.address} once"), alice.ok(f"@1 send {bob.address} once")
-        self.assertEqual(first["id"], second["id"])
-        bob.ok("subscribe 0")
-        alice.ok(f"send {bob.address} last")
-        bob.expect("once", "last")
-
-    def test_replies_keep_their_order_while_some_wait_for_the_link(self):
-        alice, bob = self.people("alice", "bob@")
-        words = [f"send {bob.address} x", "inbox", "send nosuch@mesin2 x", "info", f"send {alice} x", "info mesin2"]
-        replies = alice.ask_all(alice.line(f"@{number} {words[number % 6]}") for number in range(300))
-        self.assertEqual([reply["tag"] for reply in replies], [str(number) for number in range(300)])
-        self.assertEqual({reply.get("code", "OK") for reply in replies[2::6]}, {"user_not_found"})
-        self.assertEqual({reply["status"] for number, reply in enumerate(replies) if number % 6 != 2}, {"OK"})
-        self.assertEqual(len(bob.inbox()), 50)
-
-    def test_messages_arrive_in_the_order_sent(self):
-        alice, bob = self.people("alice", "bob@")
-        bob.ok("subscribe")
-        alice.ok_all(f"send {bob.address} {number}" for number in range(2500))
-        bob.expect(*(str(number) for number in range(2500)))
-        bob.expect_nothing()
-
-    def test_info_of_another_realm(self):
-        alice, bob = self.people("alice", "bob@")
-        def known() -> dict[str, dict]:
-            return {user["user"]: user for user in alice.ok("info mesin2")["users"]}
-
-        eventually(lambda: str(bob) in known(), "word of who has just registered there")
-        self.assertEqual((known()[str(bob)]["realm"], known()[str(bob)]["online"]), ("mesin2", True))
-        self.assertNotIn(str(alice), known())
-        bob.close()
-        eventually(lambda: not known()[str(bob)]["online"], "word of who has gone")
-
-    def test_a_stranger_cannot_speak_for_a_realm(self):
-        """Nothing that realms say to each other is for a connection that has not proved to be one."""
-        (alice,) = self.people("alice")
-        item = json.dumps([{"from": "henderson@mesin2", "to": alice.address, "msg": "forged"}])
-        for line in (f"deliver 1 0 {item}", "piece x 0 YQ==", "ping", "peerproof", "peerproof 00"):
-            self.keep(stranger := Wire(self.here))
-            for asking in (stranger, alice):
-                with self.subTest(line):
-                    self.assertEqual(asking.ask(line)["status"], "ERROR")
-        self.assertEqual(alice.inbox(), [])
+    def _send_all(self, wire: Person) -> None:
+        todo, unanswered = deque(self.pending), 0
+        while todo or unanswered:
+            while todo and unanswered < 40:
+                tag = todo.popleft()
+                wire.write(f"{wire.line(f'@{tag} {self.pending[tag]}')}\r\n".encode())
+                unanswered += 1
+            reply = wire.reply()
+            unanswered -= 1
+            if reply["status"] == "OK":
+                self.granted[reply["tag"]] = reply
+            elif reply["code"] in ("storage", "busy"):
+                continue                                       # once more, over the next connection
+            elif reply["code"] in self.may_refuse:
+                self.excused.add(reply["tag"])
+            else:
+                self.refused.append(reply)
+            del self.pending[reply["tag"]]
 
 
-class LinkDown(TwoRealms):
-    """The other realm goes away and comes back."""
+class Ledger:
+    """What was acknowledged, and the judgement: it is at each recipient once, in order, whole.
 
-    def setUp(self) -> None:
-        if self.there not in Server.running:                   # a test has failed
-            self.there.start()
-        self.alice, self.bob = self.people("alice", "bob@")
-        self.alice.await_link("mesin2")
+    In `history`, `inbox` and a subscription alike. A conversation is a group's address, or a pair of people's.
+    """
 
-    def come_back(self) -> Person:
-        """The other realm starts again; returns a new connection of bob, who gets all that came for him."""
-        self.there.start()
-        bob = self.again(self.bob)
-        bob.ok("subscribe 0")
-        return bob
+    def __init__(self, test: ChatTest) -> None:
+        self.test = test
+        self.members: dict[str, set[str]] = {}                 # of each group whose members stay the same
+        self.said: defaultdict[tuple, list[tuple]] = defaultdict(list)  # (conversation, sender) -> id, uid, file?, body
+        self.contents: dict[str, bytes] = {}                   # SHA-256 -> a file's content
 
-    def test_queued_while_away_and_delivered_after(self):
-        """In order; a file keeps its place among texts, however long the queue before it, and however small it is."""
-        alice, to = self.alice, self.bob.address
-        self.bob.ok(f"addgroup g-{alice}")
-        alice.ok(f"joingroup g-{alice}@mesin2")
-        self.there.stop()
-        alice.await_link("mesin2", "down")
-        started = time.monotonic()
-        for words in (f"send {to} one", f"send {to} two", f"sendgroup g-{alice}@mesin2 three",
-                      f"sendfile {to} four.txt {as_base64(b'four')}"):
-            self.assertIs(alice.ok(words)["queued"], True)
-        self.assertLess((time.monotonic() - started) / 4, 0.05)
-        self.assertEqual(alice.ok("realms")["realms"]["mesin2"]["queued"], 4)
-        alice.ok_all(f"send {to} {number:04} {'x' * 1000}" for number in range(1500))
-        alice.ok(f"sendfile {to} small.txt {as_base64(b'content')}")
-        alice.ok(f"send {to} last")
-        bob = self.come_back()
-        alice.await_link("mesin2")
-        events = [bob.event("message") for _ in range(1506)]
-        self.assertEqual([event["msg"] for event in events if "group" in event], ["three"])
-        events = [event for event in events if "to" in event]
-        self.assertEqual([event["msg"][:4] if "msg" in event else event["file"]["name"] for event in events],
-                         ["one", "two", "four.txt", *(f"{number:04}" for number in range(1500)), "small.txt", "last"])
-        self.assertEqual((bob.fetch(events[2]["id"]), bob.fetch(events[-2]["id"])), (b"four", b"content"))
-        alice.await_sent()
-
-    def test_who_turns_out_not_to_exist_is_answered(self):
-        self.there.stop()
-        self.alice.await_link("mesin2", "down")
-        self.assertIs(self.alice.ok("send nosuch@mesin2 are you there")["queued"], True)
-        self.assertIs(self.alice.ok(f"sendfile nobody@mesin2 f.txt {as_base64(b'content')}")["queued"], True)
-        self.there.start()
-        for name in ("nosuch", "nobody"):
-            while (bounce := self.alice.event("message"))["from"] != "system@mesin2":
-                self.assertEqual(bounce["from"], self.alice.address)
-            self.assertIn(name, bounce["msg"])
-            self.assertEqual(bounce["to"], self.alice.address)
-
-    def test_a_send_at_the_moment_of_the_break_arrives_once(self):
-        """The peer dies with messages under way; what was acknowledged comes once, in order."""
-        alice, to = self.alice, self.bob.address
-        alice.write("".join(alice.line(f"send {to} {number}") + "\r\n" for number in range(800)).encode())
-        alice.reply()
-        self.there.kill()
-        for _ in range(799):
-            self.assertEqual(alice.reply()["status"], "OK")
-        bob = self.come_back()
-        bob.expect(*(str(number) for number in range(800)))
-        alice.ok(f"send {to} last")
-        bob.expect("last")
-
-
-class Guards(ChatTest):
-    """Passwords that change, quotas and rates; backup and check. Each test has a server of its own."""
-
-    def test_passwd(self):
-        server = self.server()
-        here = server.register("joni")
-        elsewhere = server.login(here.name, "rahasia")
-        self.keep(here, elsewhere)
-        elsewhere.ok("subscribe")
-        self.assertRefused(here.do("passwd wrong new"), "bad_credentials")
-        self.assertRefused(here.do("passwd rahasia"), "bad_arguments")
-        here.ok("passwd rahasia new")
-        here.ok("inbox")
-        with contextlib.suppress(EOFError, ConnectionError):
-            self.assertRefused(elsewhere.do("inbox"), "session_not_found")
-        self.keep(wire := Wire(server))
-        self.assertRefused(wire.ask(f"auth {here} rahasia"), "bad_credentials")
-        self.assertEqual(wire.ask(f"auth {here} new")["status"], "OK")
-
-    def test_files_past_the_quota_are_refused(self):
-        server = self.server("--max-stored", "1")
-        alice, bob = server.register("alice"), server.register("bob")
-        self.keep(alice, bob)
-        first, second, third = (as_base64(some_bytes(600 * KIB, seed)) for seed in (1, 2, 3))
-        sent = alice.ok(f"sendfile {bob} f.bin {first}")
-        self.assertRefused(alice.do(f"sendfile {bob} g.bin {second}"), "quota_exceeded")
-        alice.ok(f"send {bob} a text still goes")
-        bob.ok(f"sendfile {alice} f.bin {third}")
-        self.assertEqual(bob.fetch(sent["id"]), some_bytes(600 * KIB))
-
-    def test_messages_past_the_rate_are_refused(self):
-        server = self.server("--max-rate", "10")
-        alice, bob = server.register("alice"), server.register("bob")
-        self.keep(alice, bob)
-        burst = 10 * common.BURST_SECONDS
-        replies = alice.ask_all([alice.line(f"send {bob} x")] * (2 * burst))
-        granted = [reply for reply in replies if reply["status"] == "OK"]
-        self.assertEqual([reply["status"] for reply in replies[:burst]], ["OK"] * burst)
-        self.assertLess(len(granted), burst + 20)
-        self.assertRefused(replies[-1], "rate_limited")
-        self.assertGreater(replies[-1]["retry_after"], 0)
-        bob.ok(f"send {alice} x")
-        self.assertEqual(len(bob.inbox()), len(granted))
-
-    def test_connections_past_the_limit_are_told(self):
-        for options in (("--max-per-address", "5"), ("--max-connections", "5")):
-            with self.subTest(options):
-                server = self.server(*options)
-                wires = [Wire(server) for _ in range(5)]
-                self.keep(*wires)
-                for wire in wires:
-                    self.assertEqual(wire.ask("help")["status"], "OK")
-                self.keep(one_too_many := Wire(server))
-                self.assertRefused(one_too_many.reply(), "busy")
-                one_too_many.read_until_end()
-                wires.pop().close()
-                eventually(lambda server=server: self.may_ask(server), "the place of the one who left")
+    def note(self, sender: str, target: str, reply: dict, text: str = "", content: bytes | None = None) -> None:
+        """An OK to a send. `target` is a full address."""
+        conversation = target if target in self.members else tuple(sorted((sender, target)))
+        body = text if content is None else hashlib.sha256(content).hexdigest()
+        if content is not None:
+            self.contents[body] = content
+        self.test.assertEqual(reply["uid"], f"{sender.partition('@')[2]}:{reply['id']}")
+        self.said[conversation, sender].append((reply["id"], reply["uid"], content is not None, body))
 
     @staticmethod
-    def may_ask(server: Server) -> bool:
-        with contextlib.closing(Wire(server)) as wire, contextlib.suppress(ConnectionError):
-            return wire.ask("help")["status"] == "OK"
-        return False
+    def conversation(message: dict) -> object:
+        """Which conversation a message belongs to."""
+        return message.get("group") or tuple(sorted((message["from"], message["to"])))
 
-    def test_backups_under_load(self):
-        """Each is the database as it was at one moment: whole, without a gap, and with all that was acknowledged."""
-        server = self.server()
-        self.keep(messi := server.login("messi"), other := messi.again())
-        ended, sent = threading.Event(), []
+    @staticmethod
+    def pages(person: Person, other: str) -> list[dict]:
+        """A conversation by `history`, page by page."""
+        found, more = [], True
+        while more:
+            page = person.ok(f"history {other} {found[0]['id'] if found else 10 ** 17} 70")
+            found, more = page["messages"] + found, page["more"]
+        return found
 
-        def load() -> None:
-            while not ended.is_set():
-                sent.append(messi.ok_all([f"send henderson {number}" for number in range(200)])[-1]["id"])
-        worker = threading.Thread(target=load)
-        worker.start()
+    def judge(self, person: Person, watched: list[dict] | None = None) -> None:
+        """All that was said in this person's conversations; `watched` is a subscription's, else one is made here."""
+        mine = {conversation for conversation, _ in self.said
+                if person.address in self.members.get(conversation, conversation)}
+        by_history = []
+        for conversation in mine:
+            others = {conversation} if conversation in self.members else set(conversation) - {person.address}
+            by_history += self.pages(person, *(others or {person.address}))
+        if watched is None:
+            watched, person = [], self.test.again(person)
+            person.ok("subscribe 0")
+            while len({message["id"] for message in watched}) < len(by_history):
+                watched.append(person.event("message"))
+            person.expect_nothing()
+        self.test.assertEqual([message["id"] for message in watched], sorted({message["id"] for message in watched}))
+        for messages, own in ((by_history, True), (watched, True), (person.inbox(), False)):
+            self.assertWhole(person.address, mine, messages, own)
+        for message in by_history:
+            if "file" in message and message["from"] != person.address:
+                self.test.assertEqual(person.fetch(message["id"]), self.contents[message["file"]["sha256"]])
+
+    def assertWhole(self, address: str, mine: set, messages: list[dict], own: bool) -> None:
+        """These messages have all of the conversations: each sender's texts in order, and each sender's files."""
+        found = defaultdict(list)
+        for message in messages:
+            body = message["file"]["sha256"] if "file" in message else message["msg"]
+            found[self.conversation(message), message["from"], "file" in message].append((message["uid"], body))
+        for (conversation, sender), said in list(self.said.items()):
+            for is_file in (False, True) if conversation in mine and (own or sender != address) else ():
+                expected = [(uid, body) for _, uid, file, body in sorted(said) if file == is_file]
+                self.test.assertEqual(found[conversation, sender, is_file], expected,
+                                      f"from {sender} in {conversation} of {address}")
+
+    def assertDelivered(self, person: Person, other: str) -> None:
+        """Of the person's own messages there, each says so."""
+        states = {message["state"] for message in self.pages(person, other) if message["from"] == person.address}
+        self.test.assertLessEqual(states, {"delivered"})
+
+
+class Traffic:
+    """Numbered texts and files of people of two realms, in private and in a group; all of it must arrive."""
+
+    TARGETS = {"messi@mesin1": ("henderson@mesin2", "g@mesin1", "lineker@mesin1"),
+               "lineker@mesin1": ("henderson@mesin2", "g@mesin1"),
+               "henderson@mesin2": ("messi@mesin1", "g@mesin1", "lineker@mesin1")}
+
+    def __init__(self, test: ChatTest, here: Server, there: Server, each: int = 240, file_size: int = 60_000) -> None:
+        self.test, self.servers, self.file_size = test, (here, there), file_size
+        self.people = [test.login(here if address.endswith("1") else there, address.partition("@")[0])
+                       for address in self.TARGETS]
+        messi, lineker, henderson = self.people
+        messi.await_link("mesin2")
+        henderson.await_link("mesin1")
+        messi.ok("addgroup g")
+        lineker.ok("joingroup g")
+        henderson.ok("joingroup g@mesin1")
+        self.senders = [Sender(person, dict(self.requests(person.address, each))) for person in self.people]
+
+    def requests(self, sender: str, count: int) -> Iterator[tuple[str, str]]:
+        """So many requests by their tags, which say what they are: number and target."""
+        for number in range(count):
+            target = self.TARGETS[sender][number % len(self.TARGETS[sender])]
+            command, group = "send", "group" * target.startswith("g@")
+            if number % 30 == 17:
+                content = as_base64(self.content(sender, number))
+                yield f"{number}", f"{command}{group}file {target} {number}.bin {content}"
+            else:
+                yield f"{number}", f"{command}{group} {target} {number}"
+
+    def content(self, sender: str, number: int) -> bytes:
+        """The content of a file: each is another one."""
+        return random.Random(f"{sender} {number}").randbytes(self.file_size)
+
+    def start(self) -> None:
+        """All begin to send."""
+        for sender in self.senders:
+            sender.start()
+
+    def await_part(self, part: float) -> None:
+        """Waits until so much of all is acknowledged."""
+        total = sum(len(sender.granted) + len(sender.pending) for sender in self.senders)
+        eventually(lambda: sum(len(sender.granted) for sender in self.senders) >= int(part * total),
+                   f"{part:.0%} of the traffic")
+
+    def judge(self) -> None:
+        """Waits for the end of it, and looks at all of it."""
+        ledger, deadline = Ledger(self.test), time.monotonic() + 2 * PATIENCE
+        ledger.members["g@mesin1"] = set(self.TARGETS)
+        for sender in self.senders:
+            sender.join(max(deadline - time.monotonic(), 0))
+            sender.given_up = True
+            self.test.assertEqual((sender.refused, list(sender.pending)), ([], []), sender.person)
+            address, targets = sender.person.address, self.TARGETS[sender.person.address]
+            for tag, reply in sender.granted.items():
+                content = self.content(address, int(tag)) if "file" in reply else None
+                ledger.note(address, targets[int(tag) % len(targets)], reply, tag, content)
+        for person, realm in zip(self.people, ("mesin2", "mesin2", "mesin1"), strict=True):
+            self.test.again(person).await_sent(realm)
+        for person in self.people:
+            ledger.judge(again := self.test.again(person))
+            for target in self.TARGETS[person.address]:
+                if not target.endswith(person.address[-7:]):
+                    ledger.assertDelivered(again, target)
+        for server in self.servers:
+            self.test.assertEqual(rows(server, "SELECT count(*) FROM outbox"), [(0,)])
+
+
+class Fault(NamedTuple):
+    """One way in which it may break while `Traffic` is under way."""
+
+    act: Callable[[Faults], None]
+    disk: str = ""                                             # "here" or "there": whose disk is a FaultyDisk
+    inside: bool = False                                       # both in this process, with clocks that are set
+    options: dict[str, int] = {}                               # of Traffic
+
+
+class Faults(ChatTest):
+    """The table of what may break: each row runs against the same traffic, and all of it must arrive."""
+
+    here: Server
+    there: Server
+    proxy: Proxy                                               # here -> there
+    back: Proxy                                                # there -> here
+    disk: FaultyDisk
+    traffic: Traffic
+
+    def begin(self, fault: Fault) -> None:
+        """Two realms with a proxy each way, and the traffic under way."""
+        first, second = free_ports(2)
+        self.keep(proxy := Proxy(second), back := Proxy(first))
+        self.proxy, self.back = proxy, back
+        if fault.disk:
+            self.disk = FaultyDisk()
+        if fault.inside:
+            self.here = self.inside(port=first, peer=proxy.port)
+            self.there = self.inside(realm="mesin2", port=second, peer=back.port)
+        else:
+            self.here, self.there = (self.server(realm=realm, port=port, peer=f"127.0.0.1:{peer.port}",
+                                                 disk=self.disk if fault.disk == side else None)
+                                     for realm, port, peer, side in (("mesin1", first, proxy, "here"),
+                                                                     ("mesin2", second, back, "there")))
+        self.traffic = Traffic(self, self.here, self.there, **fault.options)
+        self.traffic.start()
+
+    def parts(self) -> Iterator[float]:
+        """The moments at which something breaks: so much of the traffic is acknowledged."""
+        for part in ((number + 1) / 31 for number in range(30)) if LONG else (0.15, 0.4, 0.7):
+            self.traffic.await_part(part)
+            yield part
+
+    def kill(self, *servers: Server) -> None:
+        """Servers die in the middle of it, again and again, and come back."""
+        for _ in self.parts():
+            for server in servers:
+                server.kill()
+            for server in servers:
+                server.start()
+
+    def cut_at(self, mark: bytes) -> None:
+        """The link is cut at an answer with this in it: it is on disk there, and the word of it is lost."""
+        for _ in self.parts():
+            cuts, self.proxy.cut_at = self.proxy.cuts, mark
+            self.proxy.cut_all = mark == b'"nonce":'            # then it calls again, and is greeted
+            with contextlib.suppress(AssertionError):          # the traffic may have ended meanwhile
+                eventually(lambda cuts=cuts: self.proxy.cuts > cuts or not self.is_under_way(), "a cut")
+            self.proxy.cut_at = b""
+        self.assertGreater(self.proxy.cuts, 0)
+
+    def is_under_way(self) -> bool:
+        return any(sender.is_alive() for sender in self.traffic.senders)
+
+    def flap(self) -> None:
+        """Both links are cut after random numbers of bytes."""
+        for number, proxy in enumerate((self.proxy, self.back)):
+            proxy.chance = random.Random(number)
+        for _ in self.parts():
+            pass
+        self.traffic.await_part(1)
+        self.assertGreater(self.proxy.cuts + self.back.cuts, 1)
+        self.proxy.chance = self.back.chance = None
+
+    def fall_silent(self) -> None:
+        """The network swallows everything and ends nothing: for a while, or (--long) until both sides have noticed."""
+        for part in self.parts():
+            self.proxy.silent = self.back.silent = True
+            time.sleep(15 if LONG and part < 0.1 else 0.7)
+            self.proxy.silent = self.back.silent = False
+
+    def slow_down(self) -> None:
+        """A thin line, with one file a second on it."""
+        self.proxy.rate = self.back.rate = 400_000
+        self.traffic.await_part(1)
+        self.proxy.rate = self.back.rate = 0
+
+    def stop_and_go(self, server: Server) -> None:
+        """A process that is stopped (SIGSTOP), and goes on."""
+        for _ in self.parts():
+            server.process.send_signal(signal.SIGSTOP)
+            time.sleep(0.7)
+            server.process.send_signal(signal.SIGCONT)
+
+    def terminate(self, server: Server) -> None:
+        """SIGTERM, and another start."""
+        for _ in self.parts():
+            server.stop()
+            server.start()
+
+    def fill_disk(self, server: Server) -> None:
+        """Nothing can be stored for a while: no false OK, and it heals once there is room."""
+        for _ in self.parts():
+            with server.no_room():
+                time.sleep(0.5)
+
+    def fail_disk(self, every: int) -> None:
+        """One write of so many fails, or the sync of it."""
+        counts = {"pwrite": 0, "fsync": 0}
+
+        def fails(call: str) -> bool:
+            counts[call] += 1
+            return counts[call] % every == 0
+        self.disk.fails = fails
+        self.traffic.await_part(1)
+        self.disk.fails = lambda _: False
+        self.assertGreater(counts["pwrite"] + counts["fsync"], every)
+
+    def set_clocks(self) -> None:
+        """Ten years back and forth, in one realm and then in the other."""
+        for number, _ in enumerate(self.parts()):
+            for realm, sign in ((self.here, 1), (self.there, -1)):
+                realm.wall_ahead = sign * (-1) ** number * 10 * 365 * 86_400
+
+    TABLE = {
+        "nothing": Fault(lambda test: None),
+        "the_sender_is_killed": Fault(lambda test: test.kill(test.here)),
+        "the_peer_is_killed": Fault(lambda test: test.kill(test.there)),
+        "both_are_killed": Fault(lambda test: test.kill(test.here, test.there)),
+        "the_peer_is_terminated": Fault(lambda test: test.terminate(test.there)),
+        "the_sender_is_terminated": Fault(lambda test: test.terminate(test.here)),
+        "the_peer_is_stopped": Fault(lambda test: test.stop_and_go(test.there)),
+        "cut_after_the_batch": Fault(lambda test: test.cut_at(b'"have":')),
+        "cut_after_a_piece": Fault(lambda test: test.cut_at(b'"offset":')),
+        "cut_while_sealing": Fault(lambda test: test.cut_at(b'"sealing":true'), options={"file_size": 900_000}),
+        "cut_in_the_handshake": Fault(lambda test: test.cut_at(b'"nonce":')),
+        "flapping": Fault(lambda test: test.flap()),
+        "silent": Fault(lambda test: test.fall_silent()),
+        "slow": Fault(lambda test: test.slow_down()),
+        "full_disk_here": Fault(lambda test: test.fill_disk(test.here)),
+        "full_disk_there": Fault(lambda test: test.fill_disk(test.there)),
+        "faulty_disk_here": Fault(lambda test: test.fail_disk(41), disk="here"),
+        "faulty_disk_there": Fault(lambda test: test.fail_disk(41), disk="there"),
+        "clocks": Fault(lambda test: test.set_clocks(), inside=True),
+    }
+
+
+def fault_test(name: str) -> Callable[[Faults], None]:
+    """The test of one row of the table."""
+    def test(self: Faults) -> None:
+        fault = Faults.TABLE[name]
+        self.begin(fault)
+        fault.act(self)
+        self.traffic.judge()
+    return test
+
+
+for fault_name in Faults.TABLE:
+    setattr(Faults, f"test_{fault_name}", fault_test(fault_name))
+
+
+for fault_name in Faults.TABLE:
+    setattr(Faults, f"test_{fault_name}", fault_test(fault_name))
+
+
+class KillNine(ChatTest):
+    """SIGKILL in the middle of a pipelined burst, again and again, over one database."""
+
+    CYCLES = 500 if LONG else 20
+
+    def request(self, number: int) -> str:
+        """Request `number` of the burst; its tag says which it is, so that a repeat is known."""
+        if number % 16 == 7:
+            return f"@k{number} sendfile henderson {number}.bin {as_base64(some_bytes(20_000, seed=number))}"
+        target = ("send henderson", "sendgroup g", "send lineker", "sendgroup g")[number % 4]
+        return f"@k{number} {target} {number}"
+
+    def test_what_was_acknowledged_is_there_once_and_in_order(self):
+        chance, server = random.Random(6), Server()
+        self.addCleanup(server.kill)
+        people = {user: server.login(user) for user in ("messi", "henderson", "lineker")}
+        messi = people["messi"]
+        messi.ok("addgroup g")
+        for user in ("henderson", "lineker"):
+            people[user].ok("joingroup g")
+        total = 0                                               # requests acknowledged so far
+        for _ in range(self.CYCLES):
+            wire, sent, enough = messi.again(), total, chance.randrange(10, 150)
+            with contextlib.suppress(EOFError, ConnectionError):
+                while len(wire.frames) < enough:
+                    lines = [wire.line(self.request(number)) + "\r\n" for number in range(sent, sent + 20)]
+                    wire.write("".join(lines).encode())
+                    sent += 20
+            server.kill()
+            wire.read_until_end()
+            wire.close()
+            while wire.frames:
+                reply = wire.frame()
+                self.assertEqual((reply["status"], reply["tag"]), ("OK", f"k{total}"), reply)
+                total += 1
+            self.assertGreater(sent, total, "nothing was under way when it was killed")
+            server.start()
+        messi = messi.again()
+        self.keep(messi)
+        messi.ok_all(self.request(number) for number in range(total, sent))
+        for user, parts in (("henderson", (0, 1, 3)), ("lineker", (1, 2, 3)), ("messi", (0, 1, 2, 3))):
+            person = people[user].again()
+            self.keep(person)
+            person.ok("subscribe 0")
+            expected = [number for number in range(sent)
+                        if (user != "lineker" if number % 16 == 7 else number % 4 in parts)]
+            messages = [person.event("message") for _ in expected]
+            person.expect_nothing()
+            names = [message["msg"] if "msg" in message else message["file"]["name"][:-4] for message in messages]
+            self.assertEqual([int(name) for name in names], expected, user)
+            for number, message in zip(expected, messages, strict=True):
+                if "file" in message:
+                    self.assertEqual(person.fetch(message["id"]), some_bytes(20_000, seed=number))
+        server.stop()
+        server.start()
+        self.assertEqual(len(server.files()), len([number for number in range(sent) if number % 16 == 7]))
+
+
+class Disk(ChatTest):
+    """A disk that is full or ill, a database that another process holds, that is damaged, or too new."""
+
+    def start(self, *options: str, **keywords: object) -> Server:
+        server = self.server(*options, **keywords)
+        self.messi, self.lineker = server.login("messi"), server.login("lineker")
+        self.keep(self.messi, self.lineker)
+        self.messi.ok("send henderson first")
+        self.sent = ["first"]                                   # the texts that were acknowledged
+        self.open = set()                                       # those of which nothing was said
+        return server
+
+    def timed(self, person: Person, words: str) -> dict:
+        """A request and its reply, which must come within a second, or the connection's end (then it goes on anew)."""
+        started = time.perf_counter()
         try:
-            for number in range(3):
-                eventually(lambda number=number: len(sent) > number, "a batch")
-                acknowledged, copy = sent[-1], Path(tempfile.mkdtemp(dir=SCRATCH)) / "chat.db"
-                self.assertEqual(run_server("--backup", str(copy), of=server).returncode, 0)
-                with contextlib.closing(sqlite3.connect(copy)) as db:
-                    self.assertEqual(db.execute("PRAGMA integrity_check").fetchall(), [("ok",)])
-                    least, most, count = db.execute("SELECT MIN(id), MAX(id), COUNT(*) FROM messages").fetchone()
-                self.assertEqual((least, most), (1, count))
-                self.assertGreaterEqual(most, acknowledged)
+            reply = person.do(words)
+        except (EOFError, ConnectionError):
+            person.close()
+            person.__dict__.update(self.again(person).__dict__)
+            reply = {"status": "ERROR", "code": "reset"}
+        self.assertLess(time.perf_counter() - started, 1.0, reply)
+        return reply
+
+    def send_until(self, code: str, size: int = 0) -> None:
+        """Sends until a reply is the ERROR `code`, or OK where that is empty."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            text = f"{len(self.sent)} {'x' * size}".strip()
+            reply = self.timed(self.messi, f"send henderson {text}")
+            if reply["status"] == "OK":
+                self.sent.append(text)
+            elif reply["code"] == "reset":
+                self.open.add(text)
+            if reply.get("code", "") == code:
+                return
+            self.assertIn(reply.get("code", "storage"), ("storage", "reset"), reply)
+        self.fail(f"never {code!r}")
+
+    def assertOthersServed(self) -> None:
+        """What needs no writing is answered as ever."""
+        for words in ("history messi", "info", "groups", "realms"):
+            self.assertEqual(self.timed(self.lineker, words)["status"], "OK")
+
+    def assertKept(self, server: Server) -> None:
+        """What was acknowledged, and nothing else, is there after a power cut."""
+        server.kill()
+        server.start()
+        messi = self.login(server, "messi")
+        self.assertEqual(messi.ok("send henderson last")["status"], "OK")
+        texts = [text for text, in rows(server, "SELECT text FROM messages WHERE text IS NOT NULL ORDER BY id")]
+        self.assertEqual([text for text in texts if text not in self.open], [*self.sent, "last"])
+        self.assertEqual(server.swept(), [])
+        self.assertEqual(server.log.count("Traceback"), 0)
+
+    @unittest.skipUnless(ON_LINUX, "changes the limits of a running process")
+    def test_a_limit_of_a_files_size(self):
+        """Every write past the end of the database's log is an I/O error; so is a file's."""
+        import resource
+        server = self.start()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        for _ in range(3):
+            size = (server.data / "chat.db-wal").stat().st_size
+            resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (size, limits[1]))
+            self.send_until("storage", size=8000)
+            for _ in range(20):
+                self.assertRefused(self.timed(self.messi, f"send henderson {'x' * 8000}"), "storage")
+            self.assertRefused(self.timed(self.messi, "addgroup g"), "storage")
+            self.assertRefused(self.timed(self.messi, f"sendfile henderson f {as_base64(bytes(size + 9))}"), "storage")
+            self.assertOthersServed()
+            resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, limits)
+            self.send_until("")
+        self.assertEqual(self.messi.ok("groups")["groups"], [])
+        self.assertKept(server)
+
+    def test_locked_by_another_process(self):
+        """Senders are told at once, readers served, and it goes on as soon as the lock is gone."""
+        server = self.start()
+        with contextlib.closing(sqlite3.connect(server.data / "chat.db", isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            deadline = time.monotonic() + (30 if LONG else 0.3)
+            while time.monotonic() < deadline:
+                self.assertRefused(self.timed(self.messi, "send henderson while it is locked"), "storage")
+                self.assertRefused(self.timed(self.messi, f"sendfile henderson f {as_base64(b'x')}"), "storage")
+                self.assertOthersServed()
+            db.execute("ROLLBACK")
+        self.send_until("")
+        self.assertKept(server)
+
+    def test_a_full_disk(self):
+        """A tmpfs of 4 MB, full of somebody else's data: no false OK, and it heals once there is room."""
+        if not ON_LINUX or os.geteuid() or not shutil.which("unshare"):
+            self.skipTest("only root may mount a file system, in a namespace of its own")
+        place = Path(tempfile.mkdtemp(prefix="tmpfs-", dir=SCRATCH))
+        mount = f'mount -t tmpfs -o size=4m none "{place}" && exec "$@"'
+        server = self.start("--data", str(place), wrapper=("unshare", "--mount", "sh", "-c", mount, "sh"))
+        server.data = Path(f"/proc/{server.process.pid}/root{place}")
+        for _ in range(3):
+            with contextlib.suppress(OSError), (server.data / "ballast").open("ab", buffering=0) as ballast:
+                while ballast.write(bytes(4 * KIB)):
+                    pass
+            self.send_until("storage", size=8000)
+            self.assertRefused(self.timed(self.messi, f"sendfile henderson f {as_base64(bytes(100_000))}"), "storage")
+            self.assertOthersServed()
+            (server.data / "ballast").unlink()
+            self.send_until("")
+        for file in server.data.glob("chat.db*"):               # as a power cut would leave it
+            shutil.copy(file, server.folder)
+        server.data = server.folder
+        texts = [text for text, in rows(server, "SELECT text FROM messages ORDER BY id")]
+        self.assertEqual([text for text in texts if text not in self.open], self.sent)
+        self.assertNotIn("Traceback", server.log)
+
+    def test_refused_at_start_and_left_as_it_is(self):
+        """A damaged database, or one of a newer program: one sentence that names the file, and no byte changed."""
+        server = self.start()
+        self.messi.ok_all(f"send henderson {'x' * 1000}" for _ in range(200))
+        server.stop()
+        path, good = server.data / "chat.db", (server.data / "chat.db").read_bytes()
+        middle = len(good) // 2 // 4096 * 4096
+        cases = {"no header": bytes(100) + good[100:], "zeros in the middle": good[:middle] + bytes(8192) +
+                 good[middle + 8192:], "cut": good[:middle], "text": b"this is no database at all\n" * 200,
+                 "noise": some_bytes(64 * KIB),
+                 "newer": good[:60] + (99).to_bytes(4, "big") + good[64:]}
+        for name, content in cases.items():
+            with self.subTest(name):
+                path.write_bytes(content)
+                ended = run_server(of=server)
+                self.assertEqual((ended.returncode, ended.stdout), (1, ""), ended)
+                self.assertEqual(len(ended.stderr.splitlines()), 1, ended.stderr)
+                self.assertIn(str(path), ended.stderr)
+                self.assertIn("newer" if name == "newer" else "damaged", ended.stderr)
+                self.assertEqual(path.read_bytes(), content)
+        path.write_bytes(good)
+        server.start()
+
+    def test_a_lock_at_the_start_is_no_damage(self):
+        """Nobody is told to put a backup in the place of a database that is only in use."""
+        server = self.start()
+        server.stop()
+        with contextlib.closing(sqlite3.connect(server.data / "chat.db", isolation_level=None)) as db:
+            db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            db.execute("BEGIN EXCLUSIVE")
+            db.execute("UPDATE meta SET value=value")
+            ended = run_server(of=server)
+            db.execute("ROLLBACK")
+        self.assertEqual(ended.returncode, 1)
+        self.assertIn("locked", ended.stderr)
+        self.assertNotIn("damaged", ended.stderr)
+        self.assertKept(server)
+
+    def test_two_servers_in_one_folder(self):
+        server = self.start()
+        ended = run_server(of=server)
+        self.assertEqual(ended.returncode, 1)
+        self.assertIn("another server", ended.stderr)
+        self.assertEqual(self.messi.ok("send henderson still here")["status"], "OK")
+
+    @unittest.skipUnless(ON_LINUX, "stops a process, reads /proc")
+    def test_a_lock_while_a_sender_waits_for_another_realm(self):
+        """That `queued` can't be noted yet is no reason to compute without a pause."""
+        here, there = self.realms()
+        messi = self.login(here, "messi")
+        messi.ok("send henderson@mesin2 known")
+        there.process.send_signal(signal.SIGSTOP)
+        self.addCleanup(there.process.send_signal, signal.SIGCONT)
+        messi.write(messi.line("send henderson@mesin2 hi\r\n").encode())
+        eventually(lambda: rows(here, "SELECT 1 FROM outbox"), "a message in the outbox")
+        with contextlib.closing(sqlite3.connect(here.data / "chat.db", isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            before = here.cpu_time
+            time.sleep(1)
+            self.assertLess(here.cpu_time - before, 0.3)
+            db.execute("ROLLBACK")
+        self.assertIs(messi.reply()["queued"], True)
+
+    @unittest.skipUnless(ON_LINUX, "changes the limits of a running process")
+    def test_a_full_disk_as_somebody_comes_and_goes(self):
+        """Who could not be registered is not there; whose logout failed is still in, and misses nothing."""
+        server = self.start()
+        joni, elsewhere = self.wire(server), self.again(self.messi)
+        self.lineker.ok("subscribe")
+        elsewhere.ok("subscribe")
+        with server.no_room():
+            for wire, words in ((joni, "register joni x Joni X"), (self.messi, self.messi.line("logout"))):
+                with contextlib.suppress(EOFError, ConnectionError):
+                    self.assertRefused(wire.ask(words), "storage")
+            self.assertRefused(self.wire(server).ask("auth joni x"), "bad_credentials")
+        eventually(lambda: self.attempt(self.lineker, "send henderson well") == "OK", "a disk that is well")
+        elsewhere = self.again(self.messi)
+        elsewhere.ok("subscribe 0")
+        self.again(self.lineker).ok("send messi hello")
+        while elsewhere.event("message")["msg"] != "hello":
+            pass
+        self.assertEqual(rows(server, "SELECT 1 FROM people WHERE name='joni'"), [])
+        self.assertNotIn("joni@mesin1", [event["user"] for event in self.lineker.events["presence"]])
+
+
+class FailedCommit(ChatTest):
+    """When the database can not be written: what is acknowledged is kept, what is refused is gone, nothing doubled."""
+
+    def start(self, **keywords: object) -> tuple[FaultyDisk, Server, Person]:
+        disk = FaultyDisk()
+        server = self.server(disk=disk, **keywords)
+        return disk, server, self.login(server, "messi")
+
+    @staticmethod
+    def once(disk: FaultyDisk, call: str) -> None:
+        """The next such call fails, and none after it."""
+        def fails(asked: str) -> bool:
+            if asked == call:
+                disk.fails = lambda _: False
+            return asked == call
+        disk.fails = fails
+
+    def await_disk(self, person: Person) -> None:
+        """Waits until something can be stored again."""
+        eventually(lambda: self.attempt(person, "send lineker well") == "OK", "a disk that is well")
+
+    def test_what_was_refused_does_not_come_back(self):
+        """A write or the sync of a COMMIT fails, the sender is told, and the power goes."""
+        for call in ("fsync", "pwrite"):
+            disk, server, messi = self.start()
+            sent = []
+            for number in range(6):
+                if number % 2:
+                    self.once(disk, call)
+                code = self.attempt(messi, f"@t{number} send henderson {number}")
+                self.assertIn(code, {"storage", "reset"} if number % 2 else {"OK"})
+                if code == "OK":
+                    sent.append(str(number))
+                elif code == "storage":                         # "reset" leaves it open
+                    server.kill()
+                    server.start()
+                with self.subTest(call, number=number):
+                    texts = [text for text, in rows(server, "SELECT text FROM messages ORDER BY id")]
+                    self.assertEqual([text for text in texts if code != "reset" or text != str(number)], sent)
+                self.await_disk(messi)
+                sent.append("well")
+            server.stop()
+
+    def test_the_word_of_a_realm_that_can_not_be_written(self):
+        """It was delivered: the sender never hears that it was not, and a repeat is not delivered again."""
+        self.keep(false := FalseRealm())
+        disk, server, messi = self.start(peer=f"127.0.0.1:{false.port}")
+        messi.await_link("mesin2")
+        messi.ok("send henderson@mesin2 known")
+
+        def deliver(arguments: list[str]) -> dict:
+            self.once(disk, "fsync")
+            return FalseRealm.deliver(false, arguments)
+        for number in range(3):
+            false.answers["deliver"] = deliver
+            reply = self.attempt(messi, f"@t{number} send henderson@mesin2 {number}")
+            self.assertIn(reply, ("OK", "reset"))
+            false.answers.clear()
+            self.await_disk(messi)
+            Neighbour(server).close()
+            self.again(messi).await_link("mesin2")
+            messi = self.again(messi)
+            first, second = (messi.ok(f"@t{number} send henderson@mesin2 {number}") for _ in range(2))
+            self.assertEqual(first["id"], second["id"])
+            messi.await_sent()
+        self.assertEqual([item["text"] for item in false.items], ["known", "0", "1", "2"])
+
+    def test_a_subscription_that_was_refused_is_none(self):
+        disk, server, messi = self.start()
+        lineker = self.login(server, "lineker")
+        self.once(disk, "pwrite")
+        replies = messi.ask_all(map(messi.line, ("send henderson hi", "subscribe")))
+        self.assertEqual([reply.get("code") for reply in replies], ["storage"] * 2)
+        self.await_disk(lineker)
+        lineker.ok("send messi hello")
+        messi.expect_nothing()
+
+    def test_the_first_request_of_a_day(self):
+        """Of whatever kind it is: it and those after it are served, and no link breaks."""
+        first, second = free_ports(2)
+        here = self.inside(peer=second, port=first)
+        self.server(realm="mesin2", port=second, peer=f"127.0.0.1:{first}")
+        messi, lineker = self.login(here, "messi"), self.login(here, "lineker")
+        messi.await_link("mesin2")
+        messi.ok("addgroup g")
+        messi.events.clear()
+        for words in (f"sendfile henderson f {as_base64(some_bytes(100_000))}", "send nosuch hi", "inbox",
+                      "getfile 999", f"sendgroupfile g f {as_base64(b'x')}", "send henderson@mesin2 hi", "logout"):
+            with self.subTest(words[:30]):
+                here.wall_ahead += 86_400
+                for _ in range(20):                            # a minute, in which the link is not silent
+                    here.pass_time(3.1)
+                    self.assertNotIn("queued", lineker.ok("send henderson@mesin2 hi"))
+                self.assertNotIn(messi.do(words).get("code"), ("storage", "internal_error"))
+                for _ in range(3):
+                    lineker.ok("send henderson hi")
+        self.assertFalse(messi.events["realm"])
+
+
+class PutBack(ChatTest):
+    """A data folder that is put back to an older copy loses what came after it, and nothing else."""
+
+    def copy(self, server: Server, how: str) -> Path:
+        """A copy of a server's data as it is now."""
+        copy = Path(tempfile.mkdtemp(dir=SCRATCH)) / "copy"
+        if how == "backup":
+            copy.mkdir()
+            self.assertEqual(run_server("--backup", str(copy / "chat.db"), of=server).returncode, 0)
+            return copy
+        if how == "snapshot":
+            server.process.send_signal(signal.SIGSTOP)
+            shutil.copytree(server.data, copy)
+            server.process.send_signal(signal.SIGCONT)
+            return copy
+        server.stop()                                           # between two starts
+        shutil.copytree(server.data, copy)
+        server.start()
+        return copy
+
+    def talk(self, here: Server, there: Server, messi: Person, henderson: Person, word: str, count: int) -> None:
+        """Both send so many texts, on new connections; OK or queued is the same here."""
+        for person, server, to in ((messi, here, "henderson@mesin2"), (henderson, there, "messi@mesin1")):
+            if server in Server.running:
+                with contextlib.closing(person.again()) as sender:
+                    sender.ok_all(f"send {to} {word} {number}" for number in range(count))
+
+    def test_nothing_else_is_lost_and_nothing_doubled(self):
+        """By a backup, a snapshot, or a copy between two starts; more is sent after it than was before."""
+        for how in ("backup", "snapshot", "between"):
+            for away in (False, True):
+                with self.subTest(how, away=away):
+                    self.put_back(how, away)
+
+    def put_back(self, how: str, away: bool) -> None:
+        here, there = self.realms()
+        messi, henderson = self.login(here, "messi"), self.login(there, "henderson")
+        self.talk(here, there, messi, henderson, "early", 5)
+        copy = self.copy(here, how)
+        self.again(messi).await_link("mesin2")
+        self.again(henderson).await_link("mesin1")
+        self.talk(here, there, messi, henderson, "lost", 20)
+        if away:
+            there.stop()
+        here.kill()
+        shutil.rmtree(here.data)
+        shutil.copytree(copy, here.data)
+        here.start()
+        self.talk(here, there, messi, henderson, "after", 60)
+        if away:
+            there.start()
+            self.talk(there, there, henderson, henderson, "", 0)
+            with contextlib.closing(henderson.again()) as sender:
+                sender.ok_all(f"send messi@mesin1 after {number}" for number in range(60))
+        messi, henderson = self.again(messi), self.again(henderson)
+        for person, realm in ((messi, "mesin2"), (henderson, "mesin1")):
+            person.await_sent(realm)
+        early, lost, after = ([f"{word} {number}" for number in range(count)]
+                              for word, count in (("early", 5), ("lost", 20), ("after", 60)))
+        ours = {person: [message["msg"] for message in person.ok(f"history {other} {10 ** 17} 500")["messages"]
+                         if message["from"].startswith(sender)]
+                for person, other, sender in ((henderson, "messi@mesin1", "messi"),)}
+        self.assertEqual(ours[henderson], early + lost + after)
+        theirs = [message["msg"] for message in messi.ok(f"history henderson@mesin2 {10 ** 17} 500")["messages"]
+                  if message["from"].startswith("henderson")]
+        self.assertEqual(theirs, early + after)
+        states = {message["state"] for message in messi.ok(f"history henderson@mesin2 {10 ** 17} 500")["messages"]
+                  if message["from"] == messi.address}
+        self.assertEqual(states, {"delivered"})
+
+    def test_a_peer_that_was_made_anew(self):
+        """What was delivered stays so, and what is sent from now on arrives."""
+        here, there = self.realms()
+        messi = self.login(here, "messi")
+        messi.ok_all(f"send henderson@mesin2 {number}" for number in range(20))
+        there.stop()
+        shutil.rmtree(there.data)
+        messi.await_link("mesin2", "down")
+        messi.ok_all(f"send henderson@mesin2 away {number}" for number in range(5))
+        there.start()
+        henderson = self.login(there, "henderson")
+        messi.await_link("mesin2")
+        messi.ok("send henderson@mesin2 last")
+        self.assertEqual(henderson.history("messi@mesin1"), [*(f"away {number}" for number in range(5)), "last"])
+        messages = messi.ok("history henderson@mesin2")["messages"]
+        self.assertEqual({message["state"] for message in messages}, {"delivered"})
+        self.assertEqual(messi.ok("realms")["realms"]["mesin2"]["queued"], 0)
+
+
+class Whole(ChatTest):
+    """A conversation is whole wherever its messages lie in the database, before and after a power cut."""
+
+    def test_in_pages_in_a_subscription_and_in_the_inbox(self):
+        server = self.server()
+        alice, bob, carol, dave = self.register(*((server, name) for name in ("alice", "bob", "carol", "dave")))
+        ledger, chance = Ledger(self), random.Random(5)
+        ledger.members["kelompok@mesin1"] = {alice.address, bob.address}
+        ledger.members["later@mesin1"] = {alice.address, carol.address}
+        for group, member in (("kelompok", bob), ("later", bob)):
+            alice.ok(f"addgroup {group}")
+            member.ok(f"joingroup {group}")
+        for first in range(0, 2500, 100):
+            if first == 1200:                                  # who comes now sees what comes after, and no more
+                carol.ok("joingroup later")
+                bob.ok("leavegroup later")
+            choices = [("send", bob.address), ("send", carol.address), ("sendgroup", "kelompok@mesin1"),
+                       *[("sendgroup", "later@mesin1")] * (first >= 1200)]
+            words = [(*chance.choice(choices), f"number {number}") for number in range(first, first + 100)]
+            replies = alice.ok_all(" ".join(three) for three in words)
+            for reply, (_, target, text) in zip(replies, words, strict=True):
+                ledger.note(alice.address, target, reply, text)
+        for _ in range(2):
+            for person in (alice, bob, carol):
+                watching = self.again(person)
+                watching.ok("subscribe 0")
+                count = sum(len(said) for (where, _), said in ledger.said.items()
+                            if person.address in ledger.members.get(where, where))
+                events = [watching.event("message") for _ in range(count)]
+                watching.expect_nothing()
+                for after in (events[0]["id"] - 1, events[count // 2]["id"], events[-20]["id"]):
+                    watching.ok(f"subscribe {after}")
+                    for event in events:
+                        if event["id"] > after:
+                            self.assertEqual(watching.event("message"), event)
+                    watching.expect_nothing()
+            self.assertEqual(self.again(dave).inbox(), [])
+            server.kill()
+            server.start()
+        for person in (alice, bob, carol):
+            ledger.judge(self.again(person))
+
+
+class Restart(ChatTest):
+    """A server with much in it is back at once."""
+
+    def test_listening_within_two_seconds_with_100_000_messages(self):
+        """After SIGKILL, in the middle of a burst over a database that holds 100,000 messages."""
+        server = self.server()
+        messi, henderson = server.login("messi"), server.login("henderson")
+        messi.ok("send henderson first")
+        server.stop()
+        multiply(server, "messages", "id=1", 2, 100_000, id="n")
+        server.start()
+        for _ in range(3):
+            wire = self.again(messi)
+            wire.write((messi.line("send henderson under load") + "\r\n").encode() * 500)
+            server.kill()
+            started = time.perf_counter()
+            server.start()
+            self.assertLess(time.perf_counter() - started, 2.0)
+        henderson = self.again(henderson)
+        self.assertGreater(len(henderson.inbox()), 100_000)
+        self.assertEqual(rows(server, "SELECT MIN(id), COUNT(*)=MAX(id) FROM messages"), [(1, 1)])
+
+
+# ---- intruders ---------------------------------------------------------------------------------
+
+
+class Replays(ChatTest):
+    """Frames between realms that come again, in another order, with gaps, after restarts."""
+
+    def setUp(self) -> None:
+        self.here = Server()
+        self.addCleanup(self.here.kill)
+        self.messi = self.here.login("messi")
+        self.keep(self.messi)
+
+    def link(self, **keywords: str) -> Neighbour:
+        self.keep(link := Neighbour(self.here, **keywords))
+        return link
+
+    def test_batches(self):
+        """Each is answered by what is there, and what is there already is not stored again."""
+        item = Neighbour.item
+        cases = [(4, [5], 0), (0, [1, 2, 3], 3), (0, [1, 2, 3], 3), (0, [2, 1], 3), (5, [6, 7], 3), (1, [2, 3, 4], 4),
+                 (4, [], 4), (4, [6, 5], 6), (6, [7, 7, 7], 7), (2**40, [2**40 + 1], 7)]
+        link = self.link()
+        for restart in (False, True):
+            for after, batch, have in cases:
+                with self.subTest(after=after, batch=batch, restart=restart):
+                    reply = link.deliver(0, after, [item(seq) for seq in batch])
+                    self.assertEqual((reply["status"], reply["have"]), ("OK", 7 if restart else have))
+            self.here.kill()
+            self.here.start()
+            link = self.link()
+            self.assertEqual(link.welcome["have"], [7, 0])
+        self.assertEqual([message["msg"][5:] for message in self.again(self.messi).inbox()], list("123467"))
+        texts = [text for text, in rows(self.here, "SELECT text FROM messages ORDER BY id")]
+        self.assertEqual(texts, ["text 1", "text 2", "text 3", "text 4", "text 6", "text 7"])
+
+    def test_a_refusal_is_repeated_until_it_was_heard(self):
+        link = self.link()
+        batch = [Neighbour.item(1), Neighbour.item(2, to="nosuch"), Neighbour.item(3)]
+        for _ in range(2):
+            reply = link.deliver(0, 0, batch)
+            self.assertEqual((reply["have"], reply["refused"]), (3, {"2": "user_not_found"}))
+        self.here.stop()
+        self.here.start()
+        link = self.link()
+        self.assertEqual(link.welcome["refused"], [{"2": "user_not_found"}, {}])
+        self.assertEqual(link.deliver(0, 3, [Neighbour.item(4)])["refused"], {})
+        self.assertEqual(len(rows(self.here, "SELECT 1 FROM messages")), 3)
+
+    def test_at_random(self):
+        """Batches drawn at random, over breaks and kills: each item is stored once, in order."""
+        chance, count = random.Random(11), 3000 if LONG else 150
+        have, link = 0, self.link()
+        while have < count:
+            start = max(0, have + chance.randrange(-20, 5))
+            batch = list(range(start + 1, start + chance.randrange(1, 20)))
+            reply = link.deliver(0, start, [Neighbour.item(seq) for seq in batch])
+            have = max([have, *batch]) if start <= have else have
+            self.assertEqual(reply["have"], have)
+            if chance.random() < 0.1:
+                link = self.link()
+            elif chance.random() < 0.02:
+                self.here.kill()
+                self.here.start()
+                link = self.link()
+        texts = [text for text, in rows(self.here, "SELECT text FROM messages ORDER BY id")]
+        self.assertEqual(texts, [f"text {number}" for number in range(1, have + 1)])
+
+    def test_a_database_made_anew_counts_from_the_start(self):
+        """An old epoch's numbers say nothing about a new one's; an old link's frames come too late."""
+        old = self.link()
+        old.deliver(0, 0, [Neighbour.item(1)])
+        new = self.link(epochs="e2")
+        self.assertEqual(new.welcome["have"], [0, 0])
+        self.assertEqual(new.deliver(0, 0, [Neighbour.item(1)])["have"], 1)
+        with self.assertRaises((EOFError, ConnectionError)):
+            old.deliver(0, 1, [Neighbour.item(2)])
+            old.deliver(0, 1, [Neighbour.item(2)])
+        self.assertEqual(len(rows(self.here, "SELECT 1 FROM messages")), 2)
+
+    def test_epochs(self):
+        """What is here of a realm is the lesser of what came in the newest epoch that is known, and of its end."""
+        last = 0
+        for epochs, have, then in (("a1", 0, 5), ("a1", 5, 8), ("a2,a1:8", 8, 12), ("a2,a1:8", 12, 12),
+                                   ("a3,a1:8", 8, 9),          # put back to a copy from before a2 began
+                                   ("a4,a3:9,a1:8", 9, 9), ("a5,a1:6", 6, 7),
+                                   ("a6,a5:7,a1:6", 7, 7), ("ff", 0, 2), ("a7,a6:9", 7, 7)):
+            with self.subTest(epochs):
+                link = self.link(epochs=epochs)
+                self.assertEqual(link.welcome["have"], [have, 0])
+                reply = link.deliver(0, have, [Neighbour.item(seq, text=f"{epochs} {seq}") for seq in range(
+                    have + 1, then + 1)])
+                self.assertEqual(reply["have"], then)
+                last += then - have
+        self.assertEqual(len(rows(self.here, "SELECT 1 FROM messages")), last)
+        for wrong in ("-", "a1:", "a1:x", "a1:1,a2", "G", "a" * 33, "a1:-1", f"a1,a2:{2**70}", ",", "a,b:1:2",
+                      ",".join(["a", *(f"{number:x}:1" for number in range(1, 1002))])):
+            with self.subTest(wrong[:40]):
+                self.assertEqual(self.wire().ask(f"peer mesin2 {wrong} {'0' * 32}")["status"], "ERROR")
+
+    def test_pieces_of_a_file(self):
+        """Pieces come again, with gaps, after a restart; only what fits is written, and the file is whole once."""
+        content = some_bytes(300_000)
+        sha256 = hashlib.sha256(content).hexdigest()
+
+        def piece(link: Neighbour, start: int, size: int) -> tuple[int, bool]:
+            reply = link.ask(f"piece {sha256} {len(content)} {start} {as_base64(content[start:start + size])}")
+            return reply["offset"], reply["complete"]
+        link = self.link()
+        for start, size, offset in ((0, 0, 0), (100, 100, 0), (0, 100_000, 100_000), (0, 100_000, 100_000),
+                                    (50_000, 100_000, 100_000), (200_000, 100_000, 100_000), (100_000, 10, 100_010)):
+            with self.subTest(start=start, size=size):
+                self.assertEqual(piece(link, start, size), (offset, False))
+        self.here.kill()
+        self.here.start()
+        link = self.link()
+        self.assertEqual(piece(link, 0, 0), (100_010, False))
+        piece(link, 100_010, len(content))
+        link.give_file(content)
+        self.assertEqual(piece(link, 0, 100), (len(content), True))
+        self.assertEqual(self.here.files(), [sha256])
+        item = Neighbour.item(1, text=None, file={"name": "f.bin", "size": len(content), "sha256": sha256})
+        for _ in range(3):
+            self.assertEqual(link.deliver(1, 0, [item])["have"], 1)
+        (message,) = self.messi.again().inbox()
+        self.assertEqual(self.messi.again().fetch(message["file"]["id"]), content)
+
+
+class FalseRealms(OneServer):
+    """A realm that is none, and one that has the key and abuses it."""
+
+    KEY = b"the key of the lab, 32 bytes ..."
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.options = ("--realm-key", key_file(cls.KEY), "--log-level", "debug")
+        super().setUpClass()
+
+    def setUp(self) -> None:
+        (self.alice,) = self.people("alice")
+        self.alice.ok(f"addgroup g-{self.alice}")
+        self.before = self.stored()
+
+    def tearDown(self) -> None:
+        self.assertNotIn(self.KEY.decode(), self.here.log)
+
+    def link(self, epoch: str = "e1", key: bytes = KEY) -> Neighbour:
+        self.keep(link := Neighbour(self.here, epoch, key))
+        return link
+
+    def stored(self) -> tuple:
+        """All that another realm can change."""
+        folder = sorted(path.name for path in self.here.folder.iterdir())
+        return (rows(self.here, "SELECT * FROM messages"), self.alice.ok("groups")["groups"], folder,
+                rows(self.here, "SELECT name FROM people WHERE realm<>'mesin1'"), self.here.files())
+
+    def assertNothingStored(self) -> None:
+        self.assertEqual(self.stored(), self.before)
+        self.assertEqual(self.alice.ok("realms")["realms"]["mesin2"]["link"], "down")
+
+    def assertEnds(self, wire: Wire) -> None:
+        """The server has ended this connection, or does so at the next request."""
+        with self.assertRaises((EOFError, ConnectionError)):
+            for _ in range(2):
+                self.assertEqual(wire.ask("deliver 0 0 []")["status"], "ERROR")
+
+    def test_a_wrong_key(self):
+        """By its address alone it would be believed; where a key is configured that is not enough."""
+        link = self.link(key=b"another key")
+        self.assertRefused(link.welcome, "realm_refused")
+        self.assertEnds(link)
+        self.assertIn("refused a connection from 127.0.0.1 that says to be realm 'mesin2'", self.here.log)
+        for proof in ("", "0" * 64, "\u00e9"):
+            with self.subTest(proof):
+                wire = self.wire()
+                self.assertEqual(wire.ask("peer mesin2 e1 " + "0" * 32)["status"], "OK")
+                self.assertRefused(wire.ask(f"peerproof {proof}"), "realm_refused")
+                self.assertEnds(wire)
+        self.assertNothingStored()
+
+    def test_a_handshake_heard_and_replayed(self):
+        """Both sides' nonces are fresh: neither the caller's words nor the server's own proof are good again."""
+        link = self.link()
+        self.assertEqual(link.welcome["status"], "OK")
+        for proof in (link.lines[1], f"peerproof {link.challenge['proof']}"):
+            again = self.wire()
+            challenge = again.ask(link.lines[0])
+            self.assertNotEqual(challenge["nonce"], link.challenge["nonce"])
+            self.assertRefused(again.ask(proof), "realm_refused")
+            self.assertEnds(again)
+        mirror = self.wire()
+        challenge = mirror.ask(f"peer mesin2 e1 {'0' * 32}")
+        self.assertRefused(mirror.ask(f"peerproof {challenge['proof']}"), "realm_refused")
+        self.assertEqual(link.ask("ping")["status"], "OK")     # the true one was not disturbed
+
+    def test_a_wrong_address(self):
+        """Without a key the address is all that is known of a realm."""
+        self.keep(server := Server(), wire := Wire(server))
+        wire.close()
+        wire.socket = socket.create_connection(("127.0.0.1", server.port), PATIENCE, ("127.0.0.2", 0))
+        self.assertRefused(wire.ask(f"peer mesin2 e1 {'0' * 32}"), "realm_refused")
+        self.assertEnds(wire)
+        eventually(lambda: "refused a connection from 127.0.0.2 that says to be realm 'mesin2'" in server.log, "a log")
+
+    def test_nonsense_from_a_true_realm(self):
+        """Not one of these is stored, crashes the server, or holds up others. It speaks for its own people only."""
+        item, deep, group = Neighbour.item, "[" * 100_000, f"g-{self.alice}"
+        file = {"name": "f", "size": 1, "sha256": "0" * 64}
+        refused = [item(1, **changed) for changed in (
+            {"from": "messi@mesin1"}, {"from": "lineker@mesin1", "do": "post"}, {"from": "x@elsewhere"},
+            {"do": "copy", "group": "g", "from": "messi@mesin1"}, {"do": "copy", "group": "nosuch"},
+            {"do": "send", "to": "nosuch"}, {"do": "send", "to": "system"}, {"do": "send", "to": "../x"}, {"do": "no"},
+            {"do": None}, {"do": ["send"]}, {"text": None}, {"text": {"a": 1}}, {"text": "x" * 9000}, {"to": 1},
+            {"from": None}, {"from": 7}, {"name": 5}, {"file": "x"}, {"file": {}}, {"file": file | {"sha256": "../x"}},
+            {"file": file | {"size": "1"}}, {"file": file | {"size": -1}}, {"file": file | {"size": 2**70}},
+            {"do": "post", "group": "nosuch"}, {"do": "leave", "group": "nosuch"}, {"from": "a@b@c"},
+            {"from": "a/b@mesin2"}, {"do": "post", "group": group}, {"do": "copy", "group": group},
+            {"do": "post", "group": group, "from": self.alice.address}, {"uid": "mesin1:1"}, {"uid": "mesin2:x"},
+            {"uid": "mesin2:-1"}, {"uid": f"mesin2:{2**70}"}, {"uid": None}, {"uid": 7}, {"uid": "mesin2"},
+            {"do": "leave", "group": group, "from": self.alice.address}, {"do": "member", "group": "/", "in": True},
+            {"do": "member", "group": "g", "user": "nosuch", "in": True, "admin": "a@mesin2"},
+            {"do": "member", "group": "g", "user": "messi", "in": 7, "admin": "a@mesin2"},
+            {"do": "member", "group": "g", "user": "messi", "in": True, "admin": 7})]
+        refused.append({"seq": 1})
+        ended = ["nonsense", "[", "{}", "[1]", "[null]", "[{}]", deep, "7", "null", '"text"',
+                 *(f'[{{"seq":{seq}}}]' for seq in ("-1", "0", "1.5", "true", "1e9", "1e999", '"1"', 2**63, "NaN"))]
+        for number, wrong in enumerate(refused):
+            with self.subTest(wrong):
+                link = self.link(f"a{number:x}")
+                reply = link.deliver(0, 0, [wrong])
+                self.assertEqual((reply.get("have"), list(reply.get("refused", ()))), (1, ["1"]), reply)
+        for number, wrong in enumerate(ended):
+            with self.subTest(wrong[:60]):
+                link = self.link(f"b{number:x}")
+                self.assertRefused(link.ask(f"deliver 0 0 {wrong}"), "bad_arguments")
+                self.assertEnds(link)
+        self.assertGreaterEqual(self.here.log.count("realm mesin2 sent a batch that is none"), len(ended))
+        self.assertNothingStored()
+
+    def test_other_requests_of_a_true_realm(self):
+        """It is a realm and no user, and only the requests between realms are for it."""
+        for line in ("deliver 2 0 []", "deliver 7 0 []", "deliver -1 0 []", "deliver 0 x []", "piece ../../x 1 0 YQ==",
+                     f"piece {'0' * 64} {2**60} 0 YQ==", f"piece {'0' * 64} 10 0 YQ", "piece", "peer mesin2 1 2",
+                     "peerproof", "inbox T", f"piece {'0' * 64} -1 0 YQ==", "piece x 1 0 YQ==",
+                     f"piece {'A' * 64} 1 0 YQ==", "\0", "send T messi hi"):
+            with self.subTest(line):
+                self.assertEqual(self.link().ask(line)["status"], "ERROR")
+        self.assertNothingStored()
+
+    def test_items_with_something_wrong(self):
+        """Each field in turn: what is taken of it is text, and no person or group of this realm speaks or changes."""
+        wrong = [None, 1, -1, 2**61, [], {}, "x" * 9000, "\0", "\ud800", "messi@mesin1"]
+        for field in Neighbour.item(1):
+            for value in wrong:
+                item = Neighbour.item(1, to=self.alice.name) | {field: value}
+                with self.subTest(field, value=value), contextlib.suppress(EOFError, ConnectionError):
+                    reply = self.link(f"{random.getrandbits(64):x}").deliver(0, 0, [item])
+                    self.assertNotEqual(reply.get("code"), "internal_error")
+        self.assertLessEqual({message["msg"] for message in self.alice.inbox()}, {"text 1", "\0", "messi@mesin1"})
+        self.assertEqual(self.stored()[1:3], self.before[1:3])
+
+    def test_a_file_that_is_not_what_was_announced(self):
+        """It begins anew; an item that names it is not taken."""
+        link = self.link()
+        reply = link.piece(b"abc", 0, 3, "0" * 64)
+        while reply["sealing"]:
+            reply = link.piece(b"abc", 0, 0, "0" * 64)
+        self.assertEqual((reply["offset"], reply["complete"]), (0, False))
+        item = link.item(1, to=str(self.alice), text=None, file={"name": "f", "size": 3, "sha256": "0" * 64})
+        self.assertEqual(link.deliver(1, 0, [item])["have"], 0)
+        self.assertEqual(self.stored()[:4], self.before[:4])
+        self.assertFalse([path for path in (self.here.data / "files").iterdir() if path.stat().st_size])
+
+    def test_questions_that_are_none(self):
+        """Each is answered by an ERROR, and the link goes on; nobody but the asking realm's people joins anything."""
+        join = {"do": "joingroup", "group": f"g-{self.alice}", "user": "henderson", "nama": "H", "negara": "X"}
+        for question in ("x", "[]", "7", "{}", "[" * 50_000, '{"do":7}', '{"do":"nosuch"}', '{"do":"who"}',
+                         *(json.dumps(fields) for fields in (
+                             {"do": "who", "users": 7}, {"do": "info", "after": 7}, {"do": "groups", "after": []},
+                             join | {"user": "a/b"},
+                             join | {"user": None}, join | {"group": "nosuch"}, join | {"group": 7}, join | {"nama": 7},
+                             join | {"do": "addgroup"}))):
+            with self.subTest(question[:60]), contextlib.suppress(EOFError, ConnectionError):
+                link = self.link()
+                reply = link.ask(f"ask {question}")
+                self.assertEqual(reply["status"], "ERROR", reply)
+                self.assertNotEqual(reply["code"], "internal_error")
+                self.assertEqual(link.ask("ping")["status"], "OK")
+        self.assertEqual(self.stored()[:2], self.before[:2])
+
+    def test_names_that_steer_a_terminal(self):
+        link = self.link("abc")
+        for seq, name in enumerate(("\x1b[2Jevil", "a\nb", "\u202egpj", "\0"), 1):
+            link.deliver(0, seq - 1, [link.item(seq, to=str(self.alice), name=name, **{"from": f"p{seq}@mesin2"})])
+        link.deliver(0, 4, [link.item(5, to=str(self.alice))])
+        messages = self.alice.inbox()
+        self.assertEqual(messages[-1]["msg"], "text 5")
+        for message in messages:
+            self.assertTrue(message["from_name"].isprintable() and message["msg_from"].isprintable(), message)
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_a_line_that_never_ends(self):
+        """It is cut off and logged, and others are served meanwhile."""
+        self.here.forget_most_memory()
+        before = self.here.memory
+        for start, more in ((b"deliver 0 0 [", b'{"seq":1},' * 100_000), (b"", b"x" * MIB)):
+            link, logged = self.link(), self.here.log.count("a line that does not end")
+            with self.subTest(start), self.assertRaises((ConnectionError, EOFError)):
+                link.write(start)
+                for _ in range(64):
+                    link.write(more)
+                    self.alice.ok_raw("help send")
+            eventually(lambda logged=logged: self.here.log.count("a line that does not end") > logged, "a log")
+        self.assertLess(self.here.most_memory - before, 64 * MIB)
+        self.assertNothingStored()
+
+    def test_a_text_that_is_none(self):
+        """Half of a surrogate pair can be written in JSON, and not in a database."""
+        server = self.server()
+        messi = self.login(server, "messi")
+        self.keep(link := Neighbour(server))
+        reply = link.deliver(0, 0, [Neighbour.item(1), Neighbour.item(2, text="\ud800"), Neighbour.item(3)])
+        self.assertEqual((reply["have"], reply["refused"]), (3, {"2": "bad_arguments"}))
+        self.assertEqual([message["msg"] for message in messi.inbox()], ["text 1", "text 3"])
+
+
+class FalseAnswers(ChatTest):
+    """A realm that is called answers wrongly: that ends the link, and nothing else."""
+
+    WRONG = {
+        "peer": [{}, {"nonce": 7}, {"nonce": None, "proof": []}, {"nonce": "x" * 100_000, "proof": "\n"}],
+        "peerproof": [{}, *({"have": have, "refused": [{}, {}]} for have in (
+            [2**62, 0], [0, 2**62], [2**70, 0], [-1, 0], ["x", 0], [1.5, 0], [None, 0], [True, 0], [0], [], "x", 7)),
+            *({"have": [0, 0], "refused": refused} for refused in ([], [7, 7], "x", [{"x": "y"}, {}], [{"1": 7}, {}]))],
+        "deliver": [{}, *({"have": have, "refused": {}} for have in (2**62, 2**70, -1, -2**70, "x", 1.5, None, [])),
+                    *({"have": 0, "refused": refused} for refused in ([], "x", {"x": "user_not_found"}, {"1": 7}))],
+        "piece": [{}, *({"offset": offset, "complete": False, "sealing": False}
+                        for offset in (-2**70, -1, 2**70, 2**62, "x", None, 1.5, [])),
+                  {"offset": 0, "complete": 7, "sealing": "x"}, {"offset": -1, "complete": True, "sealing": False}],
+    }
+    RAW = [b"nonsense\r\n\r\n", b"[]\r\n\r\n", b"7\r\n\r\n", b"\xff\r\n\r\n", b"\r\n\r\n", b"{}\r\n\r\n",
+           b"[" * 100_000 + b"\r\n\r\n", b'{"status":"ERROR"}\r\n\r\n', b'{"status":"ERROR","code":7}\r\n\r\n',
+           b'{"status":"OK","status":[]}\r\n\r\n', b'{"event":"person"}\r\n\r\n', b'{"event":[]}\r\n\r\n']
+
+    def start(self, **answers: object) -> tuple[FalseRealm, Server, Person]:
+        self.keep(false := FalseRealm(**answers))
+        server = self.server(peer=f"127.0.0.1:{false.port}")
+        return false, server, self.login(server, "messi")
+
+    def ask_anew(self, false: FalseRealm, server: Server, word: str) -> None:
+        """Has the server call again, and waits until it has said this word and lived through the answer."""
+        false.hang_up()
+        asked = len(false.asked)
+
+        def is_asked() -> bool:
+            if any(line.startswith(word) for line in false.asked[asked:]):
+                return True
+            Neighbour(server).close()                          # who is called by a realm calls it back at once
+            return False
+        eventually(is_asked, f"a {word}")
+
+    def test_nothing_but_the_link_ends(self):
+        """A wrong number, field or frame; at the end all that waited is delivered, once and in order."""
+        false, server, messi = self.start(peer=b"")
+        messi.ok("send henderson@mesin2 text 0")
+        sent = 1
+        for word, wrong in self.WRONG.items():
+            for answer in [*wrong, *self.RAW]:
+                with self.subTest(word, answer=str(answer)[:60]):
+                    false.answers = {word: answer}
+                    if word == "piece":
+                        messi.ok(f"sendfile henderson@mesin2 f.bin {as_base64(b'content %d' % sent)}")
+                    self.ask_anew(false, server, word)
+                    messi.ok("send lineker still here")
+                    messi.ok(f"send henderson@mesin2 text {sent}")
+                    sent += 1
+        server.stop()
+        server.start()
+        messi = self.again(messi)
+        false.answers = {}
+        self.ask_anew(false, server, "peer")
+        messi.await_sent()
+        self.assertEqual([item["text"] for item in false.items if "text" in item],
+                         [f"text {number}" for number in range(sent)])
+        files = [item["file"]["sha256"] for item in false.items if "file" in item]
+        self.assertEqual((len(files), len(set(files))), (len(self.WRONG["piece"] + self.RAW),) * 2)
+
+    def test_a_false_number_harms_no_other_realm(self):
+        """What is sent to a third realm goes on having numbers that it believes."""
+        false, port = FalseRealm(peerproof={"have": [2**62, 2**62], "refused": [{}, {}]}), free_ports(1)[0]
+        self.keep(false)
+        here = self.server("--peer", f"mesin3=127.0.0.1:{port}", peer=f"127.0.0.1:{false.port}")
+        there = self.server(realm="mesin3", port=port, peer=f"127.0.0.1:{here.port}")
+        messi, henderson = self.login(here, "messi"), self.login(there, "henderson")
+        messi.await_link("mesin3")
+        for number in range(3):
+            self.ask_anew(false, here, "peerproof")
+            messi.ok(f"send lineker@mesin2 {number}")
+            self.assertNotIn("queued", messi.ok(f"send henderson@mesin3 {number}"))
+        self.assertEqual(henderson.history("messi@mesin1"), ["0", "1", "2"])
+        false.answers = {}
+        self.ask_anew(false, here, "peer")
+        eventually(lambda: [item["text"] for item in false.items] == ["0", "1", "2"], "what waited")
+
+    def test_a_question_is_always_answered(self):
+        """By an ERROR, where the other realm gave one, or nonsense, or nothing; so is all behind it."""
+        false, _, messi = self.start()
+        messi.await_link("mesin2")
+        error = '{"status":"ERROR","code":"%s","message":"x"}\r\n\r\n'
+        questions = ("info mesin2", "groups mesin2", "joingroup g@mesin2", "addgroup g@mesin2",
+                     "send stranger@mesin2 x")
+        for answer, codes in ((error % "busy", {"busy"}), (error % "nosuch", {"internal_error"}),
+                              ('{"status":"ERROR"}\r\n\r\n', {"internal_error"}),
+                              ('{"status":"OK","users":7,"groups":7,"seq":"x"}\r\n\r\n', None)):
+            false.answers["ask"] = answer.encode()
+            for words in questions:
+                with self.subTest(words, answer=answer):
+                    refused, behind = messi.ask_all([messi.line(words), "help"])
+                    self.assertEqual(behind["status"], "OK")
+                    if codes and "stranger" not in words:
+                        self.assertIn(refused["code"], codes)
+                    messi.await_link("mesin2")
+        false.answers["ask"] = None
+        started = time.monotonic()
+        asking = [self.again(messi) for _ in questions]
+        for wire, words in zip(asking, questions, strict=True):
+            wire.write(f"{wire.line(words)}\r\nhelp\r\n".encode())
+        for wire, words in zip(asking, questions, strict=True):
+            reply = wire.reply()
+            if "stranger" in words:
+                self.assertIs(reply["queued"], True)            # who can't be asked for is believed
+            else:
+                self.assertRefused(reply, "realm_unreachable")
+            self.assertEqual(wire.reply()["status"], "OK")
+        self.assertLess(time.monotonic() - started, 2 * common.REALM_REPLY_SECONDS + 3)
+
+    def test_no_line_of_the_log_is_forged(self):
+        forged = "x\n2030-01-01 00:00:00 ERROR forged\r\u2028forged\x1b[31m"
+        for word in ("peer", "peerproof", "deliver"):
+            answer = json.dumps({"status": "ERROR", "code": forged, "message": forged}).encode() + FRAME_END
+            false, server, messi = self.start(**{word: answer})
+            messi.ok("send henderson@mesin2 hi")
+            eventually(lambda false=false, word=word: any(line.startswith(word) for line in false.asked), word)
+            eventually(lambda server=server: "mesin2" in server.log, "a word in the log")
+            with contextlib.suppress(EOFError, ConnectionError), contextlib.closing(Wire(server)) as wire:
+                wire.ask(f"peer x\r2030-forged\x1b[31m e1 {'0' * 32}")
+            self.assertFalse([line for line in server.log.splitlines() if line.lstrip().startswith(("2030", "forged"))])
+            self.assertTrue(server.log.replace("\n", "").isprintable(), server.log)
+
+
+class Encryption(ChatTest):
+    """What TLS hides and whom it refuses, and the key that realms share."""
+
+    def link(self, here: Iterable[str], there: Iterable[str], tls: bool) -> tuple[Proxy, Server, Server]:
+        """Two realms with these options, and a proxy that sees all that passes between them."""
+        first, second = free_ports(2)
+        proxy, back, scheme = Proxy(second), Proxy(first), "tls:" * tls
+        servers = (Server(*here, port=first, peer=f"{scheme}127.0.0.1:{proxy.port}"),
+                   Server(*there, realm="mesin2", port=second, peer=f"{scheme}127.0.0.1:{back.port}"))
+        self.keep(*servers, proxy, back)
+        return proxy, *servers
+
+    def talk(self, server: Server, vouching: str = "") -> Person:
+        """A login at a server, encrypted where somebody vouches for its certificate."""
+        if not vouching:
+            messi = self.login(server, "messi")
+            return messi
+        messi = object.__new__(Person)
+        messi.__dict__ |= {"frames": deque(), "rest": bytearray(), "replies": deque(), "events": defaultdict(deque),
+                           "token": "", "name": "messi"}
+        messi.socket = ssl.create_default_context(cafile=vouching).wrap_socket(
+            socket.create_connection(("127.0.0.1", server.port), PATIENCE), server_hostname="127.0.0.1")
+        self.keep(messi)
+        messi.write = messi.socket.sendall                     # a TLS socket's readiness is not its data's
+        messi.write(b"auth messi surabaya\r\n")
+        messi.enter()
+        return messi
+
+    @unittest.skipUnless(shutil.which("openssl"), "needs openssl, to make a certificate")
+    def test_between_realms_nothing_can_be_read(self):
+        """The same words with TLS, where the wire does not show them, and without, where it does."""
+        vouching, key = certificate("lab")
+        content = some_bytes(2 * MIB)
+        for tls in (True, False):
+            with self.subTest(tls=tls):
+                options = ("--tls-cert", vouching, "--tls-key", key, "--tls-ca", vouching) * tls
+                proxy, here, _ = self.link(options, options, tls)
+                messi = self.talk(here, vouching * tls)
+                messi.await_link("mesin2")
+                self.assertNotIn("queued", messi.ok("send henderson@mesin2 read-this"))
+                self.assertIs(b"read-this" in proxy.seen, not tls)
+                sent = messi.ok(f"sendfile henderson@mesin2 f.bin {as_base64(content)}")
+                self.assertNotIn("queued", sent)
+                self.assertEqual(messi.fetch(sent["id"]), content)
+                self.assertEqual(messi.history("henderson@mesin2"), ["read-this", None])
+                plain = self.wire(here)
+                if tls:
+                    with self.assertRaises((EOFError, ConnectionError, AssertionError, ValueError)):
+                        plain.ask("help")
+
+    @unittest.skipUnless(shutil.which("openssl"), "needs openssl, to make a certificate")
+    def test_a_certificate_of_somebody_else(self):
+        """A realm whose certificate nobody vouches for gets nothing, and the log says why."""
+        here, there = (("--tls-cert", files[0], "--tls-key", files[1], "--tls-ca", files[0])
+                       for files in (certificate("here"), certificate("there")))
+        _, server, _ = self.link(here, there, True)
+        messi = self.talk(server, here[1])
+        eventually(lambda: "CERTIFICATE_VERIFY_FAILED" in server.log, "a word in the log")
+        self.assertIs(messi.ok("send henderson@mesin2 not for you")["queued"], True)
+        self.assertEqual(messi.ok("realms")["realms"]["mesin2"]["link"], "down")
+
+    @unittest.skipUnless(shutil.which("openssl"), "needs openssl, to make a certificate")
+    def test_who_stops_in_the_handshake_holds_up_nobody(self):
+        vouching, key = certificate("lab")
+        server = self.server("--tls-cert", vouching, "--tls-key", key)
+        half = [Wire(server) for _ in range(20)]
+        self.keep(*half)
+        for wire in half[::2]:
+            wire.socket.sendall(b"\x16\x03\x01\x02\x00\x01")
+        started = time.monotonic()
+        self.talk(server, vouching).ok_raw("help")
+        self.assertLess(time.monotonic() - started, 1)
+
+    def test_a_made_key_links_two_realms(self):
+        """It is for its owner's eyes alone, never overwritten, and in no log."""
+        path = Path(tempfile.mkdtemp(dir=SCRATCH)) / "realm.key"
+        self.assertEqual(run_server("--make-realm-key", str(path)).returncode, 0)
+        key = path.read_text()
+        self.assertGreaterEqual(len(key.strip()), 32)
+        self.assertEqual(path.stat().st_mode & 0o777, 0o600)
+        self.assertNotEqual(run_server("--make-realm-key", str(path)).returncode, 0)
+        self.assertEqual(path.read_text(), key)
+        here, there = two_realms("--realm-key", str(path))
+        self.keep(here, there, messi := here.login("messi"))
+        messi.await_link("mesin2")
+        self.assertNotIn("queued", messi.ok("send henderson@mesin2 hi"))
+        for server in (here, there):
+            self.assertNotIn(key.strip(), server.log)
+
+    def test_two_keys_that_differ(self):
+        first, second = free_ports(2)
+        here = Server("--realm-key", key_file(b"a" * 32), port=first, peer=f"127.0.0.1:{second}")
+        there = Server("--realm-key", key_file(b"b" * 32), port=second, peer=f"127.0.0.1:{first}", realm="mesin2")
+        self.keep(here, there)
+        refused = common.ERRORS["realm_refused"]
+        eventually(lambda: refused in here.log and refused in there.log, "a word in both logs")
+        messi = self.login(here, "messi")
+        self.assertIs(messi.ok("send henderson@mesin2 hi")["queued"], True)
+        self.assertEqual(messi.ok("realms")["realms"]["mesin2"]["link"], "down")
+
+
+class Guessing(ChatTest):
+    """Passwords and tokens that somebody tries to guess."""
+
+    def test_ten_thousand_passwords(self):
+        """At most 10 a minute are tried for an account, also over many connections at once; others log in meanwhile."""
+        self.keep(inside := Inside(), messi := inside.login("messi"))
+        tried = 0
+        for _ in range(2):
+            wires = [Wire(inside) for _ in range(10)]
+            self.keep(*wires)
+            for wire in wires:
+                wire.write(b"".join(b"auth Messi guess-%d\r\n" % number for number in range(500)))
+            self.keep(inside.login("henderson"))
+            codes = [wire.reply()["code"] for wire in wires for _ in range(500)]
+            self.assertEqual((codes.count("bad_credentials"), codes.count("rate_limited")), (10, 4990))
+            for password in ("wrong", "surabaya"):
+                refusal = wires[0].ask(f"auth messi {password}")
+                self.assertRefused(refusal, "rate_limited")
+                self.assertTrue(0 < refusal["retry_after"] <= common.GUESS_SECONDS, refusal)
+            messi.ok("inbox")                                  # who is in stays in
+            tried += len(codes)
+            inside.pass_time(common.GUESS_SECONDS)
+        self.assertEqual(tried, 10_000)
+        self.keep(inside.login("messi"))
+
+    def test_tokens(self):
+        """Near misses, and 50,000 (with --long a million) at random: no hit."""
+        self.keep(server := Server(), messi := server.login("messi"), wire := Wire(server))
+        token, digest = messi.token, hashlib.sha256(messi.token.encode())
+        near = [token[:-1], token + "0", token.upper() + "g", f"{token[:-1]}{(int(token[-1], 16) + 1) % 16:x}",
+                token[::-1], digest.hexdigest(), as_base64(digest.digest()), "None", "null", "0", "*", "%", "_", "''",
+                "\0", token + "\0", "\ufeff" + token]
+        for guess in near:
+            with self.subTest(guess):
+                self.assertRefused(wire.ask(f"inbox {guess}"), "session_not_found")
+        chance, refusal = random.Random(13), format(json.dumps({"code": "session_not_found"})[1:-1]).replace(" ", "")
+        for _ in range(1000 if LONG else 50):
+            lines = [f"inbox {chance.getrandbits(192):048x}\r\n" for _ in range(1000)]
+            wire.write("".join(lines).encode())
+            while len(wire.frames) < 1000:
+                wire._receive()
+            self.assertEqual({refusal.encode() in frame for frame in wire.frames}, {True})
+            wire.frames.clear()
+
+    def test_a_class_behind_one_address(self):
+        """All 20 (with --long 60) are in within 20 (60) seconds, while somebody beside them guesses."""
+        server, count = Server(), 60 if LONG else 20
+        self.addCleanup(server.kill)
+        server.stop()
+        multiply(server, "people", "name='messi'", 100, count, id="n", name="'pupil' || n")
+        server.start()
+        guesser, wires = Wire(server), [Wire(server) for _ in range(count)]
+        self.keep(guesser, *wires)
+        guesser.write(b"".join(b"auth messi guess-%d\r\n" % number for number in range(1000)))
+        started = time.monotonic()
+        for number, wire in enumerate(wires):
+            wire.write(f"auth pupil{100 + number} surabaya\r\n".encode())
+            wire.socket.settimeout(60)
+        self.assertEqual({wire.reply()["status"] for wire in wires}, {"OK"})
+        self.assertLess(time.monotonic() - started, count)
+        self.assertEqual({guesser.reply()["status"] for _ in range(1000)}, {"ERROR"})
+
+
+# ---- loads and clocks --------------------------------------------------------------------------
+
+
+class Fairness(ChatTest):
+    """Whatever one person pipelines, 99 of 100 replies to others come within 50 ms."""
+
+    @staticmethod
+    @contextlib.contextmanager
+    def flooding(person: Person, lines: list[str]) -> Iterator[None]:
+        """Sends these lines again and again in one burst, and reads the replies; nothing is parsed, that takes time."""
+        burst, ended = "".join(person.line(words) + "\r\n" for words in lines).encode(), threading.Event()
+
+        def flood() -> None:
+            while not ended.is_set():
+                person.socket.sendall(burst)
+                missing = len(lines)
+                while missing > 0:
+                    missing -= person.socket.recv(256 * KIB).count(FRAME_END)   # one that is cut in two is missed
+                    if missing <= 2 or ended.is_set():
+                        break
+        thread = threading.Thread(target=flood)
+        thread.start()
+        try:
+            yield
         finally:
             ended.set()
-            worker.join()
-        other.ok("send henderson last")
-        self.keep(henderson := self.server("--data", str(copy.parent)).login("henderson"))
-        self.assertEqual([message["msg"] for message in henderson.inbox()],
-                         [str(number % 200) for number in range(min(most, common.INBOX_PAGE))])
+            with contextlib.suppress(OSError):
+                person.socket.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
-    def test_check(self):
-        """All is well, of a running server too; or it says which file is damaged, and leaves it as it is."""
+    def test_among_a_hundred_thousand_people(self):
+        """And 5,000 groups, one of 50,000 members, and 200,000 messages that wait for a realm."""
         server = self.server()
-        self.keep(messi := server.login("messi"))
-        messi.ok_all(f"send henderson {'x' * 1000}" for _ in range(200))
-        sent = messi.ok(f"sendfile henderson f.txt {as_base64(b'content')}")
-        messi.ok(f"sendfile henderson g.txt {as_base64(b'more content')}")
-        self.assertEqual(run_server("--check", of=server).returncode, 0)
+        messi, henderson = self.login(server, "messi"), self.login(server, "henderson")
+        messi.ok("addgroup g")
+        messi.ok("addgroup other")
+        messi.ok("send lineker@mesin2 hi")
         server.stop()
-        self.assertEqual(run_server("--check", of=server).returncode, 0)
-        file, database = server.data / "files" / sent["file"]["sha256"], server.data / "chat.db"
-        good = database.read_bytes()
-        for path, damage in ((file, b"c0ntent"), (file, None), (database, bytes(len(good))),
-                             (database, good[:40960] + bytes(8192) + good[49152:]), (database, good[:50000])):
-            with self.subTest(path.name, damage=damage and len(damage)):
-                path.unlink() if damage is None else path.write_bytes(damage)
-                ended = run_server("--check", of=server)
-                self.assertEqual(ended.returncode, 1, ended)
-                self.assertIn(path.name if path == file else str(path), ended.stdout + ended.stderr)
-                self.assertNotIn("Traceback", ended.stderr)
-                self.assertEqual(path.read_bytes() if path.exists() else None, damage)
+        multiply(server, "people", "name='messi' AND realm='mesin1'", 1000, 100_000, id="n", name="'p' || n")
+        multiply(server, "members", "conversation=(SELECT id FROM conversations WHERE name='g')", 1000, 50_000,
+                 person="n")
+        multiply(server, "conversations", "name='other'", 1000, 5000, id="n", name="'g' || n")
+        multiply(server, "outbox", "1", 1000, 200_000, seq="n")
+        server.start()
+        people = ",".join(f"p{number}" for number in range(1000, 1000 + common.MAX_TARGETS))
+        cases = {"many targets": [f"sendgrouprealm mesin1 {people} hello"], "queue lengths": ["realms"],
+                 "people": ["info"], "groups": ["groups"], "joins": ["joingroup g", "leavegroup g"],
+                 "sends": ["send lineker hello"], "sends to a realm": ["send lineker@mesin2 hello"]}
+        reader = self.again(messi)
+        reader.ok("inbox")
+        for name, lines in cases.items():
+            with self.subTest(name), self.flooding(self.again(henderson), lines * 128):
+                times = [timed(lambda: reader.ok("history henderson")) for _ in range(150)]
+                self.assertLess(percentile(99, times), QUICK, sorted(times)[-5:])
+        self.assertEqual(reader.ok("realms")["realms"]["mesin2"]["queued"] > 200_000, True)
 
 
-# ---- two prompts -------------------------------------------------------------------------------
+@unittest.skipUnless(ON_LINUX, "changes the limits of a running process and reads /proc")
+class Floods(ChatTest):
+    """Connections that are only there to be in the way."""
+
+    def setUp(self) -> None:
+        import resource
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+    def start(self, **keywords: object) -> Server:
+        server = self.server(**keywords)
+        self.alice, self.bob = server.register("alice"), server.register("bob")
+        self.keep(self.alice, self.bob)
+        return server
+
+    def connect(self, server: Server, count: int) -> list[Wire]:
+        wires = [Wire(server) for _ in range(count)]
+        self.keep(*wires)
+        return wires
+
+    def assertQuick(self, each: Callable[[int], object] = lambda number: None) -> None:
+        """Honest people's requests: the 99th percentile is under 50 ms."""
+        times = []
+        for number in range(300):
+            each(number)
+            started = time.perf_counter()
+            self.alice.ok(f"send {self.bob} {number}")
+            times.append(time.perf_counter() - started)
+        self.assertLess(percentile(99, times), QUICK)
+
+    def test_two_thousand_slow_half_lines(self):
+        """Each sends a byte now and then, and never a whole line; with --long until they are dropped."""
+        server = self.start()
+        slow, gone = self.connect(server, 2000), 0
+        for wire in slow:
+            wire.socket.send(b"auth messi ")                   # `select` could not wait for so many
+
+        def trickle(number: int) -> None:
+            for wire in slow[number * 6 % 2000:][:6]:
+                wire.socket.send(b"s")
+        self.assertQuick(trickle)
+        deadline = time.monotonic() + common.LOGIN_SECONDS + PATIENCE
+        while LONG and gone < 2000 and time.monotonic() < deadline:
+            time.sleep(0.5)                                    # a byte of each, now and then
+            gone = 0
+            for wire in slow:
+                try:
+                    wire.socket.send(b"s")
+                except OSError:
+                    gone += 1
+        self.assertEqual(gone, 2000 if LONG else 0)
+        self.assertQuick()
+
+    def test_no_descriptor_is_left(self):
+        """Accepting fails: no spinning, those who are in are served, and it recovers by itself."""
+        import resource
+        server = self.start()
+        hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)[1]
+        used = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (used + 20, hard))
+        wires = self.connect(server, 60)
+        eventually(lambda: "can't accept connections" in server.log, "a word in the log")
+        before = server.cpu_time
+        time.sleep(0.6)                                        # longer than it waits before it tries again
+        self.assertLess(server.cpu_time - before, 0.1)
+        self.assertQuick()
+        reply = self.alice.do(f"sendfile {self.bob} f {as_base64(b'no descriptor')}")
+        self.assertRefused(reply, "storage")
+        for wire in wires:
+            wire.close()
+        eventually(lambda: Operator.may_ask(server), "room for one more")
+        self.alice.ok(f"sendfile {self.bob} f {as_base64(b'once more')}")
+        self.assertLess(server.log.count("can't accept connections"), 40)
+
+    def test_few_descriptors_from_the_start(self):
+        """With `ulimit -n 256` who is one too many is told so; enough are kept for the server's own files."""
+        server = self.start(wrapper=("sh", "-c", 'ulimit -n 256 && exec "$@"', "sh"))
+        started = time.monotonic()
+        wires = self.connect(server, 300)
+        self.assertRefused(wires[-1].reply(), "busy")
+        self.assertLess(time.monotonic() - started, 3)
+        for wire in select.select([wire.socket for wire in wires[:-1]], [], [], 0)[0]:
+            self.assertIn(b'"busy"', wire.recv(100))
+        self.assertQuick()
+        self.alice.ok(f"sendfile {self.bob} f {as_base64(b'content')}")
+        for wire in wires:
+            wire.close()
+        eventually(lambda: Operator.may_ask(server), "the places of those who left")
+
+    def test_everybody_comes_back_at_once(self):
+        """1,000 reconnect in the same second, 50,000 messages wait for them. 1,000 hashes would take half a minute."""
+        server, people, each = Server(), 1000, 50
+        self.addCleanup(server.kill)
+        messi = server.login("messi")
+        messi.ok("addgroup g")
+        messi.ok("sendgroup g text")
+        server.stop()
+        ids = range(1, 50_001)
+        change(server, ("INSERT INTO sessions VALUES(?, ?, ?)", (
+            (hashlib.sha256(f"token-{id}".encode()).digest(), id, 1) for id in range(100, 100 + people))))
+        multiply(server, "people", "name='messi'", 100, people, id="n", name="'p' || n")
+        multiply(server, "members", "1", 100, people, person="n")
+        multiply(server, "messages", "1", 2, 49_999, id="n")
+        server.start()
+        for _ in range(10 if LONG else 1):
+            started, load = time.perf_counter(), Load()
+            pipes = [load.connect(server.port, mark=b'"event":"message"') for _ in range(people)]
+            lines = [f"subscribe token-{100 + number} {ids[-1] - each}\r\n".encode() for number in range(people)]
+            load.run(dict(zip(pipes, lines, strict=True)), dict.fromkeys(pipes, each))
+            self.assertLess(time.perf_counter() - started, 10)
+            load.close()
+
+    def test_an_end_while_no_descriptor_is_left(self):
+        import resource
+        server = self.server()
+        hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)[1]
+        used = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (used + 5, hard))
+        self.keep(*(Wire(server) for _ in range(20)))
+        eventually(lambda: "can't accept connections" in server.log, "a word in the log")
+
+
+
+@unittest.skipUnless(ON_LINUX, "reads /proc")
+class LargeFile(TwoRealms):
+    """200 MB from a client through both realms to a client, while two others chat."""
+
+    options = ("--max-file", "256")
+
+    def test_memory_stays_flat_and_the_chat_quick(self):
+        alice, bob, carol, dave = self.people("alice", "bob@", "carol", "dave@")
+        for person in (alice, bob, carol, dave):
+            person.socket.settimeout(120)
+        bob.ok("subscribe")
+        block, count = some_bytes(3 * MIB), 67
+        upload(alice, f"sendfile {bob.address} warm-up.bin", block, 1)
+        bob.fetch(bob.event("message")["file"]["id"])
+        before = [server.memory for server in (self.here, self.there)]
+        for server in (self.here, self.there):
+            server.forget_most_memory()
+        outcome: dict[str, object] = {}
+
+        def transfer() -> None:
+            outcome["sent"] = upload(alice, f"sendfile {bob.address} large.bin", block, count)
+            outcome["got"] = download(bob, bob.event("message")["file"]["id"])
+
+        worker = threading.Thread(target=transfer)
+        worker.start()
+        times = []
+        while worker.is_alive():
+            for words in (f"send {dave.address} chat", f"send {carol} chat"):
+                started = time.perf_counter()
+                carol.ok(words)
+                times.append(time.perf_counter() - started)
+            worker.join(0.02)                                   # two people type no faster
+        digest = hashlib.sha256()
+        for _ in range(count):
+            digest.update(block)
+        self.assertEqual(outcome["sent"]["status"], "OK", outcome)
+        self.assertEqual(outcome["got"], (len(block) * count, digest.hexdigest()))
+        for server, memory in zip((self.here, self.there), before, strict=True):
+            self.assertLess(server.most_memory - memory, 32 * MIB, server.realm)
+        slow = [round(1000 * taken) for taken in times if taken >= 0.1]
+        self.assertLessEqual(len(slow), len(times) // 100, f"of {len(times)} replies these took long: {slow} ms")
+        self.assertEqual(len(dave.inbox()), len(times) // 2)
+
+
+class Drain(ChatTest):
+    """What waited for a realm is there soon after its return."""
+
+    def test_ten_thousand_messages_and_fifty_files_drain(self):
+        """A send while the realm is away answers within 50 ms; all is there within 30 s of its return."""
+        here, there = two_realms()
+        self.keep(here, there)
+        messi, henderson = here.login("messi"), there.login("henderson")
+        self.keep(messi, henderson)
+        messi.await_link("mesin2")
+        there.stop()
+        messi.await_link("mesin2", "down")
+        times = []
+        for number in range(200):
+            started = time.perf_counter()
+            self.assertIs(messi.ok(f"send henderson@mesin2 {number}")["queued"], True)
+            times.append(time.perf_counter() - started)
+        self.assertLess(sorted(times)[197], 0.05)
+        messi.ok_all(f"send henderson@mesin2 {number}" for number in range(200, 10_000))
+        messi.ok_all(f"sendfile henderson@mesin2 {number}.bin {as_base64(some_bytes(100_000, seed=number))}"
+                     for number in range(50))
+        started = time.perf_counter()
+        there.start()
+        henderson = self.again(henderson)
+        henderson.ok("subscribe 0")
+        got = [henderson.event("message") for _ in range(10_050)]
+        self.assertLess(time.perf_counter() - started, 30)
+        self.assertEqual([event["msg"] for event in got[:10_000]], [str(number) for number in range(10_000)])
+        for number, event in enumerate(got[10_000:]):
+            self.assertEqual(event["file"]["name"], f"{number}.bin")
+            self.assertEqual(event["file"]["sha256"], hashlib.sha256(some_bytes(100_000, seed=number)).hexdigest())
+
+
+class Clocks(ChatTest):
+    """Hours and years that pass in seconds: the clocks are handed in, all else is real."""
+
+    def assertDropped(self, inside: Inside, *starts: bytes) -> None:
+        """Who sends this and then nothing has LOGIN_SECONDS, and no more."""
+        wires = [self.wire(inside) for _ in starts]
+        for wire, start in zip(wires, starts, strict=True):
+            wire.socket.sendall(start)
+        inside.pass_time(0)                                    # all are in by then
+        inside.pass_time(common.LOGIN_SECONDS - 1)
+        self.assertEqual(select.select([wire.socket for wire in wires], [], [], 0.1)[0], [])
+        inside.pass_time(2)
+        for wire in wires:
+            wire.read_until_end()
+
+    def test_who_does_not_log_in_is_dropped(self):
+        """And who has logged in may be silent for days."""
+        inside = self.inside()
+        messi = self.login(inside, "messi")
+        self.assertDropped(inside, b"", b"auth mes")
+        inside.pass_time(7 * 86_400)
+        messi.ok("inbox")
+
+    @unittest.skipUnless(shutil.which("openssl"), "needs openssl, to make a certificate")
+    def test_a_tls_handshake_has_a_time_limit(self):
+        certified, key = certificate("mesin1")
+        self.assertDropped(self.inside("--tls-cert", certified, "--tls-key", key, tls=True), b"", b"\x16\x03\x01\x02")
+
+    def test_a_realm_is_away_for_an_hour(self):
+        """With --long for a day. What was sent meanwhile arrives once, in order, soon after its return."""
+        away = 86_400 if LONG else 3_600
+        first, second = free_ports(2)
+        here = self.inside(peer=second, port=first)
+        messi = self.login(here, "messi")
+        expected = []
+        for second_of_all in range(0, away, 15):
+            if second_of_all % (away // 24) == 0:
+                expected.append(f"after {second_of_all} s")
+                started = time.perf_counter()
+                self.assertIs(messi.ok(f"send henderson@mesin2 {expected[-1]}")["queued"], True)
+                self.assertLess(time.perf_counter() - started, 1)
+            here.pass_time(15)
+        there = self.inside(realm="mesin2", peer=first, port=second)
+        henderson = self.login(there, "henderson")
+        henderson.ok("subscribe 0")
+        here.pass_time(1.2 * common.LINK_RETRY_MOST)
+        henderson.expect(*expected)
+        messi.await_link("mesin2")
+        messi.ok("send henderson@mesin2 last")
+        henderson.expect("last")
+
+    def test_only_the_time_follows_the_clock(self):
+        """Set ten years back and forth, `ts` does; ids go on rising. (That nothing is lost is a row of Faults.)"""
+        inside = self.inside()
+        messi, lineker = self.login(inside, "messi"), self.login(inside, "lineker")
+        lineker.ok("subscribe")
+        ids, years = [], []
+        for decades in (0, -1, 1, 0, 1, -1, 0):
+            inside.wall_ahead = decades * 10 * 365.25 * 86_400
+            messi.ok(f"send lineker {decades}")
+            event = lineker.expect(str(decades))
+            ids.append(event["id"])
+            years.append(int(event["ts"][:4]))
+            self.again(messi).ok("info")
+        self.assertEqual(ids, sorted(set(ids)))
+        self.assertEqual([year - years[0] for year in years], [0, -10, 10, 0, 10, -10, 0])
+        self.assertEqual(messi.history("lineker"), ["0", "-1", "1", "0", "1", "-1", "0"])
+
+    def test_a_quiet_server_rests(self):
+        """A word from the other realm now and then is little work, also when it is longer than a ping's time."""
+        first, second = free_ports(2)
+        here = self.inside(peer=second, port=first)
+        there = self.server(realm="mesin2", port=second, peer=f"127.0.0.1:{first}")
+        messi = self.login(here, "messi")
+        henderson = there.login("henderson")
+        messi.await_link("mesin2")
+        before = here.cpu_time
+        for _ in range(int(6 * common.LINK_PING_SECONDS)):
+            henderson.close()
+            while messi.event("presence")["online"]:            # what the other realm tells: he went, and then he came
+                pass
+            henderson = henderson.again()
+            henderson.ok("inbox")
+            here.pass_time(0.5)
+            time.sleep(0.02)                                    # a loop that does not wait computes all the while
+        self.assertLess(here.cpu_time - before, 0.05)
+        self.keep(henderson)
+        here.pass_time(common.LINK_PING_SECONDS)
+        row = messi.ok("realms")["realms"]["mesin2"]
+        self.assertEqual((row["link"], row["queued"], row["port"]), ("up", 0, second))
+        eventually(lambda: messi.ok("realms")["realms"]["mesin2"]["rtt_ms"] is not None, "a ping")
+
+    def test_a_realm_that_falls_silent(self):
+        """A network that swallows everything and ends nothing: noticed within 15 s, and resumed without loss."""
+        there = Server(realm="mesin2")
+        self.keep(there, proxy := Proxy(there.port))
+        here = self.inside(peer=proxy.port)
+        messi, henderson = here.login("messi"), there.login("henderson")
+        self.keep(messi, henderson)
+        messi.await_link("mesin2")
+        henderson.ok("subscribe")
+        messi.ok("send henderson@mesin2 before")
+        proxy.silent = True
+        messi.write(messi.line("send henderson@mesin2 into the silence").encode() + b"\r\n")
+        for _ in range(14):
+            here.pass_time(1)
+        self.assertIs(messi.reply()["queued"], True)
+        messi.await_link("mesin2", "down")
+        self.assertIs(messi.ok("send henderson@mesin2 while it is away")["queued"], True)
+        proxy.silent = False
+        here.pass_time(1.2 * common.LINK_RETRY_MOST)
+        messi.await_link("mesin2")
+        henderson.expect("before", "into the silence", "while it is away")
+        messi.ok("send henderson@mesin2 after")
+        henderson.expect("after")
+
+
+class Cable(ChatTest):
+    """A network that is gone without a word: nobody's end has ended the connection."""
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_an_idle_client_is_asked_for_a_sign_of_life(self):
+        """The kernel's own table says that the server's end asks within KEEPALIVE_SECONDS."""
+        self.keep(server := Server(), messi := server.login("messi"))
+        ends = f":{server.port:04X} 0100007F:{messi.socket.getsockname()[1]:04X} 01 "
+
+        def timer() -> list[str]:
+            line = next(line for line in Path("/proc/net/tcp").read_text().splitlines() if ends in line)
+            return line.split()[5].split(":")                  # which timer runs (2: keepalive), for how many 1/100 s
+        eventually(lambda: timer()[0] == "02", "a timer")
+        self.assertLessEqual(int(timer()[1], 16) / 100, common.KEEPALIVE_SECONDS)
+
+    def ip(self, words: str) -> None:
+        subprocess.run(["ip", *words.split()], check=True, timeout=PATIENCE)
+
+    def inside(self, namespace: str, action: Callable[[], Person]) -> Person:
+        """Does something in a thread that lives in a network namespace; a socket stays where it was made."""
+        import ctypes
+        done = []
+
+        def run() -> None:
+            with Path(f"/run/netns/{namespace}").open() as file:
+                assert ctypes.CDLL(None, use_errno=True).setns(file.fileno(), 0) == 0
+            done.append(action())
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        return done[0]
+
+    def test_long_a_cable_is_pulled(self):
+        """Two realms and a client in namespaces of their own: found dead in time, resumed without loss."""
+        if not ON_LINUX or os.geteuid() or not shutil.which("ip"):
+            self.skipTest("only root may make network namespaces, and needs `ip`")
+        first, second = (f"chat{os.getpid()}{side}" for side in "ab")
+        for namespace in (first, second):
+            self.ip(f"netns add {namespace}")
+            self.addCleanup(self.ip, f"netns delete {namespace}")
+            self.ip(f"-n {namespace} link set lo up")
+        self.ip(f"link add cable netns {first} type veth peer name cable netns {second}")
+        servers = []
+        for namespace, realm, own, other in ((first, "mesin1", 1, 2), (second, "mesin2", 2, 1)):
+            self.ip(f"-n {namespace} address add 10.77.0.{own}/24 dev cable")
+            self.ip(f"-n {namespace} link set cable up")
+            servers.append(Server("--bind", f"10.77.0.{own}", realm=realm, port=8888 + own,
+                                  peer=f"10.77.0.{other}:{8888 + other}", wrapper=("ip", "netns", "exec", namespace)))
+            servers[-1].host = f"10.77.0.{own}"
+        here, there = servers
+        messi, henderson = (self.inside(first, lambda: here.login("messi")),
+                            self.inside(second, lambda: there.login("henderson")))
+        idle, busy = (self.inside(second, lambda name=name: here.login(name)) for name in ("lineker", "henderson"))
+        self.keep(here, there, messi, henderson, idle, busy)
+        for person in (messi, henderson, busy):
+            person.socket.settimeout(60)
+            person.ok("subscribe")
+        messi.await_link("mesin2")
+        messi.ok("send henderson@mesin2 before")
+        seen = messi.ok("send henderson before")["id"]
+        busy.expect("before")
+        messi.events.clear()
+        self.ip(f"-n {second} link set cable down")
+        started = time.monotonic()
+        messi.ok("send henderson into the silence")
+        self.assertIs(messi.ok("send henderson@mesin2 into the silence")["queued"], True)
+        self.assertEqual(messi.event("realm")["link"], "down")
+        self.assertLess(time.monotonic() - started, 15)
+        gone = {messi.event("presence")["user"] for _ in range(2)}
+        self.assertLess(time.monotonic() - started, 45)
+        self.assertEqual(gone, {"lineker@mesin1", "henderson@mesin1"})
+        self.ip(f"-n {second} link set cable up")
+        messi.await_link("mesin2")
+        messi.ok("send henderson@mesin2 after")
+        henderson.expect("before", "into the silence", "after")
+        self.keep(busy := self.inside(second, busy.again))
+        busy.ok(f"subscribe {seen}")
+        busy.expect("into the silence")
+
+
+# ---- documents and layout ----------------------------------------------------------------------
+
+
+class Documents(ChatTest):
+    """The README, the folders, and what else must agree with the table."""
+
+    README = (ROOT / "README.md").read_text("utf-8") if (ROOT / "README.md").exists() else ""
+    PROGRAMS = sorted(path for path in ROOT.glob("*.py")) + sorted(ROOT.glob("Mesin*/*.py"))
+
+    def test_the_readme_has_the_command_table(self):
+        self.assertIn(f"<!-- commands -->\n{common.readme_table()}\n<!-- /commands -->", self.README)
+
+    def test_the_readme_has_every_error_option_and_realm(self):
+        for code in common.ERRORS:
+            with self.subTest(code):
+                self.assertIn(f"`{code}`", self.README)
+        server = (ROOT / REALMS["mesin1"].folder / "ChatServer.py").read_text("utf-8")
+        for option in set(re.findall(r'"(--[a-z-]+)"', server)):
+            with self.subTest(option):
+                self.assertIn(f"`{option}", self.README)
+        for realm in REALMS.values():
+            self.assertIn(f"| `{realm.folder}` | {realm.name} | {realm.address} | {realm.port} |", self.README)
+
+    def test_the_readme_names_the_limits_as_they_are(self):
+        for words in (f"{common.MAX_LINE // KIB} KiB", f"{common.MAX_TEXT // KIB} KiB", f"1 to {common.MAX_NAME} of",
+                      f"{common.MAX_FILE // MIB} MiB", f"{common.GUESSES} failed", f"{common.LOGIN_SECONDS} s",
+                      f"{common.SESSION_DAYS} days", f"{common.HISTORY_MAX}"):
+            with self.subTest(words):
+                self.assertIn(words, self.README)
+
+    def test_every_command_has_its_handler(self):
+        program = load_program(Server.program("mesin1"))
+        handlers = {name[3:] for part in (program.Chat, program.Realms) for name in dir(part) if name.startswith("do_")}
+        self.assertEqual(handlers, set(COMMANDS))
+
+    def test_only_these_stand_at_the_top(self):
+        names = {path.name for path in ROOT.iterdir() if not path.name.startswith((".", "__pycache__"))}
+        folders = {realm.folder for realm in REALMS.values()}
+        self.assertEqual(names, {"common.py", "run_tests.py", "README.md"} | folders)
+
+    def test_mesin2_has_launchers_only(self):
+        for path in (ROOT / REALMS["mesin2"].folder).glob("*.py"):
+            with self.subTest(path.name):
+                self.assertTrue((ROOT / REALMS["mesin1"].folder / path.name).exists())
+                self.assertLess(len(path.read_text("utf-8").splitlines()), 30)
+        self.assertTrue((ROOT / REALMS["mesin2"].folder / "ChatServer.py").exists())
+
+    def test_only_the_standard_library(self):
+        flet = {"flet", "fastapi", "uvicorn"}                   # the last two are what Flet's web server stands on
+        extra = {"common.py": set(), "run_tests.py": {"common", "playwright"}, "ChatServer.py": {"common"},
+                 "ChatClient.py": {"common"} | flet}
+        for path in self.PROGRAMS:
+            imported = set()
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.Import):
+                    imported |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    imported.add(node.module.partition(".")[0])
+            with self.subTest(path.name):
+                self.assertLessEqual(imported - set(sys.stdlib_module_names), extra[path.name])
+
+    def test_text_files_are_tidy(self):
+        for path in [*self.PROGRAMS, ROOT / "README.md", ROOT / ".ci" / "run"]:
+            text = path.read_bytes().decode("utf-8")
+            with self.subTest(path.name):
+                self.assertNotIn("\r", text)
+                self.assertNotIn("\t", text)
+                self.assertTrue(text.endswith("\n") and not text.endswith("\n\n"))
+                self.assertFalse(re.search(r"[ ]+$", text, re.MULTILINE), "spaces at the end of a line")
+
+
+# ---- clients -----------------------------------------------------------------------------------
 
 
 class Prompt:
@@ -2650,2695 +5626,6 @@ class PromptConnection(TwoRealms):
         answer(third, 8)
         self.assertEqual([message.id for message in talk.messages], [5, 6, 7, 8])
         self.assertIs(talk.messages[3], third)
-
-
-# ---- faults and loads --------------------------------------------------------------------------
-
-
-class KillNine(ChatTest):
-    """SIGKILL in the middle of a pipelined burst, again and again, over one database."""
-
-    CYCLES = 500 if LONG else 20
-
-    def request(self, number: int) -> str:
-        """Request `number` of the burst; its tag says which it is, so that a repeat is known."""
-        if number % 16 == 7:
-            return f"@k{number} sendfile henderson {number}.bin {as_base64(some_bytes(20_000, seed=number))}"
-        target = ("send henderson", "sendgroup g", "send lineker", "sendgroup g")[number % 4]
-        return f"@k{number} {target} {number}"
-
-    def test_what_was_acknowledged_is_there_once_and_in_order(self):
-        chance, server = random.Random(6), Server()
-        self.addCleanup(server.kill)
-        people = {user: server.login(user) for user in ("messi", "henderson", "lineker")}
-        messi = people["messi"]
-        messi.ok("addgroup g")
-        for user in ("henderson", "lineker"):
-            people[user].ok("joingroup g")
-        total = 0                                               # requests acknowledged so far
-        for _ in range(self.CYCLES):
-            wire, sent, enough = messi.again(), total, chance.randrange(10, 150)
-            with contextlib.suppress(EOFError, ConnectionError):
-                while len(wire.frames) < enough:
-                    lines = [wire.line(self.request(number)) + "\r\n" for number in range(sent, sent + 20)]
-                    wire.write("".join(lines).encode())
-                    sent += 20
-            server.kill()
-            wire.read_until_end()
-            wire.close()
-            while wire.frames:
-                reply = wire.frame()
-                self.assertEqual((reply["status"], reply["tag"]), ("OK", f"k{total}"), reply)
-                total += 1
-            self.assertGreater(sent, total, "nothing was under way when it was killed")
-            server.start()
-        messi = messi.again()
-        self.keep(messi)
-        messi.ok_all(self.request(number) for number in range(total, sent))
-        for user, parts in (("henderson", (0, 1, 3)), ("lineker", (1, 2, 3)), ("messi", (0, 1, 2, 3))):
-            person = people[user].again()
-            self.keep(person)
-            person.ok("subscribe 0")
-            expected = [number for number in range(sent)
-                        if (user != "lineker" if number % 16 == 7 else number % 4 in parts)]
-            messages = [person.event("message") for _ in expected]
-            person.expect_nothing()
-            names = [message["msg"] if "msg" in message else message["file"]["name"][:-4] for message in messages]
-            self.assertEqual([int(name) for name in names], expected, user)
-            for number, message in zip(expected, messages, strict=True):
-                if "file" in message:
-                    self.assertEqual(person.fetch(message["id"]), some_bytes(20_000, seed=number))
-        server.stop()
-        server.start()
-        self.assertEqual(len(server.files()), len([number for number in range(sent) if number % 16 == 7]))
-        server.stop()
-
-
-class RealmAway(ChatTest):
-    """The other realm is away while much is sent to it, and both servers die on the way."""
-
-    def test_all_arrives_once_and_in_order(self):
-        here, there = two_realms()
-        self.addCleanup(here.kill)
-        self.addCleanup(there.kill)
-        messi, henderson = here.login("messi"), there.login("henderson")
-        messi.await_link("mesin2")
-        messi.ok("addgroup g")
-        henderson.ok("joingroup g@mesin1")
-        there.kill()
-        messi.await_link("mesin2", "down")
-        content, texts = some_bytes(3 * MIB), [f"m{number}" for number in range(1500)]
-
-        def send(numbers: range) -> None:
-            replies = messi.again().ok_all(f"{'sendgroup g' if number % 5 == 0 else 'send henderson@mesin2'} m{number}"
-                                           for number in numbers)
-            private = [reply for number, reply in zip(numbers, replies, strict=True) if number % 5]
-            self.assertEqual({reply.get("queued") for reply in private}, {True})
-
-        send(range(700))
-        self.assertIs(messi.again().ok(f"sendfile henderson@mesin2 f.bin {as_base64(content)}")["queued"], True)
-        here.kill()
-        here.start()
-        send(range(700, 1500))
-        got: list[dict] = []
-        for break_at in (1, 200, len(texts) + 1):               # killed twice while it catches up
-            there.start()
-            person = henderson.again()
-            person.ok(f"subscribe {got[-1]['id'] if got else 0}")
-            while len(got) < break_at:
-                got.append(person.event("message"))
-            if break_at <= len(texts):
-                there.kill()
-        person.expect_nothing()
-        private = [message for message in got if "to" in message]
-        self.assertEqual([message["msg"] for message in got if "group" in message], texts[::5])
-        texts[700] = None                                       # a message to the group; before the next is the file
-        self.assertEqual([message.get("msg") for message in private],
-                         [text for number, text in enumerate(texts) if number % 5 or text is None])
-        self.assertEqual(person.fetch(private[560]["file"]["id"]), content)
-        self.assertEqual([message["id"] for message in got], sorted({message["id"] for message in got}))
-        self.assertEqual(len(person.inbox()), 1501)
-        messi.again().await_sent()
-        here.stop()
-        there.stop()
-
-
-def download(person: Person, file_id: int) -> tuple[int, str]:
-    """Fetches a file of any size without holding it: its length and SHA-256."""
-    person.write(person.line(f"getfile {file_id}").encode() + b"\r\n")
-    digest, size, data, mark = hashlib.sha256(), 0, b"", b'"file_content":"'
-    while mark not in data:
-        data += person.socket.recv(64 * KIB)
-    data = data.partition(mark)[2]
-    while True:
-        content, end, _ = data.partition(b'"')
-        usable = len(content) // 4 * 4
-        piece = base64.b64decode(content[:usable], validate=True)
-        digest.update(piece)
-        size += len(piece)
-        if end:
-            return size, digest.hexdigest()
-        data = content[usable:] + person.socket.recv(MIB)
-
-
-def upload(person: Person, words: str, block: bytes, count: int) -> dict:
-    """Sends a file that is `count` times a block (of a length divisible by 3), never held whole."""
-    encoded = base64.b64encode(block)
-    person.socket.sendall(person.line(words).encode() + b" ")
-    for _ in range(count):
-        person.socket.sendall(encoded)
-    person.socket.sendall(b"\r\n")
-    return person.reply()
-
-
-@unittest.skipUnless(ON_LINUX, "reads /proc")
-class LargeFile(TwoRealms):
-    """200 MB from a client through both realms to a client, while two others chat."""
-
-    options = ("--max-file", "256")
-
-    def test_memory_stays_flat_and_the_chat_quick(self):
-        alice, bob, carol, dave = self.people("alice", "bob@", "carol", "dave@")
-        for person in (alice, bob, carol, dave):
-            person.socket.settimeout(120)
-        bob.ok("subscribe")
-        block, count = some_bytes(3 * MIB), 67
-        upload(alice, f"sendfile {bob.address} warm-up.bin", block, 1)
-        bob.fetch(bob.event("message")["file"]["id"])
-        before = [server.memory for server in (self.here, self.there)]
-        for server in (self.here, self.there):
-            server.forget_most_memory()
-        outcome: dict[str, object] = {}
-
-        def transfer() -> None:
-            outcome["sent"] = upload(alice, f"sendfile {bob.address} large.bin", block, count)
-            outcome["got"] = download(bob, bob.event("message")["file"]["id"])
-
-        worker = threading.Thread(target=transfer)
-        worker.start()
-        times = []
-        while worker.is_alive():
-            for words in (f"send {dave.address} chat", f"send {carol} chat"):
-                started = time.perf_counter()
-                carol.ok(words)
-                times.append(time.perf_counter() - started)
-            worker.join(0.02)                                   # two people type no faster
-        digest = hashlib.sha256()
-        for _ in range(count):
-            digest.update(block)
-        self.assertEqual(outcome["sent"]["status"], "OK", outcome)
-        self.assertEqual(outcome["got"], (len(block) * count, digest.hexdigest()))
-        for server, memory in zip((self.here, self.there), before, strict=True):
-            self.assertLess(server.most_memory - memory, 32 * MIB, server.realm)
-        slow = [round(1000 * taken) for taken in times if taken >= 0.1]
-        self.assertLessEqual(len(slow), len(times) // 100, f"of {len(times)} replies these took long: {slow} ms")
-        self.assertEqual(len(dave.inbox()), len(times) // 2)
-
-
-# ---- faults and intruders ----------------------------------------------------------------------
-
-
-def load_program(path: Path) -> object:
-    """A program as a module; it stands in sys.modules first, as dataclasses want it."""
-    spec = importlib.util.spec_from_file_location(f"{path.stem}_under_test", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-class Neighbour(Wire):
-    """The realm mesin2, played by the test: it calls a server of mesin1."""
-
-    def __init__(self, server: Server, epochs: str = "e1", key: bytes | None = None) -> None:
-        super().__init__(server)
-        nonce = f"{random.getrandbits(128):032x}"
-        self.lines = [f"peer mesin2 {epochs} {nonce}"]
-        self.challenge = self.ask(self.lines[0])
-        text = f"chat-realm-1 caller mesin2 mesin1 {nonce} {self.challenge.get('nonce')}"
-        self.lines.append(f"peerproof {hmac.new(key, text.encode(), 'sha256').hexdigest()}" if key else "peerproof")
-        self.welcome = self.ask(self.lines[1])
-
-    def deliver(self, stream: int, after: int, items: list) -> dict:
-        """Sends one batch of items."""
-        return self.ask(f"deliver {stream} {after} {json.dumps(items)}")
-
-    def piece(self, content: bytes, start: int, size: int, sha256: str = "") -> dict:
-        """Sends a piece of a file."""
-        sha256 = sha256 or hashlib.sha256(content).hexdigest()
-        return self.ask(f"piece {sha256} {len(content)} {start} {as_base64(content[start:start + size])}".rstrip())
-
-    def give_file(self, content: bytes) -> dict:
-        """Sends a whole file, and waits until it is on disk there. Returns what an item says of it."""
-        reply = self.piece(content, 0, len(content))
-        while not reply["complete"]:
-            reply = self.piece(content, reply["offset"], 0)
-        return {"name": "f.bin", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-    @staticmethod
-    def item(seq: int, **changed: object) -> dict:
-        """A text from henderson of mesin2 to messi of mesin1, or what is changed of it."""
-        return {"seq": seq, "do": "send", "to": "messi", "from": "henderson@mesin2", "name": "Jordan Henderson",
-                "ts": 1700000000000, "uid": f"mesin2:{seq}", "text": f"text {seq}", **changed}
-
-
-class FalseRealm:
-    """The realm mesin2, played by the test: a server of mesin1 calls it, and hears what the test says."""
-
-    def __init__(self, port: int = 0, **answers: object) -> None:
-        self.answers = answers                                 # word -> fields, bytes, None (silence), or a callable
-        self.items: list[dict] = []                            # what was delivered, repeats left out
-        self.offsets: dict[str, int] = {}
-        self.have = [0, 0]
-        self.asked: list[str] = []                             # the lines that came
-        self.listener = socket.create_server(("127.0.0.1", port))
-        self.port: int = self.listener.getsockname()[1]
-        self.calls: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                call, _ = self.listener.accept()
-                self.calls.append(call)
-                threading.Thread(target=self._serve, args=(call,), daemon=True).start()
-
-    def _serve(self, call: socket.socket) -> None:
-        with contextlib.suppress(OSError), call.makefile("rb") as lines:
-            for line in lines:
-                word, *arguments = line.decode().split(" ", 3)
-                word = word.strip()
-                self.asked.append(line.decode().strip())
-                answer = self.answers.get(word, getattr(self, word))
-                answer = answer([argument.strip() for argument in arguments]) if callable(answer) else answer
-                if isinstance(answer, dict):
-                    answer = json.dumps({"status": "OK", **answer}).encode() + FRAME_END
-                if answer is not None:
-                    call.sendall(answer)
-
-    def peer(self, _: list[str]) -> dict:
-        return {"nonce": "0" * 32, "proof": ""}
-
-    def peerproof(self, _: list[str]) -> dict:
-        return {"have": self.have, "refused": [{}, {}]}
-
-    def deliver(self, arguments: list[str]) -> dict:
-        stream, items = int(arguments[0]), json.loads(arguments[2])
-        new = [item for item in items if item["seq"] > self.have[stream]]
-        self.items += new
-        self.have[stream] = max([self.have[stream], *(item["seq"] for item in new)])
-        return {"have": self.have[stream], "refused": {}}
-
-    def piece(self, arguments: list[str]) -> dict:
-        sha256, size, rest = arguments
-        start, _, content = rest.partition(" ")
-        if int(start) == self.offsets.get(sha256, 0):
-            self.offsets[sha256] = int(start) + len(base64.b64decode(content))
-        offset = self.offsets.get(sha256, 0)
-        return {"offset": offset, "complete": offset == int(size), "sealing": False}
-
-    def ask(self, arguments: list[str]) -> dict:
-        question = json.loads(" ".join(arguments))
-        return {"users": {name: {"nama": name.capitalize(), "negara": "X"} for name in question.get("users", ())}}
-
-    def ping(self, _: list[str]) -> dict:
-        return {}
-
-    def hang_up(self) -> None:
-        """Ends every connection; the realm may call again."""
-        while self.calls:
-            call = self.calls.pop()
-            with contextlib.suppress(OSError):
-                call.shutdown(socket.SHUT_RDWR)
-            call.close()
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        self.hang_up()
-
-
-class FaultyDisk:
-    """The disk below one server process: the kernel asks the test at each `pwrite` and `fsync` whether it fails.
-
-    It does so by a seccomp filter (Linux 5.5) that the server's process is given before it starts.
-    """
-
-    NUMBERS = {"x86_64": (317, 18, 74, 75), "aarch64": (277, 68, 82, 83)}    # seccomp, pwrite64, fsync, fdatasync
-    FILTER = """
-import ctypes, os, socket, struct, sys
-end, seccomp, *calls = map(int, sys.argv[1:6])
-code = [(0x20, 0, 0, 0), *((0x15, 3 - i, 0, call) for i, call in enumerate(calls)), (6, 0, 0, 0x7fff0000),
-        (6, 0, 0, 0x7fc00000)]
-code = b"".join(struct.pack("HBBI", *row) for row in code)
-class Program(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_char_p)]
-libc = ctypes.CDLL(None, use_errno=True)
-libc.prctl(38, 1, 0, 0, 0)
-listener = libc.syscall(seccomp, 1, 8, ctypes.byref(Program(len(code) // 8, code)))
-assert listener >= 0, os.strerror(ctypes.get_errno())
-with socket.socket(fileno=end) as channel:
-    socket.send_fds(channel, [b"x"], [listener])
-os.close(listener)
-os.execvp(sys.argv[6], sys.argv[6:])
-"""
-
-    def __init__(self) -> None:
-        if not ON_LINUX or platform.machine() not in self.NUMBERS or not hasattr(socket, "recv_fds"):
-            raise unittest.SkipTest("needs a Linux kernel that can ask about system calls")
-        self.fails: Callable[[str], bool] = lambda call: False  # asked with "pwrite" or "fsync"
-
-    def wrapper(self) -> tuple[tuple[str, ...], int]:
-        """The words that start a server above this disk, and the descriptor that it inherits."""
-        import fcntl
-        end, others = socket.socketpair()
-        seccomp, *calls = self.NUMBERS[platform.machine()]
-
-        def watch() -> None:
-            with end:
-                _, descriptors, _, _ = socket.recv_fds(end, 1, 1)
-            if not descriptors:
-                return
-            with contextlib.suppress(OSError), open(descriptors[0], "rb", buffering=0) as listener:
-                while True:
-                    request = bytearray(80)
-                    try:
-                        fcntl.ioctl(listener, 0xC0502100, request)
-                    except OSError as error:                    # the one who asked was killed
-                        if error.errno == errno.ENOENT and self._is_open(listener):
-                            continue
-                        return
-                    number, _, _, call = struct.unpack_from("QIIi", request)
-                    failed = self.fails("pwrite" if call == calls[0] else "fsync")
-                    answer = struct.pack("QqiI", number, 0, -errno.EIO if failed else 0, 0 if failed else 1)
-                    with contextlib.suppress(OSError):
-                        fcntl.ioctl(listener, 0xC0182101, bytearray(answer))
-        threading.Thread(target=watch, daemon=True).start()
-        return ((sys.executable, "-c", self.FILTER, str(others.fileno()), str(seccomp), *map(str, calls)),
-                others.detach())
-
-    @staticmethod
-    def _is_open(listener: object) -> bool:
-        """Whether a process is still below the filter."""
-        poll = select.poll()
-        poll.register(listener, select.POLLIN)
-        return not any(events & select.POLLHUP for _, events in poll.poll(0))
-
-
-class Replays(ChatTest):
-    """Frames between realms that come again, in another order, with gaps, after restarts."""
-
-    def setUp(self) -> None:
-        self.here = Server()
-        self.addCleanup(self.here.kill)
-        self.messi = self.here.login("messi")
-        self.keep(self.messi)
-
-    def link(self, **keywords: str) -> Neighbour:
-        self.keep(link := Neighbour(self.here, **keywords))
-        return link
-
-    def test_batches(self):
-        """Each is answered by what is there, and what is there already is not stored again."""
-        item = Neighbour.item
-        cases = [(4, [5], 0), (0, [1, 2, 3], 3), (0, [1, 2, 3], 3), (0, [2, 1], 3), (5, [6, 7], 3), (1, [2, 3, 4], 4),
-                 (4, [], 4), (4, [6, 5], 6), (6, [7, 7, 7], 7), (2**40, [2**40 + 1], 7)]
-        link = self.link()
-        for restart in (False, True):
-            for after, batch, have in cases:
-                with self.subTest(after=after, batch=batch, restart=restart):
-                    reply = link.deliver(0, after, [item(seq) for seq in batch])
-                    self.assertEqual((reply["status"], reply["have"]), ("OK", 7 if restart else have))
-            self.here.kill()
-            self.here.start()
-            link = self.link()
-            self.assertEqual(link.welcome["have"], [7, 0])
-        self.assertEqual([message["msg"][5:] for message in self.again(self.messi).inbox()], list("123467"))
-        texts = [text for text, in rows(self.here, "SELECT text FROM messages ORDER BY id")]
-        self.assertEqual(texts, ["text 1", "text 2", "text 3", "text 4", "text 6", "text 7"])
-
-    def test_a_refusal_is_repeated_until_it_was_heard(self):
-        link = self.link()
-        batch = [Neighbour.item(1), Neighbour.item(2, to="nosuch"), Neighbour.item(3)]
-        for _ in range(2):
-            reply = link.deliver(0, 0, batch)
-            self.assertEqual((reply["have"], reply["refused"]), (3, {"2": "user_not_found"}))
-        self.here.stop()
-        self.here.start()
-        link = self.link()
-        self.assertEqual(link.welcome["refused"], [{"2": "user_not_found"}, {}])
-        self.assertEqual(link.deliver(0, 3, [Neighbour.item(4)])["refused"], {})
-        self.assertEqual(len(rows(self.here, "SELECT 1 FROM messages")), 3)
-
-    def test_at_random(self):
-        """Batches drawn at random, over breaks and kills: each item is stored once, in order."""
-        chance, count = random.Random(11), 3000 if LONG else 150
-        have, link = 0, self.link()
-        while have < count:
-            start = max(0, have + chance.randrange(-20, 5))
-            batch = list(range(start + 1, start + chance.randrange(1, 20)))
-            reply = link.deliver(0, start, [Neighbour.item(seq) for seq in batch])
-            have = max([have, *batch]) if start <= have else have
-            self.assertEqual(reply["have"], have)
-            if chance.random() < 0.1:
-                link = self.link()
-            elif chance.random() < 0.02:
-                self.here.kill()
-                self.here.start()
-                link = self.link()
-        texts = [text for text, in rows(self.here, "SELECT text FROM messages ORDER BY id")]
-        self.assertEqual(texts, [f"text {number}" for number in range(1, have + 1)])
-
-    def test_a_database_made_anew_counts_from_the_start(self):
-        """An old epoch's numbers say nothing about a new one's; an old link's frames come too late."""
-        old = self.link()
-        old.deliver(0, 0, [Neighbour.item(1)])
-        new = self.link(epoch="epoch-2")
-        self.assertEqual(new.welcome["have"], [0, 0])
-        self.assertEqual(new.deliver(0, 0, [Neighbour.item(1)])["have"], 1)
-        with self.assertRaises((EOFError, ConnectionError)):
-            old.deliver(0, 1, [Neighbour.item(2)])
-            old.deliver(0, 1, [Neighbour.item(2)])
-        self.assertEqual(len(rows(self.here, "SELECT 1 FROM messages")), 2)
-
-    def test_pieces_of_a_file(self):
-        """Pieces come again, with gaps, after a restart; only what fits is written, and the file is whole once."""
-        content = some_bytes(300_000)
-        sha256 = hashlib.sha256(content).hexdigest()
-
-        def piece(link: Neighbour, start: int, size: int) -> tuple[int, bool]:
-            reply = link.ask(f"piece {sha256} {len(content)} {start} {as_base64(content[start:start + size])}")
-            return reply["offset"], reply["complete"]
-        link = self.link()
-        for start, size, offset in ((0, 0, 0), (100, 100, 0), (0, 100_000, 100_000), (0, 100_000, 100_000),
-                                    (50_000, 100_000, 100_000), (200_000, 100_000, 100_000), (100_000, 10, 100_010)):
-            with self.subTest(start=start, size=size):
-                self.assertEqual(piece(link, start, size), (offset, False))
-        self.here.kill()
-        self.here.start()
-        link = self.link()
-        self.assertEqual(piece(link, 0, 0), (100_010, False))
-        piece(link, 100_010, len(content))
-        self.assertEqual(link.event("file"), {"event": "file", "sha256": sha256, "sealed": True})
-        self.assertEqual(piece(link, 0, 100), (len(content), True))
-        self.assertEqual(self.here.files(), [sha256])
-        item = Neighbour.item(1, file={"name": "f.bin", "size": len(content), "sha256": sha256})
-        for _ in range(3):
-            self.assertEqual(link.deliver(1, 0, [item])["have"], 1)
-        (message,) = self.messi.again().inbox()
-        self.assertEqual(self.messi.again().fetch(message["file"]["id"]), content)
-
-
-class FalseRealms(OneServer):
-    """A realm that is none, and one that has the key and abuses it."""
-
-    KEY = b"the key of the lab, 32 bytes ..."
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        cls.options = ("--realm-key", key_file(cls.KEY), "--log-level", "debug")
-        super().setUpClass()
-
-    def setUp(self) -> None:
-        (self.alice,) = self.people("alice")
-        self.alice.ok(f"addgroup g-{self.alice}")
-        self.before = self.stored()
-
-    def tearDown(self) -> None:
-        self.assertNotIn(self.KEY.decode(), self.here.log)
-
-    def link(self, epoch: str = "epoch-1", key: bytes = KEY) -> Neighbour:
-        self.keep(link := Neighbour(self.here, epoch, key))
-        return link
-
-    def stored(self) -> tuple:
-        """All that another realm can change."""
-        folder = sorted(path.name for path in self.here.folder.iterdir())
-        return (rows(self.here, "SELECT * FROM messages"), self.alice.ok("groups")["groups"], folder,
-                rows(self.here, "SELECT name FROM people WHERE realm<>'mesin1'"), self.here.files())
-
-    def assertNothingStored(self) -> None:
-        self.assertEqual(self.stored(), self.before)
-        self.assertEqual(self.alice.ok("realms")["realms"]["mesin2"]["link"], "down")
-
-    def assertEnds(self, wire: Wire) -> None:
-        """The server has ended this connection, or does so at the next request."""
-        with self.assertRaises((EOFError, ConnectionError)):
-            for _ in range(2):
-                self.assertEqual(wire.ask("deliver 0 0 []")["status"], "ERROR")
-
-    def test_a_wrong_key(self):
-        """By its address alone it would be believed; where a key is configured that is not enough."""
-        link = self.link(key=b"another key")
-        self.assertRefused(link.welcome, "realm_refused")
-        self.assertEnds(link)
-        self.assertIn("refused a connection from 127.0.0.1 that says to be realm 'mesin2'", self.here.log)
-        for proof in ("", "0" * 64, "\u00e9"):
-            with self.subTest(proof):
-                wire = self.wire()
-                self.assertEqual(wire.ask("peer mesin2 1 " + "0" * 32)["status"], "OK")
-                self.assertRefused(wire.ask(f"peerproof {proof}"), "realm_refused")
-                self.assertEnds(wire)
-        self.assertNothingStored()
-
-    def test_a_handshake_heard_and_replayed(self):
-        """Both sides' nonces are fresh: neither the caller's words nor the server's own proof are good again."""
-        link = self.link()
-        self.assertEqual(link.welcome["status"], "OK")
-        for proof in (link.lines[1], f"peerproof {link.challenge['proof']}"):
-            again = self.wire()
-            challenge = again.ask(link.lines[0])
-            self.assertNotEqual(challenge["nonce"], link.challenge["nonce"])
-            self.assertRefused(again.ask(proof), "realm_refused")
-            self.assertEnds(again)
-        mirror = self.wire()
-        challenge = mirror.ask(f"peer mesin2 1 {'0' * 32}")
-        self.assertRefused(mirror.ask(f"peerproof {challenge['proof']}"), "realm_refused")
-        self.assertEqual(link.ask("ping")["status"], "OK")     # the true one was not disturbed
-
-    def test_a_wrong_address(self):
-        """Without a key the address is all that is known of a realm."""
-        self.keep(server := Server(), wire := Wire(server))
-        wire.close()
-        wire.socket = socket.create_connection(("127.0.0.1", server.port), PATIENCE, ("127.0.0.2", 0))
-        self.assertRefused(wire.ask(f"peer mesin2 1 {'0' * 32}"), "realm_refused")
-        self.assertEnds(wire)
-        eventually(lambda: "refused a connection from 127.0.0.2 that says to be realm 'mesin2'" in server.log, "a log")
-
-    def test_nonsense_from_a_true_realm(self):
-        """Not one of these is stored, crashes the server, or holds up others. It speaks for its own people only."""
-        item, deep, group = Neighbour.item, "[" * 100_000, f"g-{self.alice}"
-        file = {"name": "f", "size": 1, "sha256": "0" * 64}
-        refused = [item(1, **changed) for changed in (
-            {"from": "messi@mesin1"}, {"from": "lineker@mesin1", "do": "post"}, {"from": "x@elsewhere"},
-            {"do": "copy", "group": "g", "from": "messi@mesin1"}, {"do": "copy", "group": "nosuch"},
-            {"do": "send", "to": "nosuch"}, {"do": "send", "to": "system"}, {"do": "send", "to": "../x"}, {"do": "no"},
-            {"do": None}, {"do": ["send"]}, {"text": None}, {"text": {"a": 1}}, {"text": "x" * 9000}, {"to": 1},
-            {"from": None}, {"from": 7}, {"name": 5}, {"file": "x"}, {"file": {}}, {"file": file | {"sha256": "../x"}},
-            {"file": file | {"size": "1"}}, {"file": file | {"size": -1}}, {"file": file | {"size": 2**70}},
-            {"do": "post", "group": "nosuch"}, {"do": "joingroup", "group": "nosuch"}, {"do": "addgroup", "group": "/"},
-            {"do": "leavegroup", "group": "nosuch"}, {"from": "a@b@c"},
-            {"from": "a/b@mesin2"}, {"do": "post", "group": group}, {"do": "copy", "group": group},
-            {"do": "post", "group": group, "from": self.alice.address},
-            {"do": "leavegroup", "group": group, "from": self.alice.address})]
-        refused.append({"seq": 1})
-        ended = ["nonsense", "[", "{}", "[1]", "[null]", "[{}]", deep, "7", "null", '"text"',
-                 *(f'[{{"seq":{seq}}}]' for seq in ("-1", "0", "1.5", "true", "1e9", "1e999", '"1"', 2**63, "NaN"))]
-        for number, wrong in enumerate(refused):
-            with self.subTest(wrong):
-                link = self.link(f"refused-{number}")
-                reply = link.deliver(0, 0, [wrong])
-                self.assertEqual((reply.get("have"), list(reply.get("refused", ()))), (1, ["1"]), reply)
-        for number, wrong in enumerate(ended):
-            with self.subTest(wrong[:60]):
-                link = self.link(f"ended-{number}")
-                self.assertRefused(link.ask(f"deliver 0 0 {wrong}"), "bad_arguments")
-                self.assertEnds(link)
-        self.assertGreaterEqual(self.here.log.count("realm mesin2 sent a batch that is none"), len(ended))
-        self.assertNothingStored()
-
-    def test_other_requests_of_a_true_realm(self):
-        """It is a realm and no user, and only the requests between realms are for it."""
-        for line in ("deliver 2 0 []", "deliver 7 0 []", "deliver -1 0 []", "deliver 0 x []", "piece ../../x 1 0 YQ==",
-                     f"piece {'0' * 64} {2**60} 0 YQ==", f"piece {'0' * 64} 10 0 YQ", "piece", "peer mesin2 1 2",
-                     "peerproof", "inbox T", f"piece {'0' * 64} -1 0 YQ==", "piece x 1 0 YQ==",
-                     f"piece {'A' * 64} 1 0 YQ==", "\0", "send T messi hi"):
-            with self.subTest(line):
-                self.assertEqual(self.link().ask(line)["status"], "ERROR")
-        self.assertNothingStored()
-
-    def test_items_with_something_wrong(self):
-        """Each field in turn: what is taken of it is text, and no person or group of this realm speaks or changes."""
-        wrong = [None, 1, -1, 2**61, [], {}, "x" * 9000, "\0", "\ud800", "messi@mesin1"]
-        for field in Neighbour.item(1):
-            for value in wrong:
-                item = Neighbour.item(1, to=self.alice.name) | {field: value}
-                with self.subTest(field, value=value), contextlib.suppress(EOFError, ConnectionError):
-                    reply = self.link(f"{field}-{wrong.index(value)}").deliver(0, 0, [item])
-                    self.assertNotEqual(reply.get("code"), "internal_error")
-        self.assertLessEqual({message["msg"] for message in self.alice.inbox()}, {"text 1", "\0", "messi@mesin1"})
-        self.assertEqual(self.stored()[1:3], self.before[1:3])
-
-    def test_a_file_that_is_not_what_was_announced(self):
-        link = self.link()
-        reply = link.ask(f"piece {'0' * 64} 3 0 {as_base64(b'abc')}")
-        self.assertEqual(reply["status"], "OK")
-        self.assertIs(link.event("file")["sealed"], False)
-        self.assertNothingStored()
-        self.assertEqual(link.ask(f"piece {'0' * 64} 3 0 !!!!")["offset"], 0)
-
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
-    def test_a_line_that_never_ends(self):
-        """It is cut off and logged, and others are served meanwhile."""
-        self.here.forget_most_memory()
-        before = self.here.memory
-        for start, more in ((b"deliver 0 0 [", b'{"seq":1},' * 100_000), (b"", b"x" * MIB)):
-            link, logged = self.link(), self.here.log.count("a line that does not end")
-            with self.subTest(start), self.assertRaises((ConnectionError, EOFError)):
-                link.write(start)
-                for _ in range(64):
-                    link.write(more)
-                    self.alice.ok_raw("help send")
-            eventually(lambda logged=logged: self.here.log.count("a line that does not end") > logged, "a log")
-        self.assertLess(self.here.most_memory - before, 64 * MIB)
-        self.assertNothingStored()
-
-
-class Disk(ChatTest):
-    """A disk that is full or ill, a database that another process holds, that is damaged, or too new."""
-
-    def start(self, *options: str, **keywords: object) -> Server:
-        server = Server(*options, **keywords)
-        self.addCleanup(server.kill)
-        self.messi, self.lineker = server.login("messi"), server.login("lineker")
-        self.keep(self.messi, self.lineker)
-        self.messi.ok("send henderson first")
-        self.sent = ["first"]                                   # the texts that were acknowledged
-        return server
-
-    def timed(self, person: Person, words: str) -> dict:
-        """A request and its reply, which must come within a second."""
-        started = time.perf_counter()
-        reply = person.do(words)
-        self.assertLess(time.perf_counter() - started, 1.0, reply)
-        return reply
-
-    def send_until(self, code: str, size: int = 0) -> None:
-        """Sends until a reply is the ERROR `code`, or OK where that is empty."""
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            text = f"{len(self.sent)} {'x' * size}".strip()
-            reply = self.timed(self.messi, f"send henderson {text}")
-            if reply["status"] == "OK":
-                self.sent.append(text)
-            if reply.get("code", "") == code:
-                return
-            self.assertIn(reply.get("code", "storage"), ("storage",), reply)
-        self.fail(f"never {code!r}")
-
-    def assertOthersServed(self) -> None:
-        """What needs no writing is answered as ever."""
-        for words in ("history messi", "info", "groups", "realms"):
-            self.assertEqual(self.timed(self.lineker, words)["status"], "OK")
-
-    def assertKept(self, server: Server) -> None:
-        """What was acknowledged, and nothing else, is there after a power cut."""
-        server.kill()
-        server.start()
-        self.keep(messi := server.login("messi"))
-        self.assertEqual(messi.ok("send henderson last")["status"], "OK")
-        texts = [text for text, in rows(server, "SELECT text FROM messages WHERE text IS NOT NULL ORDER BY id")]
-        self.assertEqual(texts, [*self.sent, "last"])
-        self.assertEqual(server.log.count("Traceback"), 0)
-        server.stop()
-
-    @unittest.skipUnless(ON_LINUX, "changes the limits of a running process")
-    def test_a_limit_of_a_files_size(self):
-        """Every write past the end of the database's log is an I/O error; so is a file's."""
-        import resource
-        server = self.start()
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        for _ in range(3):
-            size = (server.data / "chat.db-wal").stat().st_size
-            resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (size, limits[1]))
-            self.send_until("storage", size=8000)
-            for _ in range(20):
-                self.assertRefused(self.timed(self.messi, f"send henderson {'x' * 8000}"), "storage")
-            self.assertRefused(self.timed(self.messi, "addgroup g"), "storage")
-            self.assertRefused(self.timed(self.messi, f"sendfile henderson f {as_base64(bytes(size + 9))}"), "storage")
-            self.assertOthersServed()
-            resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, limits)
-            self.send_until("")
-        self.assertEqual(self.messi.ok("groups")["groups"], [])
-        self.assertEqual(server.files(), [])
-        self.assertKept(server)
-
-    def test_locked_by_another_process(self):
-        """Senders are told at once, readers served, and it goes on as soon as the lock is gone."""
-        server = self.start()
-        with contextlib.closing(sqlite3.connect(server.data / "chat.db", isolation_level=None)) as db:
-            db.execute("BEGIN IMMEDIATE")
-            deadline = time.monotonic() + (30 if LONG else 0.3)
-            while time.monotonic() < deadline:
-                self.assertRefused(self.timed(self.messi, "send henderson while it is locked"), "storage")
-                self.assertRefused(self.timed(self.messi, f"sendfile henderson f {as_base64(b'x')}"), "storage")
-                self.assertOthersServed()
-            db.execute("ROLLBACK")
-        self.send_until("")
-        self.assertEqual(server.files(), [])
-        self.assertKept(server)
-
-    def test_a_full_disk(self):
-        """A tmpfs of 4 MB, full of somebody else's data: no false OK, and it heals once there is room."""
-        if not ON_LINUX or os.geteuid() or not shutil.which("unshare"):
-            self.skipTest("only root may mount a file system, in a namespace of its own")
-        place = Path(tempfile.mkdtemp(prefix="tmpfs-", dir=SCRATCH))
-        mount = f'mount -t tmpfs -o size=4m none "{place}" && exec "$@"'
-        server = self.start("--data", str(place), wrapper=("unshare", "--mount", "sh", "-c", mount, "sh"))
-        server.data = Path(f"/proc/{server.process.pid}/root{place}")
-        for _ in range(3):
-            with contextlib.suppress(OSError), (server.data / "ballast").open("ab", buffering=0) as ballast:
-                while ballast.write(bytes(4 * KIB)):
-                    pass
-            self.send_until("storage", size=8000)
-            self.assertRefused(self.timed(self.messi, f"sendfile henderson f {as_base64(bytes(100_000))}"), "storage")
-            self.assertOthersServed()
-            (server.data / "ballast").unlink()
-            self.send_until("")
-        self.assertEqual(server.files(), [])
-        for file in server.data.glob("chat.db*"):               # as a power cut would leave it
-            shutil.copy(file, server.folder)
-        server.data = server.folder
-        texts = [text for text, in rows(server, "SELECT text FROM messages ORDER BY id")]
-        self.assertEqual(texts, self.sent)
-        self.assertNotIn("Traceback", server.log)
-
-    def test_refused_at_start_and_left_as_it_is(self):
-        """A damaged database, or one of a newer program: one sentence that names the file, and no byte changed."""
-        server = self.start()
-        self.messi.ok_all(f"send henderson {'x' * 1000}" for _ in range(200))
-        server.stop()
-        path, good = server.data / "chat.db", (server.data / "chat.db").read_bytes()
-        middle = len(good) // 2 // 4096 * 4096
-        cases = {"no header": bytes(100) + good[100:], "zeros in the middle": good[:middle] + bytes(8192) +
-                 good[middle + 8192:], "cut": good[:middle], "text": b"this is no database at all\n" * 200,
-                 "noise": some_bytes(64 * KIB),
-                 "newer": good[:60] + (99).to_bytes(4, "big") + good[64:]}
-        for name, content in cases.items():
-            with self.subTest(name):
-                path.write_bytes(content)
-                ended = run_server(of=server)
-                self.assertEqual((ended.returncode, ended.stdout), (1, ""), ended)
-                self.assertEqual(len(ended.stderr.splitlines()), 1, ended.stderr)
-                self.assertIn(str(path), ended.stderr)
-                self.assertIn("newer" if name == "newer" else "damaged", ended.stderr)
-                self.assertEqual(path.read_bytes(), content)
-        path.write_bytes(good)
-        server.start()
-        server.stop()
-
-    def test_a_lock_at_the_start_is_no_damage(self):
-        """Nobody is told to put a backup in the place of a database that is only in use."""
-        server = self.start()
-        server.stop()
-        with contextlib.closing(sqlite3.connect(server.data / "chat.db", isolation_level=None)) as db:
-            db.execute("PRAGMA locking_mode=EXCLUSIVE")
-            db.execute("BEGIN EXCLUSIVE")
-            db.execute("UPDATE meta SET value=value")
-            ended = run_server(of=server)
-            db.execute("ROLLBACK")
-        self.assertEqual(ended.returncode, 1)
-        self.assertIn("locked", ended.stderr)
-        self.assertNotIn("damaged", ended.stderr)
-        self.assertKept(server)
-
-    @unittest.skipUnless(ON_LINUX, "changes the limits of a running process")
-    def test_a_full_disk_in_the_other_realm(self):
-        """No OK but `queued` while it cannot store; once there is room all of it arrives, once and in order."""
-        import resource
-        here, there = two_realms()
-        messi, henderson = here.login("messi"), there.login("henderson")
-        self.keep(here, there, messi, henderson)
-        messi.await_link("mesin2")
-        messi.ok("send henderson@mesin2 first")
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.prlimit(there.process.pid, resource.RLIMIT_FSIZE, (0, limits[1]))
-        lines = [f"send henderson@mesin2 {number} {'x' * 5000}" for number in range(40)]
-        lines.insert(20, f"sendfile henderson@mesin2 f.bin {as_base64(some_bytes(300_000))}")
-        replies = messi.ok_all(lines)
-        self.assertEqual({reply.get("queued") for reply in replies}, {True})
-        self.assertEqual(self.timed(henderson, "history messi@mesin1")["messages"][0]["msg"], "first")
-        self.assertEqual(len(rows(there, "SELECT 1 FROM messages")), 1)
-        resource.prlimit(there.process.pid, resource.RLIMIT_FSIZE, limits)
-        henderson.ok("subscribe 0")
-        got = [henderson.event("message") for _ in range(42)]
-        self.assertEqual([event.get("msg", "f.bin").split(" ")[0] for event in got],
-                         ["first", *(line.split(" ")[2] for line in lines)])
-        self.assertEqual(henderson.fetch(got[21]["id"]), some_bytes(300_000))
-
-    def test_two_servers_in_one_folder(self):
-        server = self.start()
-        ended = run_server(of=server)
-        self.assertEqual(ended.returncode, 1)
-        self.assertIn("another server", ended.stderr)
-        self.assertEqual(self.messi.ok("send henderson still here")["status"], "OK")
-
-
-class Proxy:
-    """The network between a realm and its neighbour: passes on what comes, cuts off, or goes silent."""
-
-    def __init__(self, port: int = 0) -> None:
-        self.target = port
-        self.rate = 0.0                                        # bytes a second that pass; 0: as many as there are
-        self.silent = False                                    # nothing is passed on, and no connection ends
-        self.cut_at = b""                                      # an answer with this in it is not passed on: a cut
-        self.cuts = 0
-        self.chance: random.Random | None = None               # cuts after so many bytes as it says
-        self.budget = 0
-        self.seen = bytearray()                                # all that was passed on
-        self.partners: dict[socket.socket, socket.socket] = {}
-        self.forward: set[socket.socket] = set()               # the ends of who called
-        self.selector = selectors.DefaultSelector()
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self.listener.getsockname()[1]
-        self.selector.register(self.listener, selectors.EVENT_READ)
-        self.ended = False
-        self.thread = threading.Thread(target=self._run)
-        self.thread.start()
-
-    def _run(self) -> None:
-        while not self.ended:
-            for key, _ in self.selector.select(0.02):
-                if self.silent:
-                    time.sleep(0.002)
-                elif key.fileobj is self.listener:
-                    self._accept()
-                elif key.fileobj in self.partners:
-                    self._pass_on(key.fileobj)
-
-    def _accept(self) -> None:
-        near = self.listener.accept()[0]
-        try:
-            far = socket.create_connection(("127.0.0.1", self.target), PATIENCE)
-        except OSError:
-            near.close()
-            return
-        self.forward.add(near)
-        for one, other in ((near, far), (far, near)):
-            self.partners[one] = other
-            self.selector.register(one, selectors.EVENT_READ)
-
-    def _pass_on(self, source: socket.socket) -> None:
-        try:
-            data = source.recv(4 * KIB if self.rate else 64 * KIB)
-            cut = self.cut_at and source not in self.forward and self.cut_at in data
-            if self.chance:
-                self.budget -= len(data)
-                if self.budget < 0:
-                    cut, self.budget = self.budget != -len(data), self.chance.randrange(20_000, 800_000)
-            self.cuts += bool(cut)
-            if cut or not data:
-                raise EOFError
-            self.seen += data
-            if self.rate:
-                time.sleep(len(data) / self.rate)
-            self.partners[source].sendall(data)
-        except (OSError, EOFError):
-            self.cut(source)
-
-    def cut(self, end: socket.socket) -> None:
-        """Ends a connection on both sides."""
-        for one in (end, self.partners.pop(end, end)):
-            with contextlib.suppress(KeyError, ValueError):
-                self.selector.unregister(one)
-            self.partners.pop(one, None)
-            self.forward.discard(one)
-            one.close()
-
-    def close(self) -> None:
-        self.ended = True
-        self.thread.join()
-        for end in [self.listener, *self.partners]:
-            end.close()
-        self.selector.close()
-
-
-class Inside:
-    """A server in the test's own process: real store, real sockets, real loop, and clocks that the test sets."""
-
-    login, register, files = Server.login, Server.register, Server.files
-
-    def __init__(self, *options: str, realm: str = "mesin1", peer: int = 1, port: int = 0) -> None:
-        self.realm, self.host, self.port = realm, "127.0.0.1", port
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{realm}-", dir=SCRATCH))
-        self.data = self.folder / "data"
-        self.program = load_program(Server.program("mesin1"))
-        other = "mesin2" if realm == "mesin1" else "mesin1"
-        self.options = ["--realm", realm, "--bind", "127.0.0.1", "--data", str(self.data), "--local",
-                        "--peer", f"{other}=127.0.0.1:{peer}", *options]
-        self.logger = logging.getLogger("chat")
-        self.logger.propagate = False
-        self.start()
-
-    def start(self, wall_ahead: float = 0.0) -> None:
-        """Starts it over the data that are there, with a clock that is so many seconds ahead."""
-        self.ahead, self.wall_ahead = 0.0, wall_ahead          # seconds before the true clocks
-        self.handler = logging.FileHandler(self.folder / "log")
-        self.logger.addHandler(self.handler)
-        options = self.program.parse_options([*self.options, "--port", str(self.port)])
-        self.server = self.program.build(options, clock=lambda: time.monotonic() + self.ahead,
-                                         wall=lambda: time.time() + self.wall_ahead)
-        self.chat, self.port = self.server.chat, self.server.port
-        self.thread = threading.Thread(target=self.server.run)
-        self.thread.start()
-
-    @property
-    def cpu_time(self) -> float:
-        """Seconds that the loop's thread has computed."""
-        return time.clock_gettime(time.pthread_getcpuclockid(self.thread.ident))
-
-    def pass_time(self, seconds: float) -> None:
-        """Both clocks move on, and the loop has seen it: it has served a connection that came after that."""
-        self.ahead += seconds
-        self.wall_ahead += seconds
-        with contextlib.closing(Wire(self)) as wire:
-            for _ in range(3):
-                wire.ask("help send")
-
-    def close(self) -> None:
-        """Ends it as SIGTERM would; nothing unforeseen may stand in its log."""
-        if self.thread.is_alive():
-            self.server.stop()
-            self.thread.join()
-            self.logger.removeHandler(self.handler)
-            self.handler.close()
-        assert "Traceback" not in (self.folder / "log").read_text()
-
-
-class BrokenLink(ChatTest):
-    """A link that is cut at the worst moments, flaps, and is away for long."""
-
-    def through_proxy(self) -> tuple[Proxy, Person, Person]:
-        """Two realms; mesin1's link to mesin2 goes through a proxy. And messi here, henderson there."""
-        first, second = free_ports(2)
-        self.keep(proxy := Proxy(second))
-        here = Server(port=first, peer=f"127.0.0.1:{proxy.port}")
-        there = Server(realm="mesin2", port=second, peer=f"127.0.0.1:{first}")
-        messi, henderson = here.login("messi"), there.login("henderson")
-        self.keep(here, there, messi, henderson)
-        henderson.ok("subscribe")
-        messi.await_link("mesin2")
-        return proxy, messi, henderson
-
-    def assertArrived(self, messi: Person, henderson: Person, lines: list[str]) -> None:
-        """What these requests sent is there once and in order."""
-        got = [henderson.event("message") for _ in lines]
-        self.assertEqual([event["msg"] if "msg" in event else event["file"]["name"] for event in got],
-                         [line.split(" ")[2] for line in lines])
-        messi.await_sent()
-        henderson.expect_nothing()
-        self.assertEqual(len(henderson.inbox()), len(lines))
-
-    def test_cut_after_the_batch_and_before_its_answer(self):
-        """The batch is on disk there, its answer lost: what comes again is recognised."""
-        proxy, messi, henderson = self.through_proxy()
-        content, all_lines = some_bytes(500_000), []
-        for cut in range(1, 31 if LONG else 4):
-            lines = [f"send henderson@mesin2 {cut}-{number}" for number in range(50)]
-            lines.insert(25, f"sendfile henderson@mesin2 {cut}.bin {as_base64(content + bytes([cut]))}")
-            proxy.cut_at = b'"have":'
-            worker = threading.Thread(target=messi.ok_all, args=(lines,))
-            worker.start()
-            eventually(lambda cut=cut: proxy.cuts >= cut, "a cut")
-            proxy.cut_at = b""
-            worker.join()
-            messi.await_link("mesin2")
-            all_lines += lines
-        self.assertArrived(messi, henderson, all_lines)
-
-    def test_a_flapping_link(self):
-        """Cut at random moments, in the middle of batches and files."""
-        proxy, messi, henderson = self.through_proxy()
-        lines = [f"sendfile henderson@mesin2 {number} {as_base64(some_bytes(300_000, seed=number))}"
-                 if number % 50 == 25 else f"send henderson@mesin2 {number}" for number in range(200)]
-        proxy.chance = random.Random(5)
-        for _ in range(20 if LONG else 1):
-            messi.ok_all(lines)
-            self.assertArrived(messi, henderson, lines)
-        self.assertGreater(proxy.cuts, 1)
-
-    def test_ten_thousand_messages_and_fifty_files_drain(self):
-        """A send while the realm is away answers within 50 ms; all is there within 30 s of its return."""
-        here, there = two_realms()
-        self.keep(here, there)
-        messi, henderson = here.login("messi"), there.login("henderson")
-        self.keep(messi, henderson)
-        messi.await_link("mesin2")
-        there.stop()
-        messi.await_link("mesin2", "down")
-        times = []
-        for number in range(200):
-            started = time.perf_counter()
-            self.assertIs(messi.ok(f"send henderson@mesin2 {number}")["queued"], True)
-            times.append(time.perf_counter() - started)
-        self.assertLess(sorted(times)[197], 0.05)
-        messi.ok_all(f"send henderson@mesin2 {number}" for number in range(200, 10_000))
-        messi.ok_all(f"sendfile henderson@mesin2 {number}.bin {as_base64(some_bytes(100_000, seed=number))}"
-                     for number in range(50))
-        started = time.perf_counter()
-        there.start()
-        self.keep(henderson := henderson.again())
-        henderson.ok("subscribe 0")
-        got = [henderson.event("message") for _ in range(10_050)]
-        self.assertLess(time.perf_counter() - started, 30)
-        self.assertEqual([event["msg"] for event in got[:10_000]], [str(number) for number in range(10_000)])
-        for number, event in enumerate(got[10_000:]):
-            self.assertEqual(event["file"]["name"], f"{number}.bin")
-            self.assertEqual(event["file"]["sha256"], hashlib.sha256(some_bytes(100_000, seed=number)).hexdigest())
-
-
-class Clocks(ChatTest):
-    """Hours and years that pass in seconds: the clocks are handed in, all else is real."""
-
-    def realm(self, realm: str, peer: int, port: int = 0) -> Inside:
-        self.keep(inside := Inside(realm, peer, port))
-        return inside
-
-    def assertDropped(self, inside: Inside, *starts: bytes) -> None:
-        """Who sends this and then nothing has LOGIN_SECONDS, and no more."""
-        wires = [Wire(inside) for _ in starts]
-        self.keep(*wires)
-        for wire, start in zip(wires, starts, strict=True):
-            wire.socket.sendall(start)
-        eventually(lambda: sum(not conn.session for conn in list(inside.server.guests)) == len(wires), "all of them")
-        inside.pass_time(common.LOGIN_SECONDS - 1)
-        self.assertEqual(select.select([wire.socket for wire in wires], [], [], 0.1)[0], [])
-        inside.pass_time(2)
-        for wire in wires:
-            wire.read_until_end()
-
-    def test_who_does_not_log_in_is_dropped(self):
-        """And who has logged in may be silent for days."""
-        inside = self.realm("mesin1", 1)
-        self.keep(messi := inside.login("messi"))
-        self.assertDropped(inside, b"", b"auth mes")
-        inside.pass_time(7 * 86_400)
-        messi.ok("inbox")
-
-    @unittest.skipUnless(shutil.which("openssl"), "needs openssl, to make a certificate")
-    def test_a_tls_handshake_has_a_time_limit(self):
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*certificate("mesin1"))
-        self.keep(inside := Inside("mesin1", 1, tls=context))
-        self.assertDropped(inside, b"", b"\x16\x03\x01\x02")
-
-    def test_a_realm_is_away_for_an_hour(self):
-        """With --long for a day. What was sent meanwhile arrives once, in order, soon after its return."""
-        away = 86_400 if LONG else 3_600
-        first, second = free_ports(2)
-        here = self.realm("mesin1", second, first)
-        self.keep(messi := here.login("messi"))
-        expected = []
-        for second_of_all in range(0, away, 15):
-            if second_of_all % (away // 24) == 0:
-                expected.append(f"after {second_of_all} s")
-                started = time.perf_counter()
-                self.assertIs(messi.ok(f"send henderson@mesin2 {expected[-1]}")["queued"], True)
-                self.assertLess(time.perf_counter() - started, 1)
-            here.pass_time(15)
-        there = self.realm("mesin2", first, second)
-        self.keep(henderson := there.login("henderson"))
-        henderson.ok("subscribe 0")
-        here.pass_time(1.2 * common.LINK_RETRY_MOST)
-        henderson.expect(*expected)
-        messi.await_link("mesin2")
-        messi.ok("send henderson@mesin2 last")
-        henderson.expect("last")
-
-    def test_a_clock_set_ten_years_back_and_forth(self):
-        """Order and delivery are by id, within a realm and across the link; only `ts` follows the clock."""
-        first, second = free_ports(2)
-        here, there = self.realm("mesin1", second, first), self.realm("mesin2", first, second)
-        messi, lineker, henderson = here.login("messi"), here.login("lineker"), there.login("henderson")
-        self.keep(messi, lineker, henderson)
-        for person, other in ((messi, "mesin2"), (lineker, "mesin2"), (henderson, "mesin1")):
-            person.await_link(other)
-        messi.ok("addgroup g")
-        henderson.ok("joingroup g@mesin1")
-        texts, years = [], []
-        for decades in (0, -1, 1, 0, 1, -1, 0):
-            here.wall_ahead = decades * 10 * 365.25 * 86_400
-            texts += [f"to lineker {len(texts)}", f"to henderson {len(texts)}", f"to g {len(texts)}"]
-            messi.ok(f"send lineker {texts[-3]}")
-            years.append(int(lineker.expect(texts[-3])["ts"][:4]))
-            messi.ok(f"send henderson@mesin2 {texts[-2]}")
-            messi.ok(f"sendgroup g {texts[-1]}")
-            henderson.expect(*texts[-2:])
-            henderson.ok(f"send messi@mesin1 back {len(texts)}")
-            henderson.expect(f"back {len(texts)}")
-            self.keep(again := messi.again())
-            again.ok("info")
-        messages = [messi.event("message") for _ in range(len(texts) // 3 * 4)]
-        ids = [message["id"] for message in messages]
-        self.assertEqual(ids, sorted(set(ids)))
-        self.assertEqual(messi.history("lineker"), texts[::3])
-        self.assertEqual(messi.history("g"), texts[2::3])
-        self.assertEqual([message["msg"] for message in henderson.inbox()],
-                         [text for number, text in enumerate(texts) if number % 3])
-        self.assertEqual([year - years[0] for year in years], [0, -10, 10, 0, 10, -10, 0])
-
-    def test_a_quiet_server_rests(self):
-        """A word from the other realm now and then is little work, also when it is longer than a ping's time."""
-        first, second = free_ports(2)
-        here = self.realm("mesin1", second, first)
-        self.keep(there := Server(realm="mesin2", port=second, peer=f"127.0.0.1:{first}"))
-        self.keep(messi := here.login("messi"))
-        henderson = there.login("henderson")
-        messi.await_link("mesin2")
-        before = here.cpu_time
-        for _ in range(int(6 * common.LINK_PING_SECONDS)):
-            henderson.close()
-            while messi.event("presence")["online"]:            # what the other realm tells: he went, and then he came
-                pass
-            henderson = henderson.again()
-            henderson.ok("inbox")
-            here.pass_time(0.5)
-            time.sleep(0.02)                                    # a loop that does not wait computes all the while
-        self.assertLess(here.cpu_time - before, 0.05)
-        self.keep(henderson)
-        here.pass_time(common.LINK_PING_SECONDS)
-        row = messi.ok("realms")["realms"]["mesin2"]
-        self.assertEqual((row["link"], row["queued"], row["port"]), ("up", 0, second))
-        eventually(lambda: messi.ok("realms")["realms"]["mesin2"]["rtt_ms"] is not None, "a ping")
-
-    def test_a_realm_that_falls_silent(self):
-        """A network that swallows everything and ends nothing: noticed within 15 s, and resumed without loss."""
-        there = Server(realm="mesin2")
-        self.keep(there, proxy := Proxy(there.port))
-        here = self.realm("mesin1", proxy.port)
-        messi, henderson = here.login("messi"), there.login("henderson")
-        self.keep(messi, henderson)
-        messi.await_link("mesin2")
-        henderson.ok("subscribe")
-        messi.ok("send henderson@mesin2 before")
-        proxy.silent = True
-        messi.write(messi.line("send henderson@mesin2 into the silence").encode() + b"\r\n")
-        for _ in range(14):
-            here.pass_time(1)
-        self.assertIs(messi.reply()["queued"], True)
-        messi.await_link("mesin2", "down")
-        self.assertIs(messi.ok("send henderson@mesin2 while it is away")["queued"], True)
-        proxy.silent = False
-        here.pass_time(1.2 * common.LINK_RETRY_MOST)
-        messi.await_link("mesin2")
-        henderson.expect("before", "into the silence", "while it is away")
-        messi.ok("send henderson@mesin2 after")
-        henderson.expect("after")
-
-
-class Cable(ChatTest):
-    """A network that is gone without a word: nobody's end has ended the connection."""
-
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
-    def test_an_idle_client_is_asked_for_a_sign_of_life(self):
-        """The kernel's own table says that the server's end asks within KEEPALIVE_SECONDS."""
-        self.keep(server := Server(), messi := server.login("messi"))
-        ends = f":{server.port:04X} 0100007F:{messi.socket.getsockname()[1]:04X} 01 "
-
-        def timer() -> list[str]:
-            line = next(line for line in Path("/proc/net/tcp").read_text().splitlines() if ends in line)
-            return line.split()[5].split(":")                  # which timer runs (2: keepalive), for how many 1/100 s
-        eventually(lambda: timer()[0] == "02", "a timer")
-        self.assertLessEqual(int(timer()[1], 16) / 100, common.KEEPALIVE_SECONDS)
-
-    def ip(self, words: str) -> None:
-        subprocess.run(["ip", *words.split()], check=True, timeout=PATIENCE)
-
-    def inside(self, namespace: str, action: Callable[[], Person]) -> Person:
-        """Does something in a thread that lives in a network namespace; a socket stays where it was made."""
-        import ctypes
-        done = []
-
-        def run() -> None:
-            with Path(f"/run/netns/{namespace}").open() as file:
-                assert ctypes.CDLL(None, use_errno=True).setns(file.fileno(), 0) == 0
-            done.append(action())
-        thread = threading.Thread(target=run)
-        thread.start()
-        thread.join()
-        return done[0]
-
-    def test_long_a_cable_is_pulled(self):
-        """Two realms and a client in namespaces of their own: found dead in time, resumed without loss."""
-        if not ON_LINUX or os.geteuid() or not shutil.which("ip"):
-            self.skipTest("only root may make network namespaces, and needs `ip`")
-        first, second = (f"chat{os.getpid()}{side}" for side in "ab")
-        for namespace in (first, second):
-            self.ip(f"netns add {namespace}")
-            self.addCleanup(self.ip, f"netns delete {namespace}")
-            self.ip(f"-n {namespace} link set lo up")
-        self.ip(f"link add cable netns {first} type veth peer name cable netns {second}")
-        servers = []
-        for namespace, realm, own, other in ((first, "mesin1", 1, 2), (second, "mesin2", 2, 1)):
-            self.ip(f"-n {namespace} address add 10.77.0.{own}/24 dev cable")
-            self.ip(f"-n {namespace} link set cable up")
-            servers.append(Server("--bind", f"10.77.0.{own}", realm=realm, port=8888 + own,
-                                  peer=f"10.77.0.{other}:{8888 + other}", wrapper=("ip", "netns", "exec", namespace)))
-            servers[-1].host = f"10.77.0.{own}"
-        here, there = servers
-        messi, henderson = (self.inside(first, lambda: here.login("messi")),
-                            self.inside(second, lambda: there.login("henderson")))
-        idle, busy = (self.inside(second, lambda name=name: here.login(name)) for name in ("lineker", "henderson"))
-        self.keep(here, there, messi, henderson, idle, busy)
-        for person in (messi, henderson, busy):
-            person.socket.settimeout(60)
-            person.ok("subscribe")
-        messi.await_link("mesin2")
-        messi.ok("send henderson@mesin2 before")
-        seen = messi.ok("send henderson before")["id"]
-        busy.expect("before")
-        messi.events.clear()
-        self.ip(f"-n {second} link set cable down")
-        started = time.monotonic()
-        messi.ok("send henderson into the silence")
-        self.assertIs(messi.ok("send henderson@mesin2 into the silence")["queued"], True)
-        self.assertEqual(messi.event("realm")["link"], "down")
-        self.assertLess(time.monotonic() - started, 15)
-        gone = {messi.event("presence")["user"] for _ in range(2)}
-        self.assertLess(time.monotonic() - started, 45)
-        self.assertEqual(gone, {"lineker@mesin1", "henderson@mesin1"})
-        self.ip(f"-n {second} link set cable up")
-        messi.await_link("mesin2")
-        messi.ok("send henderson@mesin2 after")
-        henderson.expect("before", "into the silence", "after")
-        self.keep(busy := self.inside(second, busy.again))
-        busy.ok(f"subscribe {seen}")
-        busy.expect("into the silence")
-
-
-class Encryption(ChatTest):
-    """What TLS hides and whom it refuses, and the key that realms share."""
-
-    def link(self, here: Iterable[str], there: Iterable[str], tls: bool) -> tuple[Proxy, Server, Server]:
-        """Two realms with these options, and a proxy that sees all that passes between them."""
-        first, second = free_ports(2)
-        proxy, back, scheme = Proxy(second), Proxy(first), "tls:" * tls
-        servers = (Server(*here, port=first, peer=f"{scheme}127.0.0.1:{proxy.port}"),
-                   Server(*there, realm="mesin2", port=second, peer=f"{scheme}127.0.0.1:{back.port}"))
-        self.keep(*servers, proxy, back)
-        return proxy, *servers
-
-    def talk(self, server: Server, vouching: str = "") -> Person:
-        """A login at a server, encrypted where somebody vouches for its certificate."""
-        if not vouching:
-            self.keep(messi := server.login("messi"))
-            return messi
-        messi = object.__new__(Person)
-        messi.__dict__ |= {"frames": deque(), "rest": bytearray(), "replies": deque(), "events": defaultdict(deque),
-                           "token": "", "name": "messi"}
-        messi.socket = ssl.create_default_context(cafile=vouching).wrap_socket(
-            socket.create_connection(("127.0.0.1", server.port), PATIENCE), server_hostname="127.0.0.1")
-        self.keep(messi)
-        messi.write = messi.socket.sendall                     # a TLS socket's readiness is not its data's
-        messi.write(b"auth messi surabaya\r\n")
-        messi.enter()
-        return messi
-
-    @unittest.skipUnless(shutil.which("openssl"), "needs openssl, to make a certificate")
-    def test_between_realms_nothing_can_be_read(self):
-        """The same words with TLS, where the wire does not show them, and without, where it does."""
-        vouching, key = certificate("lab")
-        content = some_bytes(2 * MIB)
-        for tls in (True, False):
-            with self.subTest(tls=tls):
-                options = ("--tls-cert", vouching, "--tls-key", key, "--tls-ca", vouching) * tls
-                proxy, here, _ = self.link(options, options, tls)
-                messi = self.talk(here, vouching * tls)
-                messi.await_link("mesin2")
-                self.assertNotIn("queued", messi.ok("send henderson@mesin2 read-this"))
-                self.assertIs(b"read-this" in proxy.seen, not tls)
-                sent = messi.ok(f"sendfile henderson@mesin2 f.bin {as_base64(content)}")
-                self.assertNotIn("queued", sent)
-                self.assertEqual(messi.fetch(sent["id"]), content)
-                self.assertEqual(messi.history("henderson@mesin2"), ["read-this", None])
-                self.keep(plain := Wire(here))
-                if tls:
-                    with self.assertRaises((EOFError, ConnectionError, AssertionError, ValueError)):
-                        plain.ask("help")
-
-    @unittest.skipUnless(shutil.which("openssl"), "needs openssl, to make a certificate")
-    def test_a_certificate_of_somebody_else(self):
-        """A realm whose certificate nobody vouches for gets nothing, and the log says why."""
-        here, there = (("--tls-cert", files[0], "--tls-key", files[1], "--tls-ca", files[0])
-                       for files in (certificate("here"), certificate("there")))
-        _, server, _ = self.link(here, there, True)
-        messi = self.talk(server, here[1])
-        eventually(lambda: "CERTIFICATE_VERIFY_FAILED" in server.log, "a word in the log")
-        self.assertIs(messi.ok("send henderson@mesin2 not for you")["queued"], True)
-        self.assertEqual(messi.ok("realms")["realms"]["mesin2"]["link"], "down")
-
-    @unittest.skipUnless(shutil.which("openssl"), "needs openssl, to make a certificate")
-    def test_who_stops_in_the_handshake_holds_up_nobody(self):
-        vouching, key = certificate("lab")
-        self.keep(server := Server("--tls-cert", vouching, "--tls-key", key))
-        half = [Wire(server) for _ in range(20)]
-        self.keep(*half)
-        for wire in half[::2]:
-            wire.socket.sendall(b"\x16\x03\x01\x02\x00\x01")
-        started = time.monotonic()
-        self.talk(server, vouching).ok_raw("help")
-        self.assertLess(time.monotonic() - started, 1)
-
-    def test_a_made_key_links_two_realms(self):
-        """It is for its owner's eyes alone, never overwritten, and in no log."""
-        path = Path(tempfile.mkdtemp(dir=SCRATCH)) / "realm.key"
-        self.assertEqual(run_server("--make-realm-key", str(path)).returncode, 0)
-        key = path.read_text()
-        self.assertGreaterEqual(len(key.strip()), 32)
-        self.assertEqual(path.stat().st_mode & 0o777, 0o600)
-        self.assertNotEqual(run_server("--make-realm-key", str(path)).returncode, 0)
-        self.assertEqual(path.read_text(), key)
-        here, there = two_realms("--realm-key", str(path))
-        self.keep(here, there, messi := here.login("messi"))
-        messi.await_link("mesin2")
-        self.assertNotIn("queued", messi.ok("send henderson@mesin2 hi"))
-        for server in (here, there):
-            self.assertNotIn(key.strip(), server.log)
-
-    def test_two_keys_that_differ(self):
-        first, second = free_ports(2)
-        here = Server("--realm-key", key_file(b"a" * 32), port=first, peer=f"127.0.0.1:{second}")
-        there = Server("--realm-key", key_file(b"b" * 32), port=second, peer=f"127.0.0.1:{first}", realm="mesin2")
-        self.keep(here, there)
-        refused = common.ERRORS["realm_refused"]
-        eventually(lambda: refused in here.log and refused in there.log, "a word in both logs")
-        self.keep(messi := here.login("messi"))
-        self.assertIs(messi.ok("send henderson@mesin2 hi")["queued"], True)
-        self.assertEqual(messi.ok("realms")["realms"]["mesin2"]["link"], "down")
-
-
-class Restart(ChatTest):
-    """A server with much in it is back at once."""
-
-    def test_listening_within_two_seconds_with_100_000_messages(self):
-        """After SIGKILL, in the middle of a burst over a database that holds 100,000 messages."""
-        server = Server()
-        self.addCleanup(server.kill)
-        messi, henderson = server.login("messi"), server.login("henderson")
-        messi.ok("send henderson first")
-        server.stop()
-        change(server, ("INSERT INTO messages SELECT id + ?, conversation, ts, sender, text FROM messages WHERE id=1",
-                        ((number,) for number in range(1, 100_001))))
-        server.start()
-        for _ in range(3):
-            self.keep(wire := messi.again())
-            wire.write((messi.line("send henderson under load") + "\r\n").encode() * 500)
-            server.kill()
-            started = time.perf_counter()
-            server.start()
-            self.assertLess(time.perf_counter() - started, 2.0)
-        self.keep(henderson := henderson.again())
-        self.assertEqual(len(henderson.inbox()), common.INBOX_PAGE)
-        self.assertEqual(rows(server, "SELECT MIN(id), COUNT(*)=MAX(id) FROM messages"), [(1, 1)])
-        server.stop()
-
-
-class Places(ChatTest):
-    """Where the messages of a conversation are is written for many messages at once; it shows nowhere."""
-
-    def setUp(self):
-        super().setUp()
-        self.here = Server()
-        self.addCleanup(self.here.stop)
-
-    def talk(self) -> tuple[list[Person], dict[int, tuple[str, str]]]:
-        """Four people, and 2,500 messages in three conversations: (people, id -> (conversation, text))."""
-        people = alice, bob, carol, dave = [self.here.register(name) for name in ("alice", "bob", "carol", "dave")]
-        alice.ok("addgroup kelompok")
-        bob.ok("joingroup kelompok")
-        said, chance = {}, random.Random(5)
-        for first in range(0, 2500, 100):
-            if first == 1200:
-                carol.ok("joingroup kelompok")                 # who sees what comes after, and no more
-            words = [(*chance.choice((("ab", f"send {bob}"), ("ac", f"send {carol}"), ("group", "sendgroup kelompok"))),
-                      f"number {number}") for number in range(first, first + 100)]
-            replies = alice.ok_all(f"{command} {text}" for _, command, text in words)
-            said.update({reply["id"]: (name, text) for reply, (name, _, text) in zip(replies, words, strict=True)})
-        return people, said
-
-    def look(self, people: list[Person], said: dict[int, tuple[str, str]], joined: int) -> None:
-        """Each sees what is theirs: in `history` page by page, in a subscription from any id, in `inbox`."""
-        alice, bob, carol, dave = people
-        for person, target, name, since in ((alice, bob, "ab", 0), (carol, alice, "ac", 0),
-                                            (bob, "kelompok", "group", 0), (carol, "kelompok", "group", joined)):
-            wanted = [id for id, (where, _) in said.items() if where == name and id > since]
-            found, more = [], True
-            while more:
-                page = person.ok(f"history {target} {found[0] if found else 10**9} 170")
-                found, more = [message["id"] for message in page["messages"]] + found, page["more"]
-            self.assertEqual(found, wanted)
-        for after in (0, 950, 1500, joined, len(said) - 20):
-            with contextlib.closing(carol.again()) as watching:
-                watching.ok(f"subscribe {after}")
-                for id, (where, text) in said.items():
-                    if id > after and (where == "ac" or where == "group" and id > joined):
-                        self.assertEqual(watching.expect(text)["id"], id)
-                watching.expect_nothing()
-        self.assertEqual(dave.inbox(), [])
-
-    def test_a_conversation_is_whole_wherever_it_is(self):
-        people, said = self.talk()
-        joined = sorted(said)[1199]
-        placed = rows(self.here, "SELECT count(*), max(id) FROM places")[0]
-        self.assertEqual(placed[0], placed[1])
-        self.assertLess(0, len(said) - placed[0])              # some are in the tail, and some are not
-        self.assertLess(len(said) - placed[0], 1000)
-        self.look(people, said, joined)
-        self.here.kill()
-        self.here.start()
-        people = [person.again() for person in people]
-        self.look(people, said, joined)
-        bob = people[1]
-        self.assertEqual([message["id"] for message in bob.inbox()],
-                         [id for id, (where, _) in said.items() if where in ("ab", "group")])
-        people[0].ok(f"send {bob} one more")
-        self.assertEqual([message["msg"] for message in bob.inbox()], ["one more"])
-
-    def test_a_database_of_the_first_version(self):
-        people, said = self.talk()
-        joined = sorted(said)[1199]
-        self.here.stop()
-        with contextlib.closing(sqlite3.connect(self.here.data / "chat.db")) as db:
-            db.executescript("DROP TABLE places; CREATE INDEX messages_of_conversation ON messages(conversation); "
-                             "PRAGMA user_version = 1")
-        self.here.start()
-        self.look([person.again() for person in people], said, joined)
-        self.assertEqual(rows(self.here, "PRAGMA user_version")[0][0], 2)
-
-
-class Borders(ChatTest):
-    """Moments between two steps, and requests that look for them."""
-
-    def start(self, *options: str) -> tuple[Server, Person, Person]:
-        server = Server(*options)
-        messi, lineker = server.login("messi"), server.login("lineker")
-        self.keep(server, messi, lineker)
-        return server, messi, lineker
-
-    def linked(self, *options: str) -> tuple[Server, Server, Person, Person]:
-        here, there = two_realms(*options)
-        messi, lineker = here.login("messi"), here.login("lineker")
-        self.keep(here, there, messi, lineker)
-        messi.await_link("mesin2")
-        return here, there, messi, lineker
-
-    # waiting
-
-    def test_a_realm_that_takes_the_connection_and_says_nothing(self):
-        """The loop waits until it gives up, instead of looking again and again."""
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            inside = Inside("mesin1", listener.getsockname()[1])
-            self.addCleanup(inside.close)
-            link = inside.chat.links["mesin2"]
-            eventually(lambda: link.state == "connecting", "an attempt")
-            inside.pass_time(common.LINK_PING_SECONDS + 1)
-            self.assertEqual(link.state, "connecting")
-            self.assertGreater(link.next_check(inside.chat.now), inside.chat.now + 1)
-
-    def test_a_file_is_on_disk_just_before_the_second_look(self):
-        """That look takes the byte with which the thread wakes the loop; the reply does not wait for the next one."""
-        inside = Inside("mesin1", 1)
-        self.addCleanup(inside.close)
-        self.keep(messi := inside.login("messi"))
-        inside.chat.links["mesin2"].next_attempt = inside.server.clock() + 1000
-        serve_all, uploads = inside.server.serve_all, []
-
-        def serve_and_wait(now: float) -> None:
-            serve_all(now)
-            if inside.chat.uploads and not uploads:
-                uploads.extend(inside.chat.uploads)
-                eventually(lambda: inside.workers._done, "a file on disk")
-        inside.server.serve_all = serve_and_wait
-        inside.server.guests.clear()                           # as 30 s later: nothing else ends the wait
-        messi.socket.settimeout(5)
-        messi.ok(f"sendfile henderson f {as_base64(b'content')}")
-
-    @unittest.skipUnless(ON_LINUX, "stops a process, reads /proc")
-    def test_a_lock_while_a_sender_waits_for_another_realm(self):
-        """That `queued` can't be noted yet is no reason to compute without a pause."""
-        here, there, messi, _ = self.linked()
-        there.process.send_signal(signal.SIGSTOP)
-        self.addCleanup(there.process.send_signal, signal.SIGCONT)
-        messi.write(messi.line("send henderson@mesin2 hi\r\n").encode())
-        eventually(lambda: rows(here, "SELECT 1 FROM outbox"), "a message in the outbox")
-        with contextlib.closing(sqlite3.connect(here.data / "chat.db", isolation_level=None)) as db:
-            db.execute("BEGIN IMMEDIATE")
-            eventually(lambda: "no transaction" in here.log, "the end of the sender's patience")
-            before = here.cpu_time
-            time.sleep(1)
-            self.assertLess(here.cpu_time - before, 0.3)
-            db.execute("ROLLBACK")
-        self.assertIs(messi.reply()["queued"], True)
-
-    @unittest.skipUnless(ON_LINUX, "changes the limits of a running process")
-    def test_an_end_while_no_descriptor_is_left(self):
-        import resource
-        server, *_ = self.start()
-        hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)[1]
-        used = len(os.listdir(f"/proc/{server.process.pid}/fd"))
-        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (used + 5, hard))
-        self.keep(*(Wire(server) for _ in range(20)))
-        eventually(lambda: "can't accept connections" in server.log, "a word in the log")
-        server.stop()
-
-    # files
-
-    @unittest.skipUnless(ON_LINUX, "stops a process")
-    def test_a_refused_file_that_is_another_ones_too(self):
-        """One waits behind a message to another realm; meanwhile the same content, from somebody else, is refused."""
-        here, there, messi, lineker = self.linked()
-        there.process.send_signal(signal.SIGSTOP)
-        content = as_base64(b"the same content")
-        messi.write("".join(messi.line(words) + "\r\n" for words in (
-            "send henderson@mesin2 hi", f"sendfile lineker f {content}")).encode())
-        eventually(lambda: len(here.files()[0:1] and here.files()[0]) == 64, "a file on disk")
-        self.assertRefused(lineker.do(f"sendfile nosuch f {content}"), "user_not_found")
-        there.process.send_signal(signal.SIGCONT)
-        messi.reply()
-        self.assertEqual(lineker.fetch(messi.reply()["id"]), b"the same content")
-        messi.ok("logout")
-        self.assertEqual(len(here.files()), 1)
-
-    def test_files_that_no_message_has(self):
-        """They don't stay: not of a tag that was used before, nor in the other realm, which refuses the message."""
-        here, there, messi, _ = self.linked()
-        for number in range(0, 9, 3):
-            first, second, third = (as_base64(some_bytes(300_000, number + more)) for more in range(3))
-            messi.ok(f"@same sendfile henderson f {first}")
-            self.assertRefused(messi.do(f"sendfile nosuch@mesin2 f {second}"), "user_not_found")
-            reply = messi.do(f"sendgroupfilerealm mesin2 nosuch,henderson f {third}")
-            self.assertEqual((reply["code"], reply["users"], len(reply["ids"])), ("user_not_found", ["nosuch"], 1))
-            self.assertNotIn("queued", reply)
-        self.assertEqual((len(here.files()), len(there.files())), (4, 3))
-
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
-    def test_many_files_asked_for_and_none_read(self):
-        """One is open at a time; the others are when their turn comes."""
-        server, messi, lineker = self.start()
-        content = some_bytes(8 * MIB)
-        file_id = messi.ok(f"sendfile lineker f {as_base64(content)}")["id"]
-        before = len(os.listdir(f"/proc/{server.process.pid}/fd"))
-        lineker.socket.sendall(f"{lineker.line(f'getfile {file_id}')}\r\n".encode() * 500)
-        for _ in range(20):
-            messi.ok("send lineker hi")
-        self.assertLess(len(os.listdir(f"/proc/{server.process.pid}/fd")), before + 5)
-        for _ in range(3):
-            self.assertEqual(base64.b64decode(lineker.reply()["file_content"]), content)
-
-    # what was undone
-
-    def test_a_realm_that_is_in_the_table_no_longer(self):
-        """A group that had members there goes on without them."""
-        server, messi, lineker = self.start("--peer", "mesin3=127.0.0.1:1")
-        messi.ok("addgroup kelompok")
-        lineker.ok("joingroup kelompok")
-        self.keep(link := Wire(server))
-        for line in (f"peer mesin3 epoch {'0' * 32}", "peerproof", "deliver 0 0 " + json.dumps(
-                [Neighbour.item(1, do="joingroup", group="kelompok")])):
-            self.assertEqual(link.ask(line)["status"], "OK")
-        self.assertIn("henderson@mesin3", messi.ok("groups")["groups"][0]["members"])
-        server.stop()
-        server.options = server.options[:-2]
-        server.start()
-        self.keep(messi := messi.again(), lineker := lineker.again())
-        messi.ok("sendgroup kelompok hello")
-        self.assertEqual(lineker.history("kelompok"), ["hello"])
-
-    def test_a_text_that_is_none(self):
-        """Half of a surrogate pair can be written in JSON, and not in a database."""
-        server, messi, _ = self.start()
-        self.keep(link := Neighbour(server))
-        reply = link.deliver(0, 0, [Neighbour.item(1), Neighbour.item(2, text="\ud800"), Neighbour.item(3)])
-        self.assertEqual((reply["have"], reply["refused"]), (3, {"2": "bad_arguments"}))
-        self.assertEqual([message["msg"] for message in messi.inbox()], ["text 1", "text 3"])
-
-    def test_a_text_too_long_is_refused_before_anything_is_written(self):
-        """To undo it the server would have to read its tables again."""
-        inside = Inside("mesin1", 1)
-        self.addCleanup(inside.close)
-        self.keep(messi := inside.login("messi"))
-        undone: list[bool] = []
-        inside.store._load = lambda: undone.append(True)
-        self.assertRefused(messi.do(f"send lineker {'x' * 9000}"), "too_long")
-        self.assertRefused(messi.do(f"sendgrouprealm mesin1 henderson,lineker {'x' * 9000}"), "too_long")
-        self.assertEqual(undone, [])
-
-    @unittest.skipUnless(ON_LINUX, "changes the limits of a running process")
-    def test_a_full_disk_as_somebody_comes_and_goes(self):
-        """Who could not be registered is not there; whose logout failed is cut off, and misses nothing."""
-        import resource
-        server, messi, lineker = self.start()
-        self.keep(joni := Wire(server), elsewhere := messi.again())
-        lineker.ok("subscribe")
-        elsewhere.ok("subscribe")
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        size = (server.data / "chat.db-wal").stat().st_size
-        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (size, limits[1]))
-        self.assertRefused(joni.ask("register joni x Joni X"), "storage")
-        self.assertRefused(joni.ask("info"), "session_not_found")
-        self.assertRefused(messi.do("logout"), "storage")
-        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, limits)
-        elsewhere.read_until_end()
-        self.keep(elsewhere := messi.again())
-        elsewhere.ok("subscribe 0")
-        lineker.ok("send messi hello")
-        elsewhere.expect("hello")
-        self.assertNotIn("joni@mesin1", [event["user"] for event in lineker.events["presence"]])
-
-    def test_many_names_in_one_line(self):
-        """What --max-rate counts is messages, and one line makes no thousands of them."""
-        server, messi, lineker = self.start("--max-rate", "10")
-        names = ",".join(f"n{number}" for number in range(common.MAX_TARGETS + 1))
-        for realm in ("mesin1", "mesin2"):
-            self.assertRefused(messi.do(f"sendgrouprealm {realm} {names} hello"), "too_long")
-        self.assertEqual(rows(server, "SELECT 1 FROM people WHERE realm='mesin2'"), [])
-        replies = messi.ask_all([messi.line("sendgrouprealm mesin1 lineker,henderson,messi hello")] * 50)
-        self.assertLess([reply["status"] for reply in replies].count("OK"), 40)
-        self.assertRefused(replies[-1], "rate_limited")
-        lineker.ok("send messi hello")
-
-    def test_a_message_that_overtakes_the_answer_to_a_join(self):
-        """They come over two connections; who is greeted as soon as the others see them has the greeting."""
-        listener = socket.create_server(("127.0.0.1", 0))
-        self.addCleanup(listener.close)
-        server, messi, lineker = self.start("--peer", f"mesin2=127.0.0.1:{listener.getsockname()[1]}")
-        called, _ = listener.accept()
-        self.addCleanup(called.close)
-        lines = called.makefile("rb")
-        self.addCleanup(lines.close)
-
-        def answer(**fields: object) -> None:
-            while not lines.readline().strip():
-                pass
-            called.sendall(json.dumps({"status": "OK", **fields}).encode() + b"\r\n\r\n")
-        answer(nonce="0" * 32, proof="")
-        answer(have=[0, 0], refused=[{}, {}])
-        messi.await_link("mesin2")
-        self.keep(link := Neighbour(server))
-        for seq, person in enumerate((messi, lineker), 1):
-            person.write(person.line("joingroup kelompok@mesin2\r\n").encode())
-            eventually(lambda seq=seq: len(rows(server, "SELECT 1 FROM outbox")) == 1, "a join")
-            copy = Neighbour.item(seq, do="copy", group="kelompok", text=f"hello {person}")
-            self.assertEqual(link.deliver(0, seq - 1, [copy])["refused"], {})
-            answer(have=seq, refused={})
-            self.assertEqual(person.reply()["status"], "OK")
-            self.assertEqual(person.history("group:kelompok@mesin2"), [f"hello {person}"])
-            eventually(lambda: not rows(server, "SELECT 1 FROM outbox"), "the answer to the join")
-        self.assertEqual(messi.history("group:kelompok@mesin2"), ["hello messi", "hello lineker"])
-        messi.expect("hello messi", "hello lineker")
-
-    # databases that come back
-
-    def test_a_backup_put_in_place(self):
-        """The other realm has seen more than it knows: what is sent from now on must not look like that."""
-        here, there, messi, _ = self.linked()
-        messi.ok_all(f"send henderson@mesin2 before {number}" for number in range(5))
-        copy = here.folder / "copy.db"
-        self.assertEqual(run_server("--backup", str(copy), of=here).returncode, 0)
-        messi.ok_all(f"send henderson@mesin2 lost {number}" for number in range(20))
-        here.stop()
-        for file in here.data.glob("chat.db*"):
-            file.unlink()
-        shutil.copy(copy, here.data / "chat.db")
-        here.start()
-        self.keep(messi := here.login("messi"), henderson := there.login("henderson"))
-        messi.await_link("mesin2")
-        for number in range(5):
-            self.assertNotIn("queued", messi.ok(f"send henderson@mesin2 after {number}"))
-        self.assertEqual(henderson.history("messi@mesin1")[-5:], [f"after {number}" for number in range(5)])
-
-    def test_a_large_database_of_the_first_version(self):
-        """All has its place before the first request."""
-        server, messi, _ = self.start()
-        messi.ok_all(f"send lineker {number}" for number in range(50))
-        server.stop()
-        with contextlib.closing(sqlite3.connect(server.data / "chat.db")) as db:
-            db.executescript("DROP TABLE places; CREATE INDEX messages_of_conversation ON messages(conversation); "
-                             "PRAGMA user_version = 1")
-        server.start()
-        self.assertEqual(rows(server, "SELECT count(*) FROM places"), [(50,)])
-
-
-@unittest.skipUnless(ON_LINUX, "changes the limits of a running process and reads /proc")
-class Floods(ChatTest):
-    """Connections that are only there to be in the way."""
-
-    def setUp(self) -> None:
-        import resource
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-    def start(self, **keywords: object) -> Server:
-        self.keep(server := Server(**keywords))
-        self.alice, self.bob = server.register("alice"), server.register("bob")
-        self.keep(self.alice, self.bob)
-        return server
-
-    def connect(self, server: Server, count: int) -> list[Wire]:
-        wires = [Wire(server) for _ in range(count)]
-        self.keep(*wires)
-        return wires
-
-    def assertQuick(self, each: Callable[[int], object] = lambda number: None) -> None:
-        """Honest people's requests: the 99th percentile is under 50 ms."""
-        times = []
-        for number in range(300):
-            each(number)
-            started = time.perf_counter()
-            self.alice.ok(f"send {self.bob} {number}")
-            times.append(time.perf_counter() - started)
-        self.assertLess(sorted(times)[len(times) * 99 // 100], 0.05)
-
-    def test_two_thousand_slow_half_lines(self):
-        """Each sends a byte now and then, and never a whole line; with --long until they are dropped."""
-        server = self.start()
-        slow, gone = self.connect(server, 2000), 0
-        for wire in slow:
-            wire.socket.send(b"auth messi ")                   # `select` could not wait for so many
-
-        def trickle(number: int) -> None:
-            for wire in slow[number * 6 % 2000:][:6]:
-                wire.socket.send(b"s")
-        self.assertQuick(trickle)
-        deadline = time.monotonic() + common.LOGIN_SECONDS + PATIENCE
-        while LONG and gone < 2000 and time.monotonic() < deadline:
-            time.sleep(0.5)                                    # a byte of each, now and then
-            gone = 0
-            for wire in slow:
-                try:
-                    wire.socket.send(b"s")
-                except OSError:
-                    gone += 1
-        self.assertEqual(gone, 2000 if LONG else 0)
-        self.assertQuick()
-
-    def test_no_descriptor_is_left(self):
-        """Accepting fails: no spinning, those who are in are served, and it recovers by itself."""
-        import resource
-        server = self.start()
-        hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)[1]
-        used = len(os.listdir(f"/proc/{server.process.pid}/fd"))
-        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (used + 20, hard))
-        wires = self.connect(server, 60)
-        eventually(lambda: "can't accept connections" in server.log, "a word in the log")
-        before = server.cpu_time
-        time.sleep(0.6)                                        # longer than it waits before it tries again
-        self.assertLess(server.cpu_time - before, 0.1)
-        self.assertQuick()
-        reply = self.alice.do(f"sendfile {self.bob} f {as_base64(b'no descriptor')}")
-        self.assertRefused(reply, "storage")
-        for wire in wires:
-            wire.close()
-        eventually(lambda: Guards.may_ask(server), "room for one more")
-        self.alice.ok(f"sendfile {self.bob} f {as_base64(b'once more')}")
-        self.assertLess(server.log.count("can't accept connections"), 40)
-
-    def test_few_descriptors_from_the_start(self):
-        """With `ulimit -n 256` who is one too many is told so; enough are kept for the server's own files."""
-        server = self.start(wrapper=("sh", "-c", 'ulimit -n 256 && exec "$@"', "sh"))
-        started = time.monotonic()
-        wires = self.connect(server, 300)
-        self.assertRefused(wires[-1].reply(), "busy")
-        self.assertLess(time.monotonic() - started, 3)
-        for wire in select.select([wire.socket for wire in wires[:-1]], [], [], 0)[0]:
-            self.assertIn(b'"busy"', wire.recv(100))
-        self.assertQuick()
-        self.alice.ok(f"sendfile {self.bob} f {as_base64(b'content')}")
-        for wire in wires:
-            wire.close()
-        eventually(lambda: Guards.may_ask(server), "the places of those who left")
-
-    def test_everybody_comes_back_at_once(self):
-        """1,000 reconnect in the same second, 50,000 messages wait for them. 1,000 hashes would take half a minute."""
-        server, people, each = Server(), 1000, 50
-        self.addCleanup(server.kill)
-        server.login("messi").ok("addgroup g")
-        server.stop()
-        now, ids = int(time.time() * 1000), range(1, 50_001)
-        change(server, ("INSERT INTO people SELECT ?, 'p' || ?, realm, nama, negara, password FROM people "
-                        "WHERE name='messi'", ((id, id) for id in range(100, 100 + people))),
-               ("INSERT INTO members VALUES(1, ?, 0)", ((id,) for id in range(100, 100 + people))),
-               ("INSERT INTO sessions VALUES(?, ?, ?)", ((hashlib.sha256(f"token-{id}".encode()).digest(), id, now)
-                                                         for id in range(100, 100 + people))),
-               ("INSERT INTO messages VALUES(?, 1, ?, 1, 'text')", ((id, now) for id in ids)))
-        server.start()
-        for _ in range(10 if LONG else 1):
-            started, load = time.perf_counter(), Load()
-            pipes = [load.connect(server.port, mark=b'"event":"message"') for _ in range(people)]
-            lines = [f"subscribe token-{100 + number} {ids[-1] - each}\r\n".encode() for number in range(people)]
-            load.run(dict(zip(pipes, lines, strict=True)), dict.fromkeys(pipes, each))
-            self.assertLess(time.perf_counter() - started, 10)
-            load.close()
-        server.stop()
-
-
-class Properties(ChatTest):
-    """What holds for any input, tried with many drawn at random from a fixed seed."""
-
-    ROUNDS = 100_000 if LONG else 2000
-
-    def text(self, chance: random.Random) -> str:
-        """Any text of any letters that UTF-8 can carry."""
-        ranges = ((32, 127), (0, 32), (160, 0x800), (0x2000, 0x2100), (0xe000, 0x10000), (0x10000, 0x110000))
-        return "".join(chr(chance.randrange(*chance.choice(ranges))) for _ in range(chance.randrange(30)))
-
-    def test_what_is_written_is_read(self):
-        """A request made from any words of the table's row is parsed into those words; a text keeps its spaces."""
-        chance = random.Random(21)
-        for _ in range(self.ROUNDS):
-            command = chance.choice(list(COMMANDS.values()))
-            words = [re.sub("[ \r\n]", "", self.text(chance)) or "x" for _ in command.names]
-            if command.takes_rest:
-                words[-1] = re.sub("[\r\n]", "", self.text(chance) + "x").lstrip(" ")
-            else:
-                del words[chance.randrange(command.required, len(words) + 1):]
-            line = " " * chance.randrange(3) + (" " * chance.randrange(1, 4)).join(
-                [chance.choice([command.word, command.word.upper()]), *words])
-            request = common.parse_request("t", common.split_tag(f"@t {line}".encode())[1])
-            self.assertEqual((request.command, request.arguments), (command, words), line)
-
-    def test_frames(self):
-        """Any text travels in a frame of pure ASCII that has its end nowhere but at its end."""
-        chance = random.Random(22)
-        for _ in range(self.ROUNDS):
-            fields = {self.text(chance): self.text(chance) for _ in range(3)} | {"status": "OK"}
-            frame = common.format_reply({name.replace('"', "").replace("\\", "").encode("ascii", "ignore").decode(
-                ).translate({number: None for number in range(32)}): value for name, value in fields.items()})
-            self.assertEqual(frame.index(FRAME_END), len(frame) - 4)
-            self.assertTrue(frame.isascii())
-            self.assertLessEqual(set(json.loads(frame).values()), set(fields.values()))
-
-    def test_base64_as_the_standard_has_it(self):
-        """In any pieces, a content is taken exactly if the standard library's strict decoder takes it whole."""
-        chance = random.Random(23)
-        for _ in range(self.ROUNDS):
-            data = bytearray(base64.b64encode(chance.randbytes(chance.randrange(1, 40))))
-            for _ in range(chance.choice((0, 0, 1, 2))):
-                data[chance.randrange(len(data))] = chance.choice(b"=A+/ -_!\0\xff'")
-            cuts = sorted(chance.randrange(len(data) + 1) for _ in range(chance.randrange(5)))
-            bare = bytes(data).strip(b" ")
-            try:
-                expected = base64.b64decode(bare, validate=True) if len(bare) % 4 == 0 else None
-            except ValueError:
-                expected = None
-            try:
-                found = Files.decode(bytes(data), *cuts)
-            except ChatError as error:
-                self.assertEqual(error.code, "bad_base64")
-                found = None
-            self.assertEqual(found, expected, (data, cuts))
-
-    def test_file_names(self):
-        """Any name comes out as a bare one, and stays as it is from then on."""
-        chance = random.Random(24)
-        parts = ["..", "/", "\\", "%2f", "%5c", "%00", "%ff", "%20", ".", "a", "\u202e", "\0", " ", "x" * 200,
-                 "x" * 300, "\u00e9" * 150, "\ud7ff", "\u2028"]
-        for _ in range(self.ROUNDS):
-            text = "".join(chance.choices(parts, k=chance.randrange(6))) + self.text(chance)
-            name = common.decode_file_name(text)
-            self.assertFalse(set(name) & set("/\\\0\n\r\u202e"), text)
-            self.assertTrue(name.strip(". ") and name.isprintable() and len(name.encode()) <= common.MAX_FILE_NAME)
-            self.assertEqual(common.decode_file_name(common.encode_file_name(name)), name, text)
-
-
-class Guessing(ChatTest):
-    """Passwords and tokens that somebody tries to guess."""
-
-    def test_ten_thousand_passwords(self):
-        """At most 10 a minute are tried for an account, also over many connections at once; others log in meanwhile."""
-        self.keep(inside := Inside("mesin1", 1), messi := inside.login("messi"))
-        tried = 0
-        for _ in range(2):
-            wires = [Wire(inside) for _ in range(10)]
-            self.keep(*wires)
-            for wire in wires:
-                wire.write(b"".join(b"auth Messi guess-%d\r\n" % number for number in range(500)))
-            self.keep(inside.login("henderson"))
-            codes = [wire.reply()["code"] for wire in wires for _ in range(500)]
-            self.assertEqual((codes.count("bad_credentials"), codes.count("rate_limited")), (10, 4990))
-            for password in ("wrong", "surabaya"):
-                refusal = wires[0].ask(f"auth messi {password}")
-                self.assertRefused(refusal, "rate_limited")
-                self.assertTrue(0 < refusal["retry_after"] <= common.GUESS_SECONDS, refusal)
-            messi.ok("inbox")                                  # who is in stays in
-            tried += len(codes)
-            inside.pass_time(common.GUESS_SECONDS)
-        self.assertEqual(tried, 10_000)
-        self.keep(inside.login("messi"))
-
-    def test_tokens(self):
-        """Near misses, and 50,000 (with --long a million) at random: no hit."""
-        self.keep(server := Server(), messi := server.login("messi"), wire := Wire(server))
-        token, digest = messi.token, hashlib.sha256(messi.token.encode())
-        near = [token[:-1], token + "0", token.upper() + "g", f"{token[:-1]}{(int(token[-1], 16) + 1) % 16:x}",
-                token[::-1], digest.hexdigest(), as_base64(digest.digest()), "None", "null", "0", "*", "%", "_", "''",
-                "\0", token + "\0", "\ufeff" + token]
-        for guess in near:
-            with self.subTest(guess):
-                self.assertRefused(wire.ask(f"inbox {guess}"), "session_not_found")
-        chance, refusal = random.Random(13), format(json.dumps({"code": "session_not_found"})[1:-1]).replace(" ", "")
-        for _ in range(1000 if LONG else 50):
-            lines = [f"inbox {chance.getrandbits(192):048x}\r\n" for _ in range(1000)]
-            wire.write("".join(lines).encode())
-            while len(wire.frames) < 1000:
-                wire._receive()
-            self.assertEqual({refusal.encode() in frame for frame in wire.frames}, {True})
-            wire.frames.clear()
-
-    def test_a_class_behind_one_address(self):
-        """All 20 (with --long 60) are in within 20 (60) seconds, while somebody beside them guesses."""
-        server, count = Server(), 60 if LONG else 20
-        self.addCleanup(server.kill)
-        server.stop()
-        change(server, ("INSERT INTO people SELECT ?, 'pupil' || ?, realm, nama, negara, password FROM people "
-                        "WHERE name='messi'", ((id, id) for id in range(100, 100 + count))))
-        server.start()
-        guesser, wires = Wire(server), [Wire(server) for _ in range(count)]
-        self.keep(guesser, *wires)
-        guesser.write(b"".join(b"auth messi guess-%d\r\n" % number for number in range(1000)))
-        started = time.monotonic()
-        for number, wire in enumerate(wires):
-            wire.write(f"auth pupil{100 + number} surabaya\r\n".encode())
-            wire.socket.settimeout(60)
-        self.assertEqual({wire.reply()["status"] for wire in wires}, {"OK"})
-        self.assertLess(time.monotonic() - started, count)
-        self.assertEqual({guesser.reply()["status"] for _ in range(1000)}, {"ERROR"})
-        server.stop()
-
-
-class Bounds(ChatTest):
-    """What one person has under way is bounded, whatever that person's connections do."""
-
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
-    def test_replies_that_nobody_reads_cost_no_memory(self):
-        """A person has 40 MB unread, asks for it on 20 connections and reads nothing; others are served meanwhile."""
-        server = self.server()
-        alice, bob, carol = self.register((server, "alice"), (server, "bob"), (server, "carol"))
-        alice.ok_all(f"send {bob} {number:04} {'x' * 8000}" for number in range(5000))
-        alice.ok_all([f"history {bob} {10 ** 17} 500"] * 10)
-        server.forget_most_memory()
-        before = server.memory
-        for words in ("inbox", f"history {alice} {10 ** 17} 500"):
-            for _ in range(20):
-                self.keep(stalled := Wire(server, receive_buffer=4096))
-                with contextlib.suppress(ConnectionError):      # it may as well be ended already
-                    stalled.socket.sendall(f"{bob.line(words)}\r\n".encode() * 50)
-            self.assertLess(percentile(99, [timed(lambda: carol.ok("history messi")) for _ in range(100)]), 0.05)
-        self.assertLess(server.most_memory - before, 64 * MIB)
-        self.assertTrue(self.again(bob).history(alice))
-
-    def test_who_does_not_read_silences_nobody_who_shares_the_account(self):
-        server = self.server()
-        messi = self.login(server, "messi")
-        messi.ok_all(f"send henderson {'x' * 8000}" for _ in range(500))
-        pupils = [self.again(messi) for _ in range(59)]
-        self.keep(asleep := Wire(server, receive_buffer=4096))
-        asleep.socket.sendall(f"{messi.line('history henderson')}\r\n".encode() * 200)
-        for _ in range(2):
-            for pupil in pupils:
-                pupil.write(pupil.line("history henderson 1 1").encode() + b"\r\n")
-            self.assertEqual({pupil.reply()["status"] for pupil in pupils}, {"OK"})
-
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
-    def test_uploads_under_way_are_counted(self):
-        """A person has at most 64 of them, on whatever connections; the next is told `busy`, and others are not."""
-        server = self.server()
-        alice, bob = self.register((server, "alice"), (server, "bob"))
-        begun = [self.again(alice) for _ in range(common.MAX_UPLOADS)]
-        for wire in begun:
-            wire.write(wire.line(f"sendfile {bob} f ").encode() + b" " + b"A" * 200_000)
-        eventually(lambda: len(server.files()) == len(begun), "the uploads have begun")
-        content = as_base64(some_bytes(100_000))
-        more = [self.again(alice) for _ in range(20)]
-        for wire in more:
-            self.assertRefused(wire.do(f"sendfile {bob} f {content}"), "busy")
-        self.assertLessEqual(len(server.descriptors(str(server.data / "files"))), common.MAX_UPLOADS)
-        bob.ok(f"sendfile {alice} f {content}")
-        alice.ok(f"send {bob} hi")
-        begun.pop().close()
-        eventually(lambda: more[0].do(f"sendfile {bob} f {content}")["status"] == "OK", "room for one more")
-
-    def test_uploads_under_way_are_within_the_quota(self):
-        server = self.server("--max-stored", "1")
-        alice, bob = self.register((server, "alice"), (server, "bob"))
-        content, slow = as_base64(some_bytes(600 * KIB)), self.again(alice)
-        slow.write(slow.line(f"sendfile {bob} f ").encode() + b" " + content[:-8].encode())
-        eventually(server.files, "the upload has begun")
-        self.assertRefused(alice.do(f"sendfile {bob} f {as_base64(some_bytes(600 * KIB, seed=2))}"), "quota_exceeded")
-        slow.write(content[-8:].encode() + b"\r\n")
-        self.assertEqual(slow.reply()["status"], "OK")
-
-    def test_an_upload_without_a_byte_is_ended(self):
-        inside = self.inside()
-        other, *begun = [self.login(inside, "messi") for _ in range(3)]
-        for wire in begun:
-            wire.write(wire.line("sendfile henderson f ").encode() + b" " + b"A" * 200_000)
-        eventually(lambda: len(inside.files()) == 2, "the uploads have begun")
-        for _ in range(3):
-            begun[1].write(b"A" * 4)
-            other.ask("help send")                             # in the turn of these bytes, or after it
-            inside.pass_time(common.UPLOAD_SECONDS - 8)
-        begun[0].read_until_end()
-        begun[1].write(b"\r\n")
-        self.assertEqual(begun[1].reply()["status"], "OK")
-
-    def test_a_guest_is_ended_whatever_it_sends(self):
-        inside = self.inside()
-        self.keep(guest := Wire(inside))
-        guest.ask("help")
-        inside.pass_time(common.LOGIN_SECONDS - 13)
-        guest.ask("help")
-        inside.pass_time(14)
-        guest.read_until_end()
-
-
-class Fairness(ChatTest):
-    """Whatever one person pipelines, 99 of 100 replies to others come within 50 ms."""
-
-    @staticmethod
-    @contextlib.contextmanager
-    def flooding(person: Person, lines: list[str]) -> Iterator[None]:
-        """Sends these lines again and again in one burst, and reads the replies; nothing is parsed, that takes time."""
-        burst, ended = "".join(person.line(words) + "\r\n" for words in lines).encode(), threading.Event()
-
-        def flood() -> None:
-            while not ended.is_set():
-                person.socket.sendall(burst)
-                missing = len(lines)
-                while missing > 0:
-                    missing -= person.socket.recv(256 * KIB).count(FRAME_END)   # one that is cut in two is missed
-                    if missing <= 2 or ended.is_set():
-                        break
-        thread = threading.Thread(target=flood)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            with contextlib.suppress(OSError):
-                person.socket.shutdown(socket.SHUT_RDWR)
-            thread.join()
-
-    def test_among_a_hundred_thousand_people(self):
-        """And 5,000 groups, one of 50,000 members, and 200,000 messages that wait for a realm."""
-        server = self.server()
-        messi, henderson = self.login(server, "messi"), self.login(server, "henderson")
-        messi.ok("addgroup g")
-        messi.ok("addgroup other")
-        messi.ok("send lineker@mesin2 hi")
-        server.stop()
-        multiply(server, "people", "name='messi' AND realm='mesin1'", 1000, 100_000, id="n", name="'p' || n")
-        multiply(server, "members", "conversation=(SELECT id FROM conversations WHERE name='g')", 1000, 50_000,
-                 person="n")
-        multiply(server, "conversations", "name='other'", 1000, 5000, id="n", name="'g' || n")
-        multiply(server, "outbox", "1", 1000, 200_000, seq="n")
-        server.start()
-        people = ",".join(f"p{number}" for number in range(1000, 1000 + common.MAX_TARGETS))
-        cases = {"many targets": [f"sendgrouprealm mesin1 {people} hello"], "queue lengths": ["realms"],
-                 "people": ["info"], "groups": ["groups"], "joins": ["joingroup g", "leavegroup g"],
-                 "sends": ["send lineker hello"], "sends to a realm": ["send lineker@mesin2 hello"]}
-        self.keep(reader := messi.again())
-        reader.ok("inbox")
-        for name, lines in cases.items():
-            with self.subTest(name), self.flooding(self.again(henderson), lines * 128):
-                times = [timed(lambda: reader.ok("history henderson")) for _ in range(150)]
-                self.assertLess(percentile(99, times), 0.05, sorted(times)[-5:])
-        self.assertEqual(reader.ok("realms")["realms"]["mesin2"]["queued"] > 200_000, True)
-
-
-class FalseAnswers(ChatTest):
-    """A realm that is called answers wrongly: that ends the link, and nothing else."""
-
-    WRONG = {
-        "peer": [{}, {"nonce": 7}, {"nonce": None, "proof": []}, {"nonce": "x" * 100_000, "proof": "\n"}],
-        "peerproof": [{}, *({"have": have, "refused": [{}, {}]} for have in (
-            [2**62, 0], [0, 2**62], [2**70, 0], [-1, 0], ["x", 0], [1.5, 0], [None, 0], [True, 0], [0], [], "x", 7)),
-            *({"have": [0, 0], "refused": refused} for refused in ([], [7, 7], "x", [{"x": "y"}, {}], [{"1": 7}, {}]))],
-        "deliver": [{}, *({"have": have, "refused": {}} for have in (2**62, 2**70, -1, -2**70, "x", 1.5, None, [])),
-                    *({"have": 0, "refused": refused} for refused in ([], "x", {"x": "user_not_found"}, {"1": 7}))],
-        "piece": [{}, *({"offset": offset, "complete": False, "sealing": False}
-                        for offset in (-2**70, -1, 2**70, 2**62, "x", None, 1.5, [])),
-                  {"offset": 0, "complete": 7, "sealing": "x"}, {"offset": -1, "complete": True, "sealing": False}],
-    }
-    RAW = [b"nonsense\r\n\r\n", b"[]\r\n\r\n", b"7\r\n\r\n", b"\xff\r\n\r\n", b"\r\n\r\n", b"{}\r\n\r\n",
-           b"[" * 100_000 + b"\r\n\r\n", b'{"status":"ERROR"}\r\n\r\n', b'{"status":"ERROR","code":7}\r\n\r\n',
-           b'{"status":"OK","status":[]}\r\n\r\n', b'{"event":"person"}\r\n\r\n', b'{"event":[]}\r\n\r\n']
-
-    def start(self, **answers: object) -> tuple[FalseRealm, Server, Person]:
-        self.keep(false := FalseRealm(**answers))
-        server = self.server(peer=f"127.0.0.1:{false.port}")
-        return false, server, self.login(server, "messi")
-
-    def ask_anew(self, false: FalseRealm, server: Server, word: str) -> None:
-        """Has the server call again at once, and waits until it has said this word and lived through the answer."""
-        false.hang_up()
-        asked = len(false.asked)
-        for _ in range(2):
-            Neighbour(server).close()                          # who is called by a realm calls it back
-        eventually(lambda: any(line.startswith(word) for line in false.asked[asked:]), f"a {word}")
-
-    def test_nothing_but_the_link_ends(self):
-        """A wrong number, field or frame; at the end all that waited is delivered, once and in order."""
-        false, server, messi = self.start(peer=b"")
-        messi.ok("send henderson@mesin2 text 0")
-        messi.ok(f"sendfile henderson@mesin2 f.bin {as_base64(b'content')}")
-        sent = 1
-        for word, wrong in self.WRONG.items():
-            for answer in [*wrong, *self.RAW]:
-                with self.subTest(word, answer=str(answer)[:60]):
-                    false.answers = {word: answer}
-                    self.ask_anew(false, server, word)
-                    messi.ok("send lineker still here")
-                    self.assertIs(messi.ok(f"send henderson@mesin2 text {sent}").get("queued"), True)
-                    sent += 1
-        server.stop()
-        server.start()
-        messi = self.again(messi)
-        false.answers = {}
-        self.ask_anew(false, server, "peer")
-        messi.await_sent()
-        self.assertEqual([item["text"] for item in false.items if "text" in item],
-                         [f"text {number}" for number in range(sent)])
-        self.assertEqual(len([item for item in false.items if "file" in item]), 1)
-
-    def test_a_false_number_harms_no_other_realm(self):
-        """What is sent to a third realm goes on having numbers that it believes."""
-        false, port = FalseRealm(peerproof={"have": [2**62, 2**62], "refused": [{}, {}]}), free_ports(1)[0]
-        self.keep(false)
-        here = self.server("--peer", f"mesin3=127.0.0.1:{port}", peer=f"127.0.0.1:{false.port}")
-        there = self.server("--realm", "mesin3", "--peer", f"mesin1=127.0.0.1:{here.port}", realm="mesin3", port=port)
-        messi, henderson = self.login(here, "messi"), self.login(there, "henderson")
-        messi.await_link("mesin3")
-        for number in range(3):
-            self.ask_anew(false, here, "peerproof")
-            messi.ok(f"send lineker@mesin2 {number}")
-            self.assertNotIn("queued", messi.ok(f"send henderson@mesin3 {number}"))
-        self.assertEqual(henderson.history("messi@mesin1"), ["0", "1", "2"])
-        false.answers = {}
-        self.ask_anew(false, here, "peer")
-        eventually(lambda: [item["text"] for item in false.items] == ["0", "1", "2"], "what waited")
-
-    def test_a_question_is_always_answered(self):
-        """By an ERROR, where the other realm gave one, or nonsense, or nothing; so is all behind it."""
-        false, _, messi = self.start()
-        messi.await_link("mesin2")
-        error = '{"status":"ERROR","code":"%s","message":"x"}\r\n\r\n'
-        questions = ("info mesin2", "groups mesin2", "joingroup g@mesin2", "addgroup g@mesin2",
-                     "send stranger@mesin2 x")
-        for answer, codes in ((error % "busy", {"busy"}), (error % "nosuch", {"internal_error"}),
-                              ('{"status":"ERROR"}\r\n\r\n', {"internal_error"}),
-                              ('{"status":"OK","users":7,"groups":7,"seq":"x"}\r\n\r\n', None)):
-            false.answers["ask"] = answer.encode()
-            for words in questions:
-                with self.subTest(words, answer=answer):
-                    refused, behind = messi.ask_all([messi.line(words), "help"])
-                    self.assertEqual(behind["status"], "OK")
-                    if codes and "stranger" not in words:
-                        self.assertIn(refused["code"], codes)
-                    messi.await_link("mesin2")
-        false.answers["ask"] = None
-        started = time.monotonic()
-        asking = [self.again(messi) for _ in questions]
-        for wire, words in zip(asking, questions, strict=True):
-            wire.write(f"{wire.line(words)}\r\nhelp\r\n".encode())
-        for wire, words in zip(asking, questions, strict=True):
-            reply = wire.reply()
-            if "stranger" in words:
-                self.assertIs(reply["queued"], True)            # who can't be asked for is believed
-            else:
-                self.assertRefused(reply, "realm_unreachable")
-            self.assertEqual(wire.reply()["status"], "OK")
-        self.assertLess(time.monotonic() - started, common.REALM_REPLY_SECONDS + 3)
-
-    def test_no_line_of_the_log_is_forged(self):
-        forged = "x\n2030-01-01 00:00:00 ERROR forged\r\u2028forged\x1b[31m"
-        for word in ("peer", "peerproof", "deliver"):
-            answer = json.dumps({"status": "ERROR", "code": forged, "message": forged}).encode() + FRAME_END
-            false, server, messi = self.start(**{word: answer})
-            messi.ok("send henderson@mesin2 hi")
-            eventually(lambda false=false, word=word: any(line.startswith(word) for line in false.asked), word)
-            eventually(lambda server=server: "mesin2" in server.log, "a word in the log")
-            with contextlib.suppress(EOFError, ConnectionError), contextlib.closing(Wire(server)) as wire:
-                wire.ask(f"peer x\r2030-forged\x1b[31m e1 {'0' * 32}")
-            self.assertFalse([line for line in server.log.splitlines() if line.lstrip().startswith(("2030", "forged"))])
-            self.assertTrue(server.log.replace("\n", "").isprintable(), server.log)
-
-
-class PutBack(ChatTest):
-    """A data folder that is put back to an older copy loses what came after it, and nothing else."""
-
-    def copy(self, server: Server, how: str) -> Path:
-        """A copy of a server's data as it is now."""
-        copy = Path(tempfile.mkdtemp(dir=SCRATCH)) / "copy"
-        if how == "backup":
-            copy.mkdir()
-            self.assertEqual(run_server("--backup", str(copy / "chat.db"), of=server).returncode, 0)
-            return copy
-        if how == "snapshot":
-            server.process.send_signal(signal.SIGSTOP)
-            shutil.copytree(server.data, copy)
-            server.process.send_signal(signal.SIGCONT)
-            return copy
-        server.stop()                                           # between two starts
-        shutil.copytree(server.data, copy)
-        server.start()
-        return copy
-
-    def talk(self, here: Server, there: Server, messi: Person, henderson: Person, word: str, count: int) -> None:
-        """Both send so many texts, on new connections; OK or queued is the same here."""
-        for person, server, to in ((messi, here, "henderson@mesin2"), (henderson, there, "messi@mesin1")):
-            if server in Server.running:
-                with contextlib.closing(person.again()) as sender:
-                    sender.ok_all(f"send {to} {word} {number}" for number in range(count))
-
-    def test_nothing_else_is_lost_and_nothing_doubled(self):
-        """By a backup, a snapshot, or a copy between two starts; more is sent after it than was before."""
-        for how in ("backup", "snapshot", "between"):
-            for away in (False, True):
-                with self.subTest(how, away=away):
-                    self.put_back(how, away)
-
-    def put_back(self, how: str, away: bool) -> None:
-        here, there = self.realms()
-        messi, henderson = self.login(here, "messi"), self.login(there, "henderson")
-        self.talk(here, there, messi, henderson, "early", 5)
-        copy = self.copy(here, how)
-        self.again(messi).await_link("mesin2")
-        self.again(henderson).await_link("mesin1")
-        self.talk(here, there, messi, henderson, "lost", 20)
-        if away:
-            there.stop()
-        here.kill()
-        shutil.rmtree(here.data)
-        shutil.copytree(copy, here.data)
-        here.start()
-        self.talk(here, there, messi, henderson, "after", 60)
-        if away:
-            there.start()
-            self.talk(there, there, henderson, henderson, "", 0)
-            with contextlib.closing(henderson.again()) as sender:
-                sender.ok_all(f"send messi@mesin1 after {number}" for number in range(60))
-        messi, henderson = self.again(messi), self.again(henderson)
-        for person, realm in ((messi, "mesin2"), (henderson, "mesin1")):
-            person.await_sent(realm)
-        early, lost, after = ([f"{word} {number}" for number in range(count)]
-                              for word, count in (("early", 5), ("lost", 20), ("after", 60)))
-        ours = {person: [message["msg"] for message in person.ok(f"history {other} {10 ** 17} 500")["messages"]
-                         if message["from"].startswith(sender)]
-                for person, other, sender in ((henderson, "messi@mesin1", "messi"),)}
-        self.assertEqual(ours[henderson], early + lost + after)
-        theirs = [message["msg"] for message in messi.ok(f"history henderson@mesin2 {10 ** 17} 500")["messages"]
-                  if message["from"].startswith("henderson")]
-        self.assertEqual(theirs, early + after)
-        states = {message["state"] for message in messi.ok(f"history henderson@mesin2 {10 ** 17} 500")["messages"]
-                  if message["from"] == messi.address}
-        self.assertEqual(states, {"delivered"})
-        self.assertEqual(len({message["uid"] for message in henderson.ok(f"history messi@mesin1 {10 ** 17} 500")[
-            "messages"]}), 85 + 85)
-
-    def test_a_peer_that_was_made_anew(self):
-        """What was delivered stays so, and what is sent from now on arrives."""
-        here, there = self.realms()
-        messi = self.login(here, "messi")
-        messi.ok_all(f"send henderson@mesin2 {number}" for number in range(20))
-        there.stop()
-        shutil.rmtree(there.data)
-        messi.await_link("mesin2", "down")
-        messi.ok_all(f"send henderson@mesin2 away {number}" for number in range(5))
-        there.start()
-        henderson = self.login(there, "henderson")
-        messi.await_link("mesin2")
-        messi.ok("send henderson@mesin2 last")
-        self.assertEqual(henderson.history("messi@mesin1"), [*(f"away {number}" for number in range(5)), "last"])
-        messages = messi.ok("history henderson@mesin2")["messages"]
-        self.assertEqual({message["state"] for message in messages}, {"delivered"})
-        self.assertEqual(messi.ok("realms")["realms"]["mesin2"]["queued"], 0)
-
-
-class LinkFiles(ChatTest):
-    """A file between realms: what may go wrong with it concerns that file alone."""
-
-    def neighbour(self, server: Server) -> Neighbour:
-        self.keep(link := Neighbour(server))
-        return link
-
-    def test_a_file_that_is_missing_here_fails_alone(self):
-        here, there = self.realms()
-        messi, henderson = self.login(here, "messi"), self.login(there, "henderson")
-        messi.ok("subscribe")
-        there.stop()
-        messi.await_link("mesin2", "down")
-        lost, kept = some_bytes(300_000, seed=1), some_bytes(300_000, seed=2)
-        sent = messi.ok(f"sendfile henderson@mesin2 lost.bin {as_base64(lost)}")
-        messi.ok("send henderson@mesin2 text")
-        messi.ok(f"sendfile henderson@mesin2 kept.bin {as_base64(kept)}")
-        (here.data / "files" / sent["file"]["sha256"]).unlink()
-        there.start()
-        status = messi.event("status")
-        while status["id"] != sent["id"]:
-            status = messi.event("status")
-        self.assertEqual((status["state"], status["code"], status["uid"]), ("failed", "storage", sent["uid"]))
-        henderson = self.again(henderson)
-        henderson.ok("subscribe 0")
-        got = [henderson.event("message") for _ in range(2)]
-        self.assertEqual({message.get("msg") or message["file"]["name"] for message in got}, {"text", "kept.bin"})
-        self.assertEqual(henderson.fetch(next(message["id"] for message in got if "file" in message)), kept)
-        self.assertNotIn("queued", messi.ok("send henderson@mesin2 last"))
-        self.assertEqual([message["state"] for message in messi.ok("history henderson@mesin2")["messages"]],
-                         ["failed", "delivered", "delivered", "delivered"])
-        self.assertEqual(messi.inbox()[-1]["from"], "system@mesin2")
-
-    def test_a_file_for_nobody_does_not_cross(self):
-        """Who it is for is asked first."""
-        here, there = self.realms_through(proxy := Proxy())
-        self.keep(proxy)
-        messi = self.login(here, "messi")
-        messi.await_link("mesin2")
-        content = as_base64(some_bytes(16 * MIB))
-        for words in (f"sendfile nosuch@mesin2 f {content}", f"sendgroupfilerealm mesin2 nosuch,nobody f {content}"):
-            self.assertRefused(messi.do(words), "user_not_found")
-        self.assertLess(len(proxy.seen), 256 * KIB)
-        self.assertEqual(messi.ok("history messi")["messages"], [])
-        self.assertEqual((len(there.files()), rows(here, "SELECT 1 FROM messages")), (0, []))
-
-    def test_a_refused_upload_leaves_what_a_realm_has_sent(self):
-        """The same content came over the link, its item is still to come; meanwhile somebody's upload is refused."""
-        server = self.server()
-        messi, link = self.login(server, "messi"), self.neighbour(server)
-        content = some_bytes(100_000)
-        file = link.give_file(content)
-        self.assertRefused(messi.do(f"sendfile nosuch f {as_base64(content)}"), "user_not_found")
-        self.assertEqual(link.deliver(1, 0, [link.item(1, file=file, text=None)])["have"], 1)
-        self.assertEqual(messi.fetch(messi.inbox()[0]["id"]), content)
-
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
-    def test_pieces_that_no_item_names_are_bounded(self):
-        """Four files of a link; a fifth pushes out the oldest unfinished one, and is refused where all are whole."""
-        server = self.server()
-        link, before = self.neighbour(server), len(server.descriptors())
-        contents = [some_bytes(300_000, seed) for seed in range(40)]
-        for content in contents:
-            self.assertEqual(link.piece(content, 0, 1000)["offset"], 1000)
-        self.assertLessEqual(len(server.files()), 4)
-        self.assertLessEqual(len(server.descriptors()), before + 4)
-        self.assertEqual([link.piece(content, 0, 0)["offset"] for content in contents[-4:]], [1000] * 4)
-        self.assertEqual(link.piece(contents[0], 0, 0)["offset"], 0)
-        files = [link.give_file(content) for content in contents[1:5]]
-        self.assertRefused(link.piece(contents[5], 0, 1000), "storage")
-        self.assertEqual(sorted(server.files()), sorted(file["sha256"] for file in files))
-        items = [link.item(seq, file=file, text=None) for seq, file in enumerate(files, 1)]
-        self.assertEqual(link.deliver(1, 0, items)["have"], 4)
-        self.assertEqual(link.piece(contents[5], 0, 1000)["offset"], 1000)     # there is room again
-
-    def test_a_piece_that_is_no_base64(self):
-        server = self.server()
-        link, content = self.neighbour(server), some_bytes(300)
-        sha256 = hashlib.sha256(content).hexdigest()
-        for wrong in ("!!!!", "YQ", "YQ==YQ==", "\u00e9\u00e9\u00e9\u00e9", "b'YQ=='"):
-            with self.subTest(wrong):
-                self.assertRefused(link.ask(f"piece {sha256} 300 0 {wrong}"), "bad_base64")
-                self.assertEqual(link.piece(content, 0, 0)["offset"], 0)
-        self.assertEqual(link.give_file(content)["size"], 300)
-
-    def test_a_link_that_breaks_while_a_file_is_made_safe(self):
-        """The other side asks again on the next link, and hears that it is whole."""
-        server = self.server()
-        content = some_bytes(8 * MIB)
-        for _ in range(3):
-            link = self.neighbour(server)
-            link.write(b"".join(f"piece {hashlib.sha256(content).hexdigest()} {len(content)} {start} ".encode() +
-                                base64.b64encode(content[start:start + 512 * KIB]) + b"\r\n"
-                                for start in range(0, len(content), 512 * KIB)))
-            link.close()
-        link = self.neighbour(server)
-        offset = link.piece(content, 0, 0)["offset"]
-        while not (reply := link.piece(content, offset, 512 * KIB))["complete"]:
-            offset = reply["offset"]
-        self.assertEqual(server.files(), [hashlib.sha256(content).hexdigest()])
-        self.assertEqual(link.deliver(1, 0, [link.item(1, file=link.give_file(content), text=None)])["have"], 1)
-
-    def test_what_nobody_names_is_swept(self):
-        """At the start: what is older than an hour and in no message; and every half upload."""
-        server = self.server()
-        messi, link = self.login(server, "messi"), self.neighbour(server)
-        sent = messi.ok(f"sendfile henderson f {as_base64(b'content')}")["file"]["sha256"]
-        for content in (b"young", b"old"):
-            link.give_file(content)
-        for content in (b"young part", b"old part"):
-            link.piece(content, 0, 3)
-        server.stop()
-        folder, old = server.data / "files", time.time() - 7200
-        (folder / "upload-x").write_bytes(b"half")
-        for path in folder.iterdir():
-            if path.name == sent or path.read_bytes() in (b"old", b"old"[:3]) and "young" not in path.name:
-                os.utime(path, (old, old))
-        server.start()
-        eventually(lambda: len(server.files()) == 3, "what is left")
-        self.assertEqual({(folder / name).read_bytes() for name in server.files()}, {b"content", b"young", b"you"})
-        self.assertIn(sent, server.files())
-
-
-class Peers(ChatTest):
-    """What a realm that is stopped, away or new does to people and groups here."""
-
-    @unittest.skipUnless(ON_LINUX, "stops a process, reads /proc")
-    def test_a_realm_that_is_stopped_takes_no_memory(self):
-        """It reads none of the news of people who come and go, and of a group of 3,000 that they join and leave."""
-        here, there = self.realms()
-        messi, lineker = self.login(here, "messi"), self.login(here, "lineker")
-        messi.ok("addgroup g")
-        henderson = self.login(there, "henderson")
-        henderson.ok("subscribe")
-        here.stop()
-        multiply(here, "people", "name='messi' AND realm='mesin1'", 1000, 3000, id="n", name="'p' || n")
-        multiply(here, "members", "1", 1000, 3000, person="n")
-        here.start()
-        messi, lineker = self.again(messi), self.again(lineker)
-        messi.await_link("mesin2")
-        henderson.ok("joingroup g@mesin1")
-        there.process.send_signal(signal.SIGSTOP)
-        self.addCleanup(there.process.send_signal, signal.SIGCONT)
-        before = here.memory
-        for _ in range(10):
-            lineker.ok_all(["joingroup g", "leavegroup g"] * 500)
-        self.assertLess(here.memory - before, 32 * MIB)
-        there.process.send_signal(signal.SIGCONT)
-        messi.await_link("mesin2")
-        messi.await_sent()
-        self.assertNotIn("queued", messi.ok("send henderson@mesin2 hi"))
-        messi.ok("sendgroup g hello")
-        eventually(lambda: henderson.history("g@mesin1") == ["hello"], "the group's message")
-
-    def test_making_again_a_group_that_is_away(self):
-        """Who is a member of it stays one, here and there."""
-        here, there = self.realms()
-        messi, henderson = self.login(here, "messi"), self.login(there, "henderson")
-        henderson.ok("addgroup g")
-        messi.ok("joingroup g@mesin2")
-        there.stop()
-        messi.await_link("mesin2", "down")
-        for words in ("addgroup g@mesin2", "joingroup g@mesin2", "groups mesin2", "info mesin2"):
-            self.assertRefused(messi.do(words), "realm_unreachable")
-        there.start()
-        messi.await_link("mesin2")
-        self.assertRefused(messi.do("addgroup g@mesin2"), "group_exists")
-        self.assertNotIn("queued", messi.ok("sendgroup g@mesin2 hi"))
-        henderson = self.again(henderson)
-        henderson.ok("sendgroup g hi messi")
-        self.assertEqual(henderson.history("g"), ["hi", "hi messi"])
-        eventually(lambda: messi.history("g@mesin2") == ["hi", "hi messi"], "the group's messages")
-        self.assertEqual({member for row in henderson.ok("groups")["groups"] for member in row["members"]},
-                         {"henderson@mesin2", "messi@mesin1"})
-
-    def test_who_registers_on_a_connection_that_drops_exists(self):
-        here, there = self.realms()
-        henderson = self.login(there, "henderson")
-        for number in range(5):
-            wire = Wire(here)
-            wire.write(f"register gone{number} x a b\r\n".encode())
-            wire.close()
-        eventually(lambda: len(rows(here, "SELECT 1 FROM people WHERE name LIKE 'gone%'")) == 5, "five people")
-        for number in range(5):
-            self.assertNotIn("queued", henderson.ok(f"send gone{number}@mesin1 hi"))
-        self.assertLessEqual({f"gone{number}" for number in range(5)},
-                             {user["user"] for user in henderson.ok("info mesin1")["users"]})
-
-
-class FailedCommit(ChatTest):
-    """When the database can not be written: what is acknowledged is kept, what is refused is gone, nothing doubled."""
-
-    def start(self, **keywords: object) -> tuple[FaultyDisk, Server, Person]:
-        disk = FaultyDisk()
-        server = self.server(disk=disk, **keywords)
-        return disk, server, self.login(server, "messi")
-
-    @staticmethod
-    def once(disk: FaultyDisk, call: str) -> None:
-        """The next such call fails, and none after it."""
-        def fails(asked: str) -> bool:
-            if asked == call:
-                disk.fails = lambda _: False
-            return asked == call
-        disk.fails = fails
-
-    @staticmethod
-    def attempt(person: Person, words: str) -> str:
-        """The code of the reply, "OK", or "reset" where the connection ended without one."""
-        try:
-            return person.do(words).get("code", "OK")
-        except (EOFError, ConnectionError):
-            return "reset"
-
-    def await_disk(self, person: Person) -> None:
-        """Waits until something can be stored again."""
-        eventually(lambda: self.attempt(self.again(person), "send lineker well") == "OK", "a disk that is well")
-
-    def test_what_was_refused_does_not_come_back(self):
-        """A write or the sync of a COMMIT fails, the sender is told, and the power goes."""
-        for call in ("fsync", "pwrite"):
-            disk, server, messi = self.start()
-            sent = []
-            for number in range(6):
-                if number % 2:
-                    self.once(disk, call)
-                code = self.attempt(self.again(messi), f"@t{number} send henderson {number}")
-                self.assertIn(code, {"storage", "reset"} if number % 2 else {"OK"})
-                if code == "OK":
-                    sent.append(str(number))
-                elif code == "storage":                         # "reset" leaves it open
-                    server.kill()
-                    server.start()
-                with self.subTest(call, number=number):
-                    texts = [text for text, in rows(server, "SELECT text FROM messages ORDER BY id")]
-                    self.assertEqual([text for text in texts if code != "reset" or text != str(number)], sent)
-                self.await_disk(messi)
-                sent.append("well")
-            server.stop()
-
-    def test_the_word_of_a_realm_that_can_not_be_written(self):
-        """It was delivered: the sender never hears that it was not, and a repeat is not delivered again."""
-        self.keep(false := FalseRealm())
-        disk, server, messi = self.start(peer=f"127.0.0.1:{false.port}")
-        messi.await_link("mesin2")
-        messi.ok("send henderson@mesin2 known")
-
-        def deliver(arguments: list[str]) -> dict:
-            self.once(disk, "fsync")
-            return FalseRealm.deliver(false, arguments)
-        for number in range(3):
-            false.answers["deliver"] = deliver
-            reply = self.attempt(self.again(messi), f"@t{number} send henderson@mesin2 {number}")
-            self.assertIn(reply, ("OK", "reset"))
-            false.answers.clear()
-            self.await_disk(messi)
-            Neighbour(server).close()
-            self.again(messi).await_link("mesin2")
-            messi = self.again(messi)
-            first, second = (messi.ok(f"@t{number} send henderson@mesin2 {number}") for _ in range(2))
-            self.assertEqual(first["id"], second["id"])
-            messi.await_sent()
-        self.assertEqual([item["text"] for item in false.items], ["known", "0", "1", "2"])
-
-    @unittest.skipUnless(ON_LINUX, "changes the limits of a running process")
-    def test_a_subscription_that_was_refused_is_none(self):
-        server = self.server()
-        messi, lineker = self.login(server, "messi"), self.login(server, "lineker")
-        with server.no_room():
-            replies = messi.ask_all(map(messi.line, (f"send henderson {'x' * 8000}", "subscribe")))
-            refused = [reply.get("code") for reply in replies]
-        eventually(lambda: lineker.do("send messi hello")["status"] == "OK", "a disk that is well")
-        if refused[1] == "storage":
-            messi.expect_nothing()
-        else:
-            messi.expect("hello")
-
-    def test_the_first_request_of_a_day(self):
-        """Of whatever kind it is: it and those after it are served, and no link breaks."""
-        first, second = free_ports(2)
-        here = self.inside(peer=second, port=first)
-        self.server(realm="mesin2", port=second, peer=f"127.0.0.1:{first}")
-        messi, lineker = self.login(here, "messi"), self.login(here, "lineker")
-        messi.await_link("mesin2")
-        messi.ok("addgroup g")
-        for words in (f"sendfile henderson f {as_base64(some_bytes(100_000))}", "send nosuch hi", "inbox",
-                      "getfile 999", f"sendgroupfile g f {as_base64(b'x')}", "send henderson@mesin2 hi", "logout"):
-            with self.subTest(words[:30]):
-                for _ in range(24):
-                    here.pass_time(3600)
-                    lineker.ok("send henderson hi")
-                messi.await_link("mesin2")
-                messi.events.clear()
-                self.assertNotIn(messi.do(words).get("code"), ("storage", "internal_error"))
-                for _ in range(3):
-                    lineker.ok("send henderson hi")
-                self.assertEqual(lineker.ok("realms")["realms"]["mesin2"]["link"], "up")
-        self.assertFalse(messi.events["realm"])
-
-
-class Sessions(ChatTest):
-    """How long a token is good for."""
-
-    def test_used_every_day_it_stays(self):
-        """Also over one connection, for another; and it ends when nobody used it for 30 days."""
-        inside = self.inside()
-        busy, idle = self.login(inside, "messi"), self.login(inside, "henderson")
-        idle.close()
-        for _ in range(common.SESSION_DAYS + 1):
-            inside.pass_time(86_400)
-            busy.ok("inbox")
-        self.assertEqual(self.again(busy).do("inbox")["status"], "OK")
-        self.assertRefused(self.again(idle).do("inbox"), "session_not_found")
-
-    def test_a_clock_that_jumps_ends_no_session(self):
-        """A machine that starts with a clock 31 days ahead: its battery was empty, or it was off for a month."""
-        inside = self.inside()
-        messi = self.login(inside, "messi")
-        for ahead in (31 * 86_400, -31 * 86_400, 10 * 365 * 86_400):
-            inside.close()
-            inside.start(ahead)
-            self.assertEqual(self.again(messi).do("inbox")["status"], "OK")
-
-
-# ---- documents and layout ----------------------------------------------------------------------
-
-
-class Documents(ChatTest):
-    """The README, the folders, and what else must agree with the table."""
-
-    README = (ROOT / "README.md").read_text("utf-8") if (ROOT / "README.md").exists() else ""
-    PROGRAMS = sorted(path for path in ROOT.glob("*.py")) + sorted(ROOT.glob("Mesin*/*.py"))
-
-    def test_the_readme_has_the_command_table(self):
-        self.assertIn(f"<!-- commands -->\n{common.readme_table()}\n<!-- /commands -->", self.README)
-
-    def test_the_readme_has_every_error_option_and_realm(self):
-        for code in common.ERRORS:
-            with self.subTest(code):
-                self.assertIn(f"`{code}`", self.README)
-        server = (ROOT / REALMS["mesin1"].folder / "ChatServer.py").read_text("utf-8")
-        for option in set(re.findall(r'"(--[a-z-]+)"', server)):
-            with self.subTest(option):
-                self.assertIn(f"`{option}", self.README)
-        for realm in REALMS.values():
-            self.assertIn(f"| `{realm.folder}` | {realm.name} | {realm.address} | {realm.port} |", self.README)
-
-    def test_the_readme_names_the_limits_as_they_are(self):
-        for words in (f"{common.MAX_LINE // KIB} KiB", f"{common.MAX_TEXT // KIB} KiB", f"1 to {common.MAX_NAME} of",
-                      f"{common.MAX_FILE // MIB} MiB", f"{common.GUESSES} failed", f"{common.LOGIN_SECONDS} s",
-                      f"{common.SESSION_DAYS} days", f"{common.HISTORY_MAX}", f"{common.INBOX_PAGE:,}"):
-            with self.subTest(words):
-                self.assertIn(words, self.README)
-
-    def test_every_command_has_its_handler(self):
-        chat = load_program(ROOT / REALMS["mesin1"].folder / "ChatServer.py").Chat
-        handlers = {name[3:] for name in dir(chat) if name.startswith("do_")}
-        self.assertEqual(handlers, set(COMMANDS))
-
-    def test_only_these_stand_at_the_top(self):
-        names = {path.name for path in ROOT.iterdir() if not path.name.startswith((".", "__pycache__"))}
-        folders = {realm.folder for realm in REALMS.values()}
-        self.assertEqual(names, {"common.py", "run_tests.py", "README.md"} | folders)
-
-    def test_mesin2_has_launchers_only(self):
-        for path in (ROOT / REALMS["mesin2"].folder).glob("*.py"):
-            with self.subTest(path.name):
-                self.assertTrue((ROOT / REALMS["mesin1"].folder / path.name).exists())
-                self.assertLess(len(path.read_text("utf-8").splitlines()), 30)
-        self.assertTrue((ROOT / REALMS["mesin2"].folder / "ChatServer.py").exists())
-
-    def test_only_the_standard_library(self):
-        flet = {"flet", "fastapi", "uvicorn"}                   # the last two are what Flet's web server stands on
-        extra = {"common.py": set(), "run_tests.py": {"common", "playwright"}, "ChatServer.py": {"common"},
-                 "ChatClient.py": {"common"} | flet}
-        for path in self.PROGRAMS:
-            imported = set()
-            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-                if isinstance(node, ast.Import):
-                    imported |= {alias.name.partition(".")[0] for alias in node.names}
-                elif isinstance(node, ast.ImportFrom):
-                    imported.add(node.module.partition(".")[0])
-            with self.subTest(path.name):
-                self.assertLessEqual(imported - set(sys.stdlib_module_names), extra[path.name])
-
-    def test_text_files_are_tidy(self):
-        for path in [*self.PROGRAMS, ROOT / "README.md", ROOT / ".ci" / "run"]:
-            text = path.read_bytes().decode("utf-8")
-            with self.subTest(path.name):
-                self.assertNotIn("\r", text)
-                self.assertNotIn("\t", text)
-                self.assertTrue(text.endswith("\n") and not text.endswith("\n\n"))
-                self.assertFalse(re.search(r"[ ]+$", text, re.MULTILINE), "spaces at the end of a line")
 
 
 # ---- the page in a browser -----------------------------------------------------------------------
