@@ -5,13 +5,14 @@
   python3 run_tests.py Groups                one class; `Groups.test_maker_is_admin` is one test
   python3 run_tests.py -k tag                every test with "tag" in its name
   python3 run_tests.py --long                the long versions too
+  python3 run_tests.py Nemesis --seed N      everything at random, once more as with that seed
   python3 run_tests.py --no-browser          without the tests that need a browser (classes named Browser…)
   python3 run_tests.py --bench [W1 W3 …]     the benchmark instead; --bench-save FILE, --bench-compare FILE
 
 The servers under test are real processes with real sockets and real databases, each in a temporary folder and at a
 free port of 127.0.0.1. A server that leaves a traceback in its log, or does not end with status 0, fails its test.
 In this order: helpers and doubles; what all agree on (common.py); one server; two realms; what may break; intruders;
-loads and clocks; documents; the clients; the page in a browser; benchmark.
+loads and clocks; everything at random; documents; the clients; the page in a browser; benchmark.
 """
 from __future__ import annotations
 
@@ -65,6 +66,7 @@ LOST = (OSError, EOFError, AssertionError)                     # what a connecti
 NOWHERE = "127.0.0.1:1"                                         # nobody listens there: a realm that is away
 ON_LINUX = Path("/proc/self/status").exists()
 ROUNDS_AT_RANDOM = 100_000 if LONG else 2000                    # of each test whose input is drawn at random
+SEED = int(sys.argv.pop(sys.argv.index("--seed") + 1)) if "--seed" in sys.argv else None   # of Nemesis
 
 # ---- helpers: processes ------------------------------------------------------------------------
 
@@ -5369,6 +5371,239 @@ class Cable(ChatTest):
         busy.expect("into the silence")
 
 
+# ---- everything at random ----------------------------------------------------------------------
+
+
+class Watcher(threading.Thread):
+    """One person's subscription, taken up again after each break: a list of messages without a gap and a double."""
+
+    def __init__(self, person: Person) -> None:
+        super().__init__(daemon=True)
+        self.person, self.messages, self.ended = person, [], False
+
+    def run(self) -> None:
+        while not self.ended:
+            with contextlib.suppress(*LOST), contextlib.closing(self.person.again()) as wire:
+                wire.socket.settimeout(1)                      # after which it looks whether it is to end
+                wire.ok(f"subscribe {self.messages[-1]['id'] if self.messages else 0}")
+                while not self.ended:
+                    with contextlib.suppress(TimeoutError):
+                        self.messages.append(wire.event("message"))
+            time.sleep(0.02)
+
+
+class Chatter(threading.Thread):
+    """One person who does everything at random, until it is time."""
+
+    def __init__(self, nemesis: Nemesis, person: Person, number: int) -> None:
+        super().__init__(daemon=True)
+        self.nemesis, self.person, self.chance = nemesis, person, random.Random(f"{nemesis.seed} {number}")
+        self.bursts, self.refused, self.ended = 0, [], False
+        self.watcher = Watcher(person)
+
+    def run(self) -> None:
+        while not self.ended:
+            action = self.chance.choice((self.talk, self.talk, self.talk, self.come_and_go, self.look))
+            action()
+
+    def talk(self) -> None:
+        """A burst of texts and files to people and groups."""
+        self.bursts += 1
+        requests, bodies = {}, {}
+        for number in range(self.chance.randrange(1, 15)):
+            tag = f"{self.bursts}-{number}"
+            target = self.chance.choice(self.nemesis.targets)
+            group = "group" if target in self.nemesis.groups else ""
+            content = self.chance.randbytes(self.chance.randrange(1, 150_000)) if self.chance.random() < 0.1 else None
+            bodies[tag] = target, content
+            requests[tag] = (f"send{group} {target} {tag} of {self.person}" if content is None else
+                             f"send{group}file {target} {tag}.bin {as_base64(content)}")
+        sender = Sender(self.person, requests, {"not_member", "group_not_found"})
+        sender.run()
+        self.refused += sender.refused + [bodies[tag] for tag in sender.excused
+                                          if bodies[tag][0] not in self.nemesis.churning]
+        for tag, reply in sender.granted.items():
+            self.nemesis.note(self.person, *bodies[tag], reply, f"{tag} of {self.person}")
+
+    def come_and_go(self) -> None:
+        """Joins and leaves groups; what came of it is not known where no answer came."""
+        group = self.chance.choice(self.nemesis.churning)
+        words = self.chance.choice((f"joingroup {group}", f"leavegroup {group}", f"addgroup {group}"))
+        Sender(self.person, {f"g{self.bursts}": words}, common.ERRORS.keys() - {"internal_error"}).run()
+
+    def look(self) -> None:
+        """Reads this and that; whatever it is, it is answered."""
+        with contextlib.suppress(*LOST), contextlib.closing(self.person.again()) as wire:
+            wire.socket.settimeout(10)
+            for words in self.chance.choices(("info", "groups", "realms", "info mesin2", "groups mesin3", "help",
+                                              f"history {self.chance.choice(self.nemesis.targets)}", "nosuch"), k=2):
+                reply = wire.do(words)
+                self.refused += [reply] if reply.get("code") == "internal_error" else []
+
+    def decide(self) -> None:
+        """Says of each group whose members change whether this person is in it from now on."""
+        for group in self.nemesis.churning:
+            joins = self.chance.random() < 0.5
+            words = f"{'join' if joins else 'leave'}group {group}"
+            eventually(lambda words=words: self.person.do(words).get("code", "OK") in (
+                "OK", "already_member", "not_member"), f"an answer to {words}")
+            self.nemesis.decided[group][self.person.address] = joins
+
+
+class Nemesis(ChatTest):
+    """Three realms, a dozen people who do anything, and faults from outside; it heals, and all of it is judged."""
+
+    seed = 0
+
+    def test_one_seed_or_many(self) -> None:
+        """With --long thirty seeds; `--seed N` repeats one."""
+        for seed in [SEED] if SEED is not None else range(1, 31) if LONG else [random.randrange(10 ** 6)]:
+            print(f"seed {seed}", end=" ", flush=True)
+            with self.subTest(seed=seed):
+                self.run_seed(seed, 25 if LONG else 7)
+            self.doCleanups()
+
+    def run_seed(self, seed: int, seconds: float) -> None:
+        self.seed, self.chance = seed, random.Random(seed)
+        self.begin()
+        for chatter in self.chatters:
+            chatter.watcher.start()
+            chatter.start()
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            time.sleep(self.chance.uniform(0.05, 0.6))
+            self.chance.choice((self.kill, self.kill, self.terminate, self.stop_and_go, self.cut, self.cut, self.slow,
+                                self.silence, self.fill))()
+        self.heal()
+        self.judge()
+
+    def begin(self) -> None:
+        """Three realms in a full mesh, each link through a proxy; four people and two groups in each."""
+        names = ["mesin1", "mesin2", "mesin3"]
+        self.ports = dict(zip(names, free_ports(3), strict=True))
+        self.proxies = [(a, b, Proxy(self.ports[b])) for a in names for b in names if a != b]
+        self.keep(*(proxy for *_, proxy in self.proxies))
+        self.servers = [self.server(realm=name, port=self.ports[name], peers={
+            b: f"127.0.0.1:{proxy.port}" for a, b, proxy in self.proxies if a == name}) for name in names]
+        people = self.register(*((server, "p") for server in self.servers for _ in range(4)))
+        self.groups = {f"{kind}@{name}" for name in names for kind in ("stable", "churning")}
+        self.churning = sorted(group for group in self.groups if group.startswith("churning"))
+        self.targets = sorted(self.groups) + [person.address for person in people]
+        self.ledger, self.lock = Ledger(self), threading.Lock()
+        self.decided: defaultdict[str, dict[str, bool]] = defaultdict(dict)
+        for person in people:
+            for name in set(names) - {person.server.realm}:
+                person.await_link(name)
+        for group in sorted(self.groups):
+            maker, *others = sorted(people, key=lambda person, group=group: person.server.realm != group[-6:])
+            maker.ok(f"addgroup {group}")
+            for person in others:
+                person.ok(f"joingroup {group}")
+            if group not in self.churning:
+                self.ledger.members[group] = {person.address for person in people}
+        self.chatters = [Chatter(self, person, number) for number, person in enumerate(people)]
+        self.before = [server.memory for server in self.servers]
+
+    def note(self, person: Person, target: str, content: bytes | None, reply: dict, text: str) -> None:
+        """An OK to a send of the chatters."""
+        if target not in self.churning:
+            with self.lock:
+                self.ledger.note(person.address, target, reply, text, content)
+
+    # faults
+
+    def kill(self) -> None:
+        server = self.chance.choice(self.servers)
+        server.kill()
+        server.start()
+
+    def terminate(self) -> None:
+        server = self.chance.choice(self.servers)
+        server.stop()
+        server.start()
+
+    def stop_and_go(self) -> None:
+        process = self.chance.choice(self.servers).process
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(self.chance.uniform(0.1, 1.5))
+        process.send_signal(signal.SIGCONT)
+
+    def fill(self) -> None:
+        with self.chance.choice(self.servers).no_room():
+            time.sleep(self.chance.uniform(0.1, 0.5))
+
+    def cut(self) -> None:
+        self.chance.choice(self.proxies)[2].cut_all = True
+
+    def slow(self) -> None:
+        self.chance.choice(self.proxies)[2].rate = self.chance.choice((0, 50_000, 1_000_000))
+
+    def silence(self) -> None:
+        proxy = self.chance.choice(self.proxies)[2]
+        proxy.silent = not proxy.silent and self.chance.random() < 0.7
+
+    def heal(self) -> None:
+        """Nothing breaks any longer; who is in which group is said once more; all that waits arrives."""
+        for *_, proxy in self.proxies:
+            proxy.silent, proxy.rate, proxy.cut_all = False, 0, True    # so that all links are tried at once
+        for chatter in self.chatters:
+            chatter.ended = True
+        for chatter in self.chatters:
+            chatter.join(3 * PATIENCE)
+            self.assertFalse(chatter.is_alive(), "a request is never answered")
+            self.assertEqual(chatter.refused, [])
+            chatter.person = self.again(chatter.person)
+            for name in self.ports.keys() - {chatter.person.server.realm}:
+                chatter.person.await_link(name)
+        for chatter in self.chatters:
+            chatter.decide()
+        for chatter in self.chatters:
+            for name in self.ports.keys() - {chatter.person.server.realm}:
+                chatter.person.await_sent(name)
+
+    # judgement
+
+    def judge(self) -> None:
+        self.assertGreater(sum(map(len, self.ledger.said.values())), 300)
+        for chatter in self.chatters:
+            self.judge_person(chatter)
+        self.judge_members()
+        for server, before in zip(self.servers, self.before, strict=True):
+            self.assertEqual(rows(server, "SELECT count(*) FROM outbox"), [(0,)])
+            self.assertLess(server.memory - before, 64 * MIB)
+            named = {name for name, in rows(server, "SELECT sha256 FROM files JOIN messages USING(id)")}
+            self.assertEqual(set(server.swept()), named)
+
+    def judge_person(self, chatter: Chatter) -> None:
+        person, watcher = chatter.person, chatter.watcher
+        last = person.ok("subscribe")["last_id"]
+        newest = [id for id, in rows(person.server, "SELECT max(id) FROM messages")][0]
+        self.assertGreaterEqual(last, newest or 0)
+        pages = {target: self.ledger.pages(person, target) for target in self.targets
+                 if target not in self.churning or self.decided[target][person.address]}
+        ids = {message["id"] for page in pages.values() for message in page}
+        eventually(lambda: ids <= {message["id"] for message in list(watcher.messages)}, "the rest of a subscription")
+        watcher.ended = True
+        self.ledger.judge(person, list(watcher.messages))
+        for target, page in pages.items():
+            self.assertEqual(len({message["uid"] for message in page}), len(page), target)
+            for message in page:
+                realm = target.partition("@")[2]
+                if message["from"] == person.address and realm != person.server.realm:
+                    self.assertIn(message["state"], ("delivered", "failed")[:1 + (target in self.churning)])
+
+    def judge_members(self) -> None:
+        """Every realm's view of the groups is what their people said last."""
+        for group in self.churning:
+            wanted = {address for address, joined in self.decided[group].items() if joined}
+            for chatter in self.chatters:
+                own = {row["group"] for row in chatter.person.ok("groups")["groups"] if row["member"]}
+                self.assertEqual(group in own, self.decided[group][chatter.person.address], (group, chatter.person))
+                if chatter.person.server.realm == group[-6:] and chatter.person.address in wanted:
+                    (row,) = [row for row in chatter.person.ok("groups")["groups"] if row["group"] == group]
+                    self.assertEqual((set(row["members"]), row["count"]), (wanted, len(wanted)))
+
+
 # ---- documents and layout ----------------------------------------------------------------------
 
 
@@ -6780,7 +7015,7 @@ def load_tests(loader: unittest.TestLoader, _tests: object, _pattern: object) ->
     return suite
 
 
-OPTIONS = [argument for argument in sys.argv if argument in ("--long", "--no-browser")]
+OPTIONS = [argument for argument in sys.argv if argument in ("--long", "--no-browser", "--seed")]
 
 
 def main() -> int | None:
