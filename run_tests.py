@@ -7,7 +7,8 @@
   python3 run_tests.py --long                the long versions too
   python3 run_tests.py Nemesis --seed N      everything at random, once more as with that seed
   python3 run_tests.py --no-browser          without the tests that need a browser (classes named Browser…)
-  python3 run_tests.py --bench [W1 W3 …]     the benchmark instead; --bench-save FILE, --bench-compare FILE
+  python3 run_tests.py --bench [W1 S1 …]     the benchmark instead; --bench-save FILE, --bench-compare FILE,
+                                             --bench-program DIR: of an older checkout
 
 The servers under test are real processes with real sockets and real databases, each in a temporary folder and at a
 free port of 127.0.0.1. A server that leaves a traceback in its log, or does not end with status 0, fails its test.
@@ -6424,6 +6425,7 @@ class BrowserDemo(ChatTest):
 
 # ---- benchmark ---------------------------------------------------------------------------------
 
+WORKLOADS = ["W1", "W1L", "W2", "W3", "W4", "W5", "W6", "W7", "S1", "S2", "S3", "S4"]    # S: scale
 ROUNDS = 3                     # of each measurement; the table shows the median and the spread
 TEXT = "x" * 64
 
@@ -6560,30 +6562,46 @@ class Pipe:
             self._tail = bytes(seam[-over:] if size < over else buffer[size - over:size])
 
 
-def relay() -> None:
-    """The yardstick R: a bare relay. Connections come in pairs; each line goes to the partner, nothing is parsed."""
+def relay(synced: bool) -> None:
+    """The yardsticks R and RS: connections come in pairs, each line goes to the partner, nothing is parsed.
+
+    RS also writes the lines of a turn into a file (over and over, as into a database's log), syncs it once, and answers
+    each line: the limit of lockstep with a disk, for a program of one loop.
+    """
     selector, partners, waiting = selectors.DefaultSelector(), {}, []
     listener = socket.create_server(("127.0.0.1", 0), backlog=1000)
     print(listener.getsockname()[1], flush=True)
     selector.register(listener, selectors.EVENT_READ)
     rests: defaultdict[socket.socket, bytes] = defaultdict(bytes)
-    while True:
-        for key, _ in selector.select():
-            if key.fileobj is listener:
-                connection, _ = listener.accept()
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                selector.register(connection, selectors.EVENT_READ)
-                waiting.append(connection)
-                if len(waiting) == 2:
-                    partners[waiting[0]], partners[waiting[1]] = waiting[1], waiting[0]
-                    waiting.clear()
-                continue
-            data = key.fileobj.recv(64 * KIB)
-            if not data:
-                return
-            *lines, rests[key.fileobj] = (rests[key.fileobj] + data).split(b"\n")
-            if lines:
-                partners[key.fileobj].sendall(b"".join([line + b"\n" for line in lines]))
+    with tempfile.TemporaryFile(buffering=0) as file:
+        file.write(bytes(4 * MIB))
+        os.fsync(file.fileno())
+        while True:
+            turn = []
+            for key, _ in selector.select():
+                if key.fileobj is listener:
+                    connection, _ = listener.accept()
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    selector.register(connection, selectors.EVENT_READ)
+                    waiting.append(connection)
+                    if len(waiting) == 2:
+                        partners[waiting[0]], partners[waiting[1]] = waiting[1], waiting[0]
+                        waiting.clear()
+                    continue
+                data = key.fileobj.recv(64 * KIB)
+                if not data:
+                    return
+                *lines, rests[key.fileobj] = (rests[key.fileobj] + data).split(b"\n")
+                if lines:
+                    turn.append((key.fileobj, b"".join([line + b"\n" for line in lines]), len(lines)))
+            if synced and turn:
+                file.seek(file.tell() % (2 * MIB))
+                file.write(b"".join([lines for _, lines, _ in turn]))
+                os.fdatasync(file.fileno())
+            for source, lines, count in turn:
+                partners[source].sendall(lines)
+                if synced:
+                    source.sendall(b"OK\n" * count)
 
 
 class Benchmark:
@@ -6636,19 +6654,22 @@ class Benchmark:
     # -- yardsticks
 
     def relay_rates(self) -> None:
-        """R: lines a second in lockstep, and the median time of one (µs)."""
-        if "RL" in self.yardsticks:
-            return
-        process = subprocess.Popen([sys.executable, __file__, "--relay"], stdout=subprocess.PIPE, text=True)
-        self.pin(process)
-        port, load, line = int(first_line(process)), Load(), (f"send {'t' * 32} u1 {TEXT}\r\n").encode()
-        pairs = [(load.connect(port, mark=b"\n"), load.connect(port, mark=b"\n"), line) for _ in range(50)]
-        lockstep = [50 * 500 / load.run_in_lockstep(pairs, 500, answered=False) for _ in range(ROUNDS)]
-        one = [load.run_in_lockstep(pairs[:1], 1, answered=False) for _ in range(3000)]
-        self.yardsticks.update(RL=statistics.median(lockstep), R1=1e6 * statistics.median(one))
-        load.close()
-        process.wait(PATIENCE)
-        process.stdout.close()
+        """R and RS: lines a second in lockstep (RL, RS), and the median time of one by R (R1, in µs)."""
+        for option, name in (("--relay", "RL"), ("--relay-synced", "RS")):
+            if name in self.yardsticks:
+                continue
+            process = subprocess.Popen([sys.executable, __file__, option], stdout=subprocess.PIPE, text=True)
+            self.pin(process)
+            port, load, line = int(first_line(process)), Load(), (f"send {'t' * 32} u1 {TEXT}\r\n").encode()
+            pairs = [(load.connect(port, mark=b"\n"), load.connect(port, mark=b"\n"), line) for _ in range(50)]
+            self.yardsticks[name] = statistics.median(
+                50 * 500 / load.run_in_lockstep(pairs, 500, answered=name == "RS") for _ in range(ROUNDS))
+            if name == "RL":
+                one = [load.run_in_lockstep(pairs[:1], 1, answered=False) for _ in range(3000)]
+                self.yardsticks["R1"] = 1e6 * statistics.median(one)
+            load.close()
+            process.wait(PATIENCE)
+            process.stdout.close()
 
     def insert_rate(self, server: Server) -> float:
         """S: messages a second that sqlite3 alone puts into the server's tables, its own rows, 1,000 a COMMIT, FULL."""
@@ -6689,34 +6710,6 @@ class Benchmark:
         self.yardsticks["fsync"] = 1e6 * statistics.median(times)
         return self.yardsticks["fsync"]
 
-    def irc_rates(self) -> bool:
-        """N: what ngircd, an IRC server in C that stores nothing, does of W1 and W1L; whether it is installed."""
-        program = shutil.which("ngircd") or shutil.which("ngircd", path="/usr/sbin")
-        if program and "N" not in self.yardsticks:
-            (port,) = free_ports(1)
-            settings = SCRATCH / "ngircd.conf"
-            settings.write_text(f"[Global]\nName = irc.local\nListen = 127.0.0.1\nPorts = {port}\nServerUID = root\n"
-                                "ServerGID = root\nMotdPhrase = x\n[Limits]\nMaxConnections = 0\n"
-                                "MaxConnectionsIP = 0\nMaxPenaltyTime = 0\n[Options]\nDNS = no\nIdent = no\nPAM = no\n")
-            process = subprocess.Popen([program, "-n", "-f", settings], stdout=subprocess.DEVNULL)
-            with socket.socket() as probe:
-                eventually(lambda: probe.connect_ex(("127.0.0.1", port)) == 0, "ngircd listens")
-            self.pin(process)
-            load, pairs = Load(), []
-            for number in range(50):
-                sender, receiver = [load.connect(port, f"NICK {name}\r\nUSER {name} 0 * :{name}", b"\n", " 376 ")
-                                    for name in (f"s{number}", f"r{number}")]
-                pairs.append((sender, receiver, f"PRIVMSG r{number} :{TEXT}\r\n".encode()))
-            load.settle()
-            rates = [50 * 5000 / load.run({sender: line * 5000 for sender, _, line in pairs},
-                                          {receiver: 5000 for _, receiver, _ in pairs}) for _ in range(ROUNDS)]
-            lockstep = [50 * 500 / load.run_in_lockstep(pairs, 500, answered=False) for _ in range(ROUNDS)]
-            self.yardsticks.update(N=statistics.median(rates), NL=statistics.median(lockstep))
-            load.close()
-            process.terminate()
-            process.wait(PATIENCE)
-        return program is not None
-
     # -- workloads
 
     def pairs(self, load: Load, here: Server, there: Server, count: int = 50) -> list[tuple[Pipe, Pipe, bytes]]:
@@ -6745,8 +6738,6 @@ class Benchmark:
         server = self.server()
         rates = self.pipelined(server, server, 2000)
         yield Measurement("W1", "50 pairs pipelined, to S (SQLite alone)", "/s", rates, self.insert_rate(server), 0.4)
-        if self.irc_rates():
-            yield Measurement("W1", "50 pairs pipelined, to N (ngircd)", "/s", rates, self.yardsticks["N"])
 
     def w1l(self) -> Iterator[Measurement]:
         """50 pairs, each in lockstep."""
@@ -6755,12 +6746,8 @@ class Benchmark:
         pairs = self.pairs(load, self.server(), self.server())
         rates = [50 * 200 / load.run_in_lockstep(pairs, 200, answered=True) for _ in range(ROUNDS)]
         load.close()
-        # R reads and writes once for a message. Who answers too, and waits for the disk, comes to half of R and has not
-        # looked at a byte yet (so it was measured once): the check is content with less than half of the goal.
-        yield Measurement("W1L", "50 pairs in lockstep, to R (bare relay)", "/s", rates, self.yardsticks["RL"], 0.4,
-                          limit=0.15)
-        if self.irc_rates():
-            yield Measurement("W1L", "50 pairs in lockstep, to N (ngircd)", "/s", rates, self.yardsticks["NL"])
+        yield Measurement("W1L", "50 pairs in lockstep, to RS (with a disk)", "/s", rates, self.yardsticks["RS"], 0.6)
+        yield Measurement("W1L", "50 pairs in lockstep, to R (bare relay)", "/s", rates, self.yardsticks["RL"])
 
     def w2(self) -> Iterator[Measurement]:
         """One pair, one message at a time, alone and beside 5,000 idle connections."""
@@ -6881,7 +6868,7 @@ class Benchmark:
         same = statistics.median(self.pipelined(here, here, 1000))
         here.stop()
         there.stop()
-        yield Measurement("W6", "50 pairs, realm to realm, to W1", "/s", rates, same, 0.5)
+        yield Measurement("W6", "50 pairs, realm to realm, to W1", "/s", rates, same, 0.4)
 
     def w7(self) -> Iterator[Measurement]:
         """A 200 MB file in, across a realm, and out."""
@@ -6917,6 +6904,93 @@ class Benchmark:
         yield Measurement("W7", "memory that both servers grew by", "MiB", [growth], goal=32, less_is_better=True)
 
 
+    def s1(self) -> Iterator[Measurement]:
+        """A link comes up beside 100,000 people in each realm."""
+        ups, slowest, growth = [], [], []
+        here, there = two_realms()
+        messi = here.login("messi")
+        messi.await_link("mesin2")
+        for server in (here, there):
+            server.stop()
+            multiply(server, "people", "name='messi' AND password IS NOT NULL", 1000, 100_000, id="n", name="'p' || n")
+        for _ in range(ROUNDS):
+            here.start()
+            before, watching, times = here.memory, messi.again(), []
+            watching.ok("subscribe")
+            started = time.perf_counter()
+            there.start()
+            while watching.ok("realms")["realms"]["mesin2"]["link"] != "up":
+                times.append(timed(lambda watching=watching: watching.ok("history henderson")))
+            ups.append(time.perf_counter() - started)
+            times += [timed(lambda watching=watching: watching.ok("history henderson")) for _ in range(500)]
+            slowest.append(1000 * max(times))
+            growth.append((here.memory - before) / MIB)
+            for server in (here, there):
+                server.stop()
+        yield Measurement("S1", "100,000 people each: start of the peer until up", "s", ups, less_is_better=True)
+        yield Measurement("S1", "slowest reply meanwhile", "ms", slowest, None, 50, True)
+        yield Measurement("S1", "memory that the link costs", "MiB", growth, None, 16, True)
+
+    def s2(self) -> Iterator[Measurement]:
+        """A start over 1,000,000 messages, 100,000 people and 5,000 groups."""
+        server = Server()
+        messi = server.login("messi")
+        messi.ok("addgroup g")
+        messi.ok("send henderson text")
+        server.stop()
+        multiply(server, "people", "name='messi'", 1000, 100_000, id="n", name="'p' || n")
+        multiply(server, "conversations", "name='g'", 1000, 5000, id="n", name="'g' || n")
+        multiply(server, "members", "1", 1000, 5000, conversation="n")
+        multiply(server, "messages", "1", 2, 999_999, id="n")
+        times = []
+        for _ in range(ROUNDS + 1):                            # the first one writes what a start once writes
+            times.append(timed(server.start))
+            server.stop()
+        yield Measurement("S2", "start: 1,000,000 messages, 100,000 people", "s", times[1:], None, 3, True)
+
+    def s3(self) -> Iterator[Measurement]:
+        """Eight realms in a full mesh, from the last start until all links are up."""
+        names, times = [f"mesin{number}" for number in range(1, 9)], []
+        for _ in range(ROUNDS):
+            places = {name: f"127.0.0.1:{port}" for name, port in zip(names, free_ports(8), strict=True)}
+            servers = [Server(realm=name, port=int(places[name].rpartition(":")[2]), wait=False, peers={
+                other: place for other, place in places.items() if other != name}) for name in names]
+            for server in servers:
+                server.await_start()
+            started = time.perf_counter()
+            people = [server.login("messi") for server in servers]
+            for person in people:
+                for name in set(names) - {person.server.realm}:
+                    person.await_link(name)
+            times.append(time.perf_counter() - started)
+            for server in servers:
+                server.stop()
+        yield Measurement("S3", "eight realms, each linked to all others", "s", times, None, 5, True)
+
+    def s4(self) -> Iterator[Measurement]:
+        """200,000 queued messages drain, while somebody reads."""
+        here, there = two_realms()
+        messi = here.login("messi")
+        messi.await_link("mesin2")
+        messi.ok("send henderson@mesin2 known")
+        there.stop()
+        for _ in range(200):
+            messi.ok_all([f"send henderson@mesin2 {TEXT}"] * 1000)
+        messi.close()
+        reader, times = here.login("lineker"), []
+        self.pin(here.process)
+        started = time.perf_counter()
+        there.start()
+        self.pin(there.process)
+        while reader.ok("realms")["realms"]["mesin2"]["queued"]:
+            times += [timed(lambda: reader.ok("history messi")) for _ in range(20)]
+        rate = 200_000 / (time.perf_counter() - started)
+        here.stop()
+        there.stop()
+        yield Measurement("S4", "200,000 queued, drained", "/s", [rate], None, 10_000)
+        yield Measurement("S4", "history meanwhile, p99", "ms", [1000 * percentile(99, times)], None, 50, True)
+
+
 def table_row(measured: Measurement, earlier: dict[str, float]) -> str:
     """One line of the benchmark's table."""
     value = statistics.median(measured.values)
@@ -6935,14 +7009,16 @@ def table_row(measured: Measurement, earlier: dict[str, float]) -> str:
 
 
 def bench(arguments: list[str]) -> int:
-    """`--bench [W1 …] [--bench-save FILE] [--bench-compare FILE] [--bench-check]`: measures, and prints a table."""
+    """`--bench [W1 …] [--bench-save FILE] [--bench-compare FILE] …`: measures, and prints a table."""
     parser = argparse.ArgumentParser(prog="run_tests.py")
     parser.add_argument("--bench", nargs="*", metavar="WORKLOAD")
     parser.add_argument("--bench-save", metavar="FILE", type=Path)
     parser.add_argument("--bench-compare", metavar="FILE", type=Path)
     parser.add_argument("--bench-check", action="store_true")
+    parser.add_argument("--bench-program", metavar="DIR", type=Path, default=ROOT, help="measure this checkout instead")
     options = parser.parse_args(arguments)
-    workloads = [word.upper() for word in options.bench] or ["W1", "W1L", "W2", "W3", "W4", "W5", "W6", "W7"]
+    workloads = [word.upper() for word in options.bench] or WORKLOADS
+    Server.root = options.bench_program.resolve()
     earlier = json.loads(options.bench_compare.read_text()) if options.bench_compare else {}
     results, short, benchmark = {}, [], Benchmark()
     print(f"Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}, servers on core {benchmark.server_core}, "
@@ -7020,8 +7096,8 @@ OPTIONS = [argument for argument in sys.argv if argument in ("--long", "--no-bro
 
 def main() -> int | None:
     """Runs what the command line asks for; returns the exit status."""
-    if "--relay" in sys.argv:
-        return relay()
+    if sys.argv[1:] in (["--relay"], ["--relay-synced"]):
+        return relay(synced=sys.argv[1] == "--relay-synced")
     if "--bench" in sys.argv:
         return bench(sys.argv[1:])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # so that clean_up runs
