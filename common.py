@@ -53,6 +53,7 @@ PERSON_SECONDS = 0.005         # and what one person's connections get of it
 RECEIVE_SIZE = 64 * KIB        # bytes asked of a socket at once: one allocation that malloc keeps at hand
 OUTPUT_MARK = 256 * KIB        # bytes unsent: past this no request of the connection is read, no event is queued
 MAX_REPLY = 1 * MIB            # bytes of the rows in one reply; the rest comes with the next request (`more`)
+LIST_REPLY = 256 * KIB         # of the rows of people or groups: more would hold up the others for over 10 ms
 MAX_UNREAD = 8 * MIB           # bytes that one person's connections may hold here, unread replies and unserved requests
 MAX_WAITING = 256              # replies of one connection that may wait for another realm's word at once
 MAX_UPLOADS = 64               # files of one person that may be under way at once

@@ -3146,6 +3146,111 @@ class States(ChatTest):
         self.assertEqual((own["group"], own["member"], own["members"]), ("g@mesin2", True, ["messi@mesin1"]))
 
 
+class Reading(TwoRealms):
+    """What one has read, what is unread, and what was said: `conversations`, `read`, `search`."""
+
+    def rows(self, person: Person) -> dict[str, dict]:
+        """A person's conversations by whom or what they are with."""
+        found = person.ok("conversations")["conversations"]
+        self.assertEqual([row["at"] for row in found], sorted((row["at"] for row in found), reverse=True))
+        return {row.get("with") or row["group"]: row for row in found}
+
+    def test_conversations_say_what_is_unread(self):
+        alice, bob, carol = self.people("alice", "bob", "carol@")
+        alice.ok_all([f"send {bob} 1", f"send {bob} 2", f"send {carol.address} 3"])
+        bob.ok(f"send {alice} back")
+        row = self.rows(bob)[alice.address]
+        self.assertEqual((row["unread"], row["read"], row["last"]["msg"], row["read_by"]), (2, 0, "back", {}))
+        row = self.rows(alice)[carol.address]
+        self.assertEqual((row["unread"], row["last"]["state"], row["name"]), (0, "delivered", carol.ok(
+            f"history {alice.address}")["messages"][0]["msg_to"]))
+        self.assertEqual(self.rows(carol)[alice.address]["unread"], 1)
+
+    def test_a_mark_reaches_ones_devices_and_the_senders(self):
+        alice, bob, carol = self.people("alice", "bob", "carol@")
+        phone = self.again(carol)
+        for person in (alice, bob, carol, phone):
+            person.ok("subscribe")
+        alice.ok(f"addgroup g-{alice}")
+        bob.ok(f"joingroup g-{alice}")
+        carol.ok(f"joingroup g-{alice}@mesin1")
+        alice.ok(f"sendgroup g-{alice} from alice")
+        bob.ok(f"sendgroup g-{alice} from bob")
+        last = carol.expect("from alice", "from bob")
+        group = last["group"]
+        carol.ok(f"read {group} {last['id']}")
+        own = phone.event("read")
+        self.assertEqual((own["user"], own["group"], own["id"]), (carol.address, group, last["id"]))
+        for sender in (alice, bob):
+            event = sender.event("read")
+            self.assertEqual((event["user"], event["group"], event["uid"]), (carol.address, group, last["uid"]))
+        self.assertIn(carol.address, self.rows(alice)[group]["read_by"])
+        self.assertEqual(self.rows(carol)[group]["unread"], 0)
+        carol.ok(f"read {group} 1")                            # a mark never goes back
+        self.assertEqual(self.rows(carol)[group]["read"], last["id"])
+        carol.ok(f"read {group} {10**9}")                      # nor past the last message
+        self.assertEqual(self.rows(carol)[group]["read"], last["id"])
+        self.assertRefused(bob.do("read nosuch 1"), "user_not_found")
+        self.assertRefused(bob.do(f"read {alice} x"), "bad_arguments")
+        self.assertRefused(carol.do(f"read {group} x"), "bad_arguments")
+
+    def test_many_conversations_page_by_page(self):
+        (alice,) = self.people("alice")
+        count = common.CONVERSATIONS_PAGE + 7
+        alice.ok_all(f"addgroup p{number}-{alice}" for number in range(count))     # nobody has said anything there
+        alice.ok_all(f"sendgroup p{number}-{alice} hi" for number in range(0, count, 2))
+        names, before = [], ""
+        while True:
+            page = alice.ok(f"conversations {before}".strip())
+            names += [row["group"] for row in page["conversations"]]
+            if not page["more"]:
+                break
+            before = page["conversations"][-1]["at"]
+        self.assertEqual((len(names), len(set(names))), (count, count))
+
+    def test_search(self):
+        alice, bob, carol = self.people("alice", "bob", "carol@")
+        texts = ["Socket one", "a SOCKET two", "100%", "100 per cent", "Größe", "a_b", "aXb", "back\\slash"]
+        alice.ok_all([f"send {bob} {text}" for text in texts] + [f"send {carol.address} socket elsewhere"])
+        for wanted, found in (("socket", texts[:2]), ("100%", ["100%"]), ("GRÖSSE", ["Größe"]), ("GRÖẞE", ["Größe"]),
+                              ("größe", ["Größe"]), ("a_b", ["a_b"]), ("\\", ["back\\slash"]), ("nothing", [])):
+            with self.subTest(wanted):
+                reply = alice.ok(f"search {bob} {wanted}")
+                self.assertEqual(([message["msg"] for message in reply["messages"]], reply["more"]), (found, False))
+        alice.ok_all(f"send {bob} many {number}" for number in range(2 * common.SEARCH_PAGE))
+        reply = alice.ok(f"search {bob} MANY")
+        self.assertEqual([message["msg"] for message in reply["messages"]],
+                         [f"many {number}" for number in range(common.SEARCH_PAGE, 2 * common.SEARCH_PAGE)])
+        self.assertTrue(reply["more"])
+        self.assertRefused(alice.do("search nosuch x"), "user_not_found")
+        self.assertRefused(bob.do(f"search group:g-{alice} x"), "group_not_found")
+
+
+class ReadingApart(ChatTest):
+    """Marks while a realm is away, and over a restart."""
+
+    def test_the_last_mark_arrives_once_the_realm_is_back(self):
+        here, there = linked_realms()
+        self.keep(here, there)
+        messi, henderson = self.login(here, "messi"), self.login(there, "henderson")
+        ids = [messi.ok(f"send henderson@mesin2 {number}")["id"] for number in range(5)]
+        seen = [message["id"] for message in henderson.ok("history messi@mesin1")["messages"]]
+        here.stop()
+        henderson.await_link("mesin1", "down")
+        for id in seen:
+            henderson.ok(f"read messi@mesin1 {id}")
+        self.assertEqual(henderson.ok("realms")["realms"]["mesin1"]["queued"], 1)      # the newest says it all
+        there.kill()
+        there.start()
+        here.start()
+        messi = self.login(here, "messi")
+        messi.ok("subscribe")
+        eventually(lambda: messi.ok("conversations")["conversations"][0]["read_by"], "the mark")
+        self.assertEqual(messi.ok("conversations")["conversations"][0]["read_by"], {"henderson@mesin2": ids[-1]})
+        row = self.login(there, "henderson").ok("conversations")["conversations"][0]
+        self.assertEqual((row["unread"], row["read"]), (0, seen[-1]))
+
+
 class Questions(ChatTest):
     """What only another realm can decide is asked of it."""
 

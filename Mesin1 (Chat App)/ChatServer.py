@@ -1873,7 +1873,7 @@ class Chat:
         for user in users:
             row = common.encode_row(user)
             weight += len(row)
-            if rows and weight > common.MAX_REPLY:
+            if rows and weight > common.LIST_REPLY:
                 more = True
                 break
             rows.append(row)
@@ -1966,9 +1966,9 @@ class Chat:
                             "read_by": dict(itertools.islice(others, common.MAX_MEMBERS_SHOWN))})
 
     def do_read(self, conn: Connection, person: Person, target: str, id: str) -> dict:
-        talk = self.conversation(person, target)
+        talk, last = self.conversation(person, target), self.number(id)
         if talk is not None:
-            self.mark_read(talk, person, min(self.number(id), talk.last_id))
+            self.mark_read(talk, person, min(last, talk.last_id))
         return {"message": "Ditandai sudah dibaca"}
 
     def mark_read(self, talk: Conversation, person: Person, id: int) -> None:
@@ -2027,7 +2027,7 @@ class Chat:
                 continue
             row = self.describe_group(group, person, realm)
             weight += len(row)
-            if rows and weight > common.MAX_REPLY:
+            if rows and weight > common.LIST_REPLY:
                 return {"groups": Json(f"[{','.join(rows)}]"), "more": True}
             rows.append(row)
         return {"groups": Json(f"[{','.join(rows)}]"), "more": False}
