@@ -23,11 +23,13 @@ import asyncio
 import atexit
 import base64
 import contextlib
+import csv
 import errno
 import functools
 import hashlib
 import hmac
 import importlib.util
+import inspect
 import io
 import json
 import logging
@@ -37,6 +39,7 @@ import random
 import re
 import select
 import selectors
+import shlex
 import shutil
 import signal
 import socket
@@ -50,6 +53,7 @@ import tempfile
 import threading
 import time
 import unittest
+import xml.etree.ElementTree as ElementTree
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -5760,7 +5764,7 @@ class Documents(ChatTest):
     def test_only_the_standard_library(self):
         flet = {"flet", "fastapi", "uvicorn"}                   # the last two are what Flet's web server stands on
         extra = {"common.py": set(), "run_tests.py": {"common", "playwright"}, "ChatServer.py": {"common"},
-                 "ChatClient.py": {"common"} | flet}
+                 "ChatMark.py": {"common"}, "ChatClient.py": {"common"} | flet}
         for path in self.PROGRAMS:
             imported = set()
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -6526,6 +6530,582 @@ class BrowserDemo(ChatTest):
         self.assertEqual(len(children), 2 if ON_LINUX else 0)
         client.stop()
         self.assertFalse([pid for pid in children if Path(f"/proc/{pid}").exists()])
+
+
+# ---- the examiner ------------------------------------------------------------------------------
+
+EXAMINER = ROOT / REALMS["mesin1"].folder / "ChatMark.py"
+
+
+class StudentServer:
+    """A server of the documented dialect, as a good student writes it: a thread a connection, all of it in memory."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.users, self.sessions, self.groups = {}, {}, {}
+        for name, nama in (("messi", "Lionel Messi"), ("henderson", "Jordan Henderson"), ("lineker", "Gary Lineker")):
+            self.users[name] = {"nama": nama, "password": "surabaya", "inbox": {}}
+
+    def serve(self) -> None:
+        with socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=128) as listener:
+            print(listener.getsockname()[1], flush=True)
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=self.talk, args=(connection,), daemon=True).start()
+
+    def talk(self, connection: socket.socket) -> None:
+        buffer = b""
+        with connection, contextlib.suppress(OSError):
+            while (data := connection.recv(4096)) and len(buffer) < 500_000:
+                buffer += data
+                while b"\r\n" in buffer:
+                    line, buffer = buffer.split(b"\r\n", 1)
+                    connection.sendall(self.reply(line))
+
+    def reply(self, line: bytes) -> bytes:
+        try:
+            with self.lock:
+                answer = self.run(line.decode().strip())
+        except Exception as error:
+            answer = {"status": "ERROR", "message": f"--Protocol Tidak Benar {error}"}
+        return json.dumps(answer).encode() + b"\r\n\r\n"
+
+    def run(self, text: str) -> dict:
+        word = text.partition(" ")[0]
+        if word == "auth":
+            _, name, password = text.split()
+            if name not in self.users or self.users[name]["password"] != password:
+                return self.error("User tidak ada atau password salah")
+            return self.enter(name)
+        if word == "register":
+            _, name, password, nama, _ = text.split()
+            if name in self.users:
+                return self.error("User sudah ada")
+            self.users[name] = {"nama": nama.replace("_", " "), "password": password, "inbox": {}}
+            return self.enter(name)
+        if word == "info":
+            return {"status": "OK", "message": list(self.users)}
+        if text.split()[1] not in self.sessions:
+            return self.error("Session tidak ditemukan")
+        return getattr(self, f"do_{word}")(self.sessions[text.split()[1]], text)
+
+    def enter(self, name: str) -> dict:
+        token = os.urandom(16).hex()
+        self.sessions[token] = name
+        return {"status": "OK", "tokenid": token}
+
+    def error(self, message: str) -> dict:
+        return {"status": "ERROR", "message": message}
+
+    def put(self, sender: str, names: list, **fields: str) -> dict:
+        for name in names:
+            item = {"msg_from": self.users[sender]["nama"], "msg_to": self.users[name]["nama"], **fields}
+            self.users[name]["inbox"].setdefault(sender, []).append(item)
+        return {"status": "OK", "message": "Message Sent"}
+
+    def file(self, text: str) -> dict:
+        content = text.split(" ")[4].removeprefix("b'").removesuffix("'")
+        data = base64.b64decode(content, validate=True)
+        name = text.split(" ")[3]
+        return {"msg": "", "file_name": name, "file_content": base64.b64encode(data).decode()}
+
+    def do_send(self, user: str, text: str) -> dict:
+        _, _, name, message = text.split(" ", 3)
+        if name not in self.users:
+            return self.error("User Tidak Ditemukan")
+        return self.put(user, [name], msg=message)
+
+    def do_sendfile(self, user: str, text: str) -> dict:
+        name = text.split(" ")[2]
+        if name not in self.users:
+            return self.error("User Tidak Ditemukan")
+        return self.put(user, [name], **self.file(text))
+
+    def do_sendgroup(self, user: str, text: str) -> dict:
+        _, _, group, message = text.split(" ", 3)
+        if user not in self.groups[group]:
+            return self.error("Bukan anggota group")
+        return self.put(user, self.groups[group], msg=message)
+
+    def do_sendgroupfile(self, user: str, text: str) -> dict:
+        return self.put(user, self.groups[text.split()[2]], **self.file(text))
+
+    def do_addgroup(self, user: str, text: str) -> dict:
+        group = text.split()[2]
+        if group in self.groups:
+            return self.error("Group sudah ada")
+        self.groups[group] = [user]
+        return {"status": "OK", "message": "Group dibuat"}
+
+    def do_joingroup(self, user: str, text: str) -> dict:
+        group = text.split()[2]
+        if user in self.groups[group]:
+            return self.error("User sudah dalam group")
+        self.groups[group].append(user)
+        return {"status": "OK", "message": "Masuk group"}
+
+    def do_inbox(self, user: str, text: str) -> dict:
+        messages, self.users[user]["inbox"] = self.users[user]["inbox"], {}
+        return {"status": "OK", "messages": messages}
+
+    def do_logout(self, user: str, text: str) -> dict:
+        del self.sessions[text.split()[1]]
+        return {"status": "OK"}
+
+
+class StudentClient:
+    """A client of the documented dialect, as a good student writes it: a command, its reply, the next command."""
+
+    def __init__(self) -> None:
+        self.token = ""
+        self.socket = socket.create_connection((os.environ["SERVER_IP"], int(os.environ["SERVER_PORT"])))
+
+    def run(self) -> None:
+        for typed in sys.stdin:
+            try:
+                reply = self.ask(self.line(typed.split()))
+            except OSError as error:
+                print("koneksi putus", error)
+                break
+            self.token = reply.get("tokenid", self.token)
+            self.show(reply)
+
+    def line(self, words: list) -> str:
+        if words[0] == "sendfile":
+            with open(words[2], "rb") as stream:
+                words.append(str(base64.b64encode(stream.read())))
+        if words[0] not in ("auth", "register"):
+            words.insert(1, self.token)
+        return " ".join(words)
+
+    def ask(self, line: str) -> dict:
+        self.socket.sendall(f"{line}\r\n".encode())
+        received = b""
+        while not received.endswith(b"\r\n\r\n"):
+            data = self.socket.recv(64)
+            if not data:
+                raise ConnectionError("server menutup")
+            received += data
+        return json.loads(received.decode())
+
+    def show(self, reply: dict) -> None:
+        if reply["status"] == "ERROR":
+            print("GAGAL", reply["message"])
+        for items in reply.get("messages", {}).values():
+            for item in items:
+                print(item["msg"])
+                if "file_content" in item:
+                    with open(os.path.basename(item["file_name"]), "wb") as stream:
+                        stream.write(base64.b64decode(item["file_content"]))
+
+
+class Break(NamedTuple):
+    """A mistake that is put into a student's program: these words in place of those, and the checks that it costs."""
+
+    name: str
+    old: str
+    new: str
+    lost: str                                                  # ids, separated by spaces
+    how: str = ""                                              # of the first of them: a key of ChatMark.HOW
+
+
+LOOP = 'while b"\\r\\n" in buffer:\n                    line, buffer = buffer.split(b"\\r\\n", 1)'
+SERVER_BREAKS = [
+    Break("one-reply-a-recv", LOOP, LOOP.replace("while", "if").replace(", 1)", ')[0], b""'),
+          "F03 F04 F05 X03", "fewer"),
+    Break("recv-is-request", LOOP, 'if True:\n                    line, buffer = buffer, b""',
+          "F01 C20 F02 F03 F04 F05 F06 F07 X03"),
+    Break("waits-for-the-end", 'while b"\\r\\n" in buffer:', 'while buffer.endswith(b"\\r\\n"):', "F04", "late"),
+    Break("raw-utf8", "json.dumps(answer)", "json.dumps(answer, ensure_ascii=False)", "F09", "ascii"),
+    Break("one-line-end", '+ b"\\r\\n\\r\\n"', '+ b"\\r\\n"', "C01", "frame"),
+    Break("two-objects", "json.dumps(answer).encode()", "json.dumps(answer).encode() * 2", "C01", "two"),
+    Break("no-json", "json.dumps(answer)", "str(answer)", "C01", "json"),
+    Break("nested-text", "return self.put(user, self.groups[group], msg=message)",
+          'for name in self.groups[group]:\n            message = {"msg": message}\n'
+          '            self.put(user, [name], msg=message)\n        return {"status": "OK"}', "C14"),
+    Break("addgroup-wipes", "if group in self.groups:", "if not group:", "C17"),
+    Break("info-leaks", '"message": list(self.users)', '"message": str((self.users, self.sessions))', "S01 S02"),
+    Break("faults-end-the-handler", "except Exception", "except (IndexError, KeyError, AttributeError)",
+          "E05 E02 E06", "closed"),
+    Break("silent-after-a-fault", "connection.sendall(self.reply(line))",
+          'answer = self.reply(line)\n                    connection.sendall(b"" if b"Benar" in answer else answer)',
+          "E01 C16 E02 E05 E06 F05", "silent"),
+    Break("inbox-keeps", 'self.users[user]["inbox"], {}', '(self.users[user]["inbox"],) * 2', "C09"),
+    Break("logout-keeps", "del self.sessions[text.split()[1]]", "pass", "C24"),
+    Break("a-quote-stays", """.removesuffix("'")""", "", "C19 C20 C21 C22"),
+    Break("stored-twice", "[name], msg=message)", "[name, name], msg=message)", "C10 X03"),
+    Break("token-is-the-name", "os.urandom(16).hex()", "name", "S03 S01"),
+    Break("strangers-write", "if user not in self.groups[group]:", "if not self.groups[group]:", "S04"),
+    Break("slow-accept", "listener.accept()", "listener.accept()\n                time.sleep(0.2)", "X02"),
+    Break("any-password", ' or self.users[name]["password"] != password', "", "C02"),
+    Break("send-to-nobody", '3)\n        if name not in self.users:\n            return self.error(',
+          '3)\n        if name not in self.users:\n            return dict(status="OK", message=', "C12"),
+    Break("underscore-stays", 'nama.replace("_", " ")', "nama", "C06"),
+    Break("one-session-a-user", "token = os.urandom(16).hex()", "token = os.urandom(16).hex()\n"
+          "        self.sessions = {key: user for key, user in self.sessions.items() if user != name}", "X05"),
+    Break("joins-twice", "if user in self.groups[group]:", "if not group:", "C15"),
+    Break("maker-hears-nothing", "self.groups[group], msg", "self.groups[group][1:], msg", "C18"),
+    Break("group-file-to-nobody", "self.put(user, self.groups[text.split()[2]],", "self.put(user, [],", "C22"),
+    Break("no-register", 'if word == "register":', 'if word == "daftar":', "C04"),
+    Break("dies-of-a-name", 'name = text.split(" ")[3]',
+          'name = text.split(" ")[3]\n        if name == "..":\n            os._exit(1)', "E07", "gone"),
+    Break("pushes", "connection.sendall(self.reply(line))",
+          'word, name, to = (line.decode(errors="replace").split() + [""] * 3)[:3]\n'
+          '                    if word == "register" and name.startswith("u"):\n'
+          '                        setattr(self, name, connection)\n'
+          '                    if word == "send" and getattr(self, to, connection) is not connection:\n'
+          '                        getattr(self, to).sendall(b\'{"status":"OK"}\\r\\n\\r\\n\')\n'
+          "                    connection.sendall(self.reply(line))", "F10", "unasked"),
+]
+CLIENT_BREAKS = [
+    Break("bare-lf", '{line}\\r\\n"', '{line}\\n"', "K02"),
+    Break("no-token", 'reply.get("tokenid", self.token)', '"messi"', "K03"),
+    Break("one-recv", 'while not received.endswith(b"\\r\\n\\r\\n"):\n            data = self.socket.recv(64)',
+          "if True:\n            data = self.socket.recv(4096)", "K11 K12 K13 K14"),
+    Break("decodes-pieces", "received += data", "received += data.decode().encode()", "K13"),
+    Break("file-as-text", "stream.read())))", "stream.read().strip())))", "K10"),
+    Break("dies-of-errors", 'print("GAGAL", reply["message"])', "raise SystemExit", "K15"),
+    Break("spins", "if not data:", "while not data:\n                continue\n            if not data:", "K17"),
+    Break("believes-names", 'os.path.basename(item["file_name"])', 'item["file_name"]', "K20"),
+    Break("impatient", 'self.token = ""\n', 'self.token = ""\n        socket.setdefaulttimeout(2.0)\n', "K19"),
+]
+
+
+def student_program(kind: type, start: str, broken: Break | None = None) -> str:
+    """A student's class as a program of its own, with a mistake put into it; where it lies."""
+    source = inspect.getsource(kind)
+    if broken:
+        assert source.count(broken.old) == 1, f"{broken.name}: {source.count(broken.old)} places"
+        source = source.replace(broken.old, broken.new)
+    path = Path(tempfile.mkdtemp(dir=SCRATCH)) / f"{broken.name if broken else 'right'}.py"
+    path.write_text("from __future__ import annotations\n"
+                    "import base64, contextlib, json, os, socket, sys, threading, time\n"
+                    f"{source}\n\n{kind.__name__}().{start}()\n", "utf-8")
+    return str(path)
+
+
+def examine(*arguments: str, most: float = 120) -> subprocess.CompletedProcess[str]:
+    """Runs the examiner until it ends, which must be soon, and never with a traceback."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CHAT_")}
+    done = subprocess.run([sys.executable, str(EXAMINER), "--language", "en", *arguments], stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, timeout=most, encoding="utf-8",
+                          env={**environment, "PYTHONIOENCODING": "utf-8"})
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+class Student:
+    """A student's server as a process of its own, right or with a mistake in it."""
+
+    def __init__(self, broken: Break | None = None) -> None:
+        program = student_program(StudentServer, "serve", broken)
+        self.process = subprocess.Popen([sys.executable, program, "0"], stdin=subprocess.DEVNULL, text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.place = f"127.0.0.1:{int(first_line(self.process))}"
+
+    def close(self) -> None:
+        """Ends it."""
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+class ExaminedServers(ChatTest):
+    """The examiner against servers that are right, and against the same server with one mistake after the other."""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.mark = load_program(EXAMINER)
+
+    def student(self, broken: Break | None = None) -> Student:
+        student = Student(broken)
+        self.keep(student)
+        return student
+
+    def test_points_add_up(self):
+        points = defaultdict(int)
+        for check in self.mark.CHECKS:
+            points[check.section] += check.points
+            with self.subTest(check.id):
+                self.assertEqual([text.count(" | ") for text in (check.name, check.sentence)], [1, 1])
+        self.assertEqual(sum(points[letter] for letter in "CFEXS"), 86)
+        self.assertEqual((points["R"], points["K"], points["P"]), (14, 40, 8))
+        self.assertEqual(len({check.id for check in self.mark.CHECKS}), len(self.mark.CHECKS))
+
+    def test_two_linked_realms_get_full_marks(self):
+        servers = linked_realms()
+        self.keep(*servers)
+        done = examine(*(f"127.0.0.1:{server.port}" for server in servers), "--extra", most=60)
+        self.assertNotIn("MISS", done.stdout, done.stdout)
+        self.assertIn("100/100 points, 65 of 65 checks", done.stdout)
+        self.assertIn("our own features 22/22", done.stdout)
+        self.assertEqual(done.returncode, 0)
+
+    def test_a_right_student_gets_full_marks_again_and_again(self):
+        student = self.student()
+        for _ in range(2):
+            done = examine(student.place)
+            self.assertIn("86/86 points, 54 of 54 checks", done.stdout, done.stdout)
+            self.assertEqual(done.returncode, 0)
+        done = examine(student.place, "--only", "S04,C07")
+        self.assertIn("4/4 points, 2 of 2 checks", done.stdout)
+
+    def test_checks_pass_in_any_order(self):
+        exam = self.mark.Exam([common.parse_host_port(self.student().place)], ["mesin1"])
+        rows = [check for check in self.mark.CHECKS if check.section in "CFEXS"]
+        missed = [result.check.id for result in exam.judge(rows[::-1]) if not result.passed]
+        self.assertEqual(missed, [])
+
+    def test_the_list_of_a_class(self):
+        path = Path(tempfile.mkdtemp(dir=SCRATCH)) / "class.txt"
+        path.write_text("# A\n\nSiti Aminah 10.0.0.1:8889 10.0.0.2:8890  # two realms\nBudi [::1]:8889\n", "utf-8")
+        self.assertEqual(self.mark.read_class(path), [("Siti Aminah", [("10.0.0.1", 8889), ("10.0.0.2", 8890)]),
+                                                      ("Budi", [("::1", 8889)])])
+        path.write_text("Budi\n", "utf-8")
+        self.assertEqual(examine("--class", str(path)).returncode, 2)
+
+    def test_each_mistake_costs_the_checks_that_it_concerns(self):
+        folder = Path(tempfile.mkdtemp(dir=SCRATCH))
+        students = {broken.name: self.student(broken).place for broken in SERVER_BREAKS}
+        (folder / "class.txt").write_text("# the class\n" + "".join(f"{name} {students[name]}\n" for name in students))
+        done = examine("--class", str(folder / "class.txt"), "--patience", "1", "--folder", str(folder), most=300)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertEqual(len(done.stdout.splitlines()), len(SERVER_BREAKS), done.stdout)
+        with (folder / "class.csv").open(encoding="utf-8", newline="") as stream:
+            rows = {row["name"]: row for row in csv.DictReader(stream)}
+        for broken in SERVER_BREAKS:
+            with self.subTest(broken.name):
+                lost = {check.id for check in self.mark.CHECKS if rows[broken.name][check.id] == "0"}
+                report = (folder / f"{broken.name}.md").read_text("utf-8")
+                self.assertEqual(lost, set(broken.lost.split()), report[-3000:])
+                self.assertSentence(report, broken)
+
+    def assertSentence(self, report: str, broken: Break) -> None:
+        """The report of a mistake has, at the first check that it costs, the sentence that it calls for."""
+        first = next(check for check in self.mark.CHECKS if check.id == broken.lost.split()[0])
+        sentence = self.mark.HOW[broken.how] if broken.how else first.sentence
+        details = report.partition(f"<summary>{first.id} ")[2].partition("</pre>")[0]
+        self.assertTrue(details.endswith(self.mark.escape(self.mark.in_language(sentence, self.mark.ENGLISH))), details)
+
+    def test_what_survives(self):
+        port, data = free_ports(1)[0], tempfile.mkdtemp(dir=SCRATCH)
+        program = ROOT / REALMS["mesin1"].folder / "ChatServer.py"
+        command = shlex.join([sys.executable, str(program), "--bind", "127.0.0.1", "--port", str(port), "--data", data,
+                              "--peer", f"mesin2={NOWHERE}"])
+        done = examine(f"127.0.0.1:{port}", "--only", "P", "--run", command)
+        self.assertIn("8/8 points", done.stdout, done.stdout)
+        student = student_program(StudentServer, "serve")
+        command = shlex.join([sys.executable, student, str(port)])
+        done = examine(f"127.0.0.1:{port}", "--only", "C07,P", "--run", command)
+        self.assertIn("3/3 points", done.stdout, done.stdout)
+        self.assertIn("P01 MISS", done.stdout)
+        with self.assertRaises(ConnectionRefusedError):         # it is ended again
+            socket.create_connection(("127.0.0.1", port), PATIENCE)
+
+
+def strange_server(talk: Callable[[socket.socket], None]) -> socket.socket:
+    """A listener at a free port whose every connection is served by `talk` in a thread."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+    def answer(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            talk(connection)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return listener
+
+
+def answer_all(connection: socket.socket, reply: bytes) -> None:
+    """Gives the same reply to whatever comes."""
+    while connection.recv(4096):
+        connection.sendall(reply)
+
+
+def stream(connection: socket.socket) -> None:
+    """Sends bytes for ever."""
+    while True:
+        connection.sendall(b"x" * 65536)
+
+
+class ExaminedStrangers(ChatTest):
+    """Servers that are no servers of this protocol: a clear verdict each, in time."""
+
+    STEERING = (b'{"status":"OK","tokenid":"abc","message":"\\u001b[31m",'
+                b'"messages":{"\\ud800":["\\ud800\\u001b[31m"]}}\r\n\r\n')
+    HTML = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\n\r\n<html></html>"
+
+    def test_verdicts(self):
+        rows = {                                               # what talks, the verdict, the status
+            "never answers": (lambda connection: connection.recv(1) and stop.wait(), "nobody answered", 1),
+            "closes at once": (lambda connection: None, "then the connection ended", 1),
+            "HTML": (lambda connection: answer_all(connection, self.HTML), "use `json.dumps`", 1),
+            "streams": (stream, "This reply has no end", 1),
+            "bare OK": (lambda connection: answer_all(connection, b"OK\n"), "End each reply with exactly", 1),
+            "OK to all": (lambda connection: answer_all(connection, b'{"status":"OK"}\r\n\r\n'), "C01 MISS", 1),
+            "steering": (lambda connection: answer_all(connection, self.STEERING), "inbox: ['", 1),
+            "raw escape": (lambda connection: answer_all(connection, b"\x1b[31m\r\n\r\n"), "\\x1b[31m", 1),
+            "no object": (lambda connection: answer_all(connection, b"[1]\r\n\r\n"), "use `json.dumps`", 1),
+        }
+        stop = threading.Event()
+        self.addCleanup(stop.set)
+        for name, (talk, verdict, status) in rows.items():
+            with self.subTest(name):
+                listener = strange_server(talk)
+                self.addCleanup(listener.close)
+                done = examine(f"127.0.0.1:{listener.getsockname()[1]}", "--patience", "0.5", most=60)
+                self.assertIn(verdict, done.stdout, done.stdout[:3000])
+                self.assertEqual(done.returncode, status)
+                self.assertNotIn("\x1b", done.stdout)           # what a server says cannot steer a terminal
+
+    def test_nobody_listens(self):
+        done = examine(NOWHERE)
+        self.assertIn(f"Cannot reach {NOWHERE}", done.stdout)
+        self.assertEqual(done.returncode, 2)
+
+    def test_a_server_that_ends_is_named_with_the_last_bytes(self):
+        broken = next(broken for broken in SERVER_BREAKS if broken.how == "gone")
+        student = Student(broken)
+        self.keep(student)
+        done = examine(student.place, "--only", "E")
+        self.assertRegex(done.stdout, r"Server gone after E07; these bytes were the last: sendfile ••• \w+ \.\. b'")
+        self.assertRegex(done.stdout, r"E08 -     0/1 .*\(not tested, server gone after E07\)")
+        self.assertEqual(done.returncode, 1)
+
+    def test_the_time_for_the_whole_is_bounded(self):
+        mark = load_program(EXAMINER)
+        mark.LIMIT = 3.0
+
+        def talk(connection: socket.socket) -> None:           # logs everybody in, and says nothing else
+            while data := connection.recv(4096):
+                connection.sendall(b'{"status":"OK","tokenid":"abc"}\r\n\r\n' if data.startswith(b"auth") else b"")
+
+        listener = strange_server(talk)
+        self.addCleanup(listener.close)
+        exam = mark.Exam([listener.getsockname()], ["mesin1"], patience=1.0)
+        started = time.monotonic()
+        results = list(exam.judge([check for check in mark.CHECKS if check.section in "CFEXS"]))
+        self.assertLess(time.monotonic() - started, 6.0)
+        self.assertEqual(len(results), 54)
+        self.assertEqual(results[-1].skipped, "time:")
+
+    def test_wrong_options(self):
+        for arguments in (["nowhere"], [], [NOWHERE, "--only", "Z9"], [NOWHERE, "--report", "x.doc"],
+                          [NOWHERE, "--client", "--class", "x"], [NOWHERE, "--patience", "0"]):
+            with self.subTest(arguments):
+                self.assertEqual(examine(*arguments).returncode, 2)
+
+
+class ExaminedClients(ChatTest):
+    """The examiner as the server of a client that is right, or has one mistake."""
+
+    @staticmethod
+    def examined(command: str) -> dict:
+        path = Path(tempfile.mkdtemp(dir=SCRATCH)) / "report.json"
+        examine("--client", "--listen", "0", "--run", command, "--report", str(path), most=120)
+        return json.loads(path.read_text("utf-8"))
+
+    def lost(self, report: dict) -> set[str]:
+        return {test["number"] for test in report["tests"] if test["status"] == "failed"}
+
+    def test_a_person_is_told_what_to_type(self):
+        (port,) = free_ports(1)
+        examiner = subprocess.Popen(
+            [sys.executable, str(EXAMINER), "--client", "--listen", str(port), "--language", "en", "--only", "K02,K03"],
+            stdout=subprocess.PIPE, text=True, encoding="utf-8")
+        self.addCleanup(examiner.kill)
+        self.assertIn(f"its server is 127.0.0.1:{port}", first_line(examiner))
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as client, client.makefile("rwb") as stream:
+            self.assertIn("auth messi surabaya", examiner.stdout.readline())
+            stream.write(b"auth messi surabaya\r\n")
+            stream.flush()
+            token = json.loads(stream.readline())["tokenid"]
+            stream.readline()
+            stream.write(f"inbox {token}\r\n".encode())
+            stream.flush()
+            self.assertIn("4/4 points", examiner.communicate(timeout=PATIENCE)[0])
+        self.assertEqual(examiner.returncode, 0)
+
+    def test_a_client_that_never_connects(self):
+        done = examine("--client", "--listen", "0", "--run", shlex.join([sys.executable, "-c", "pass"]))
+        self.assertRegex(done.stdout, r"No client connected to 127\.0\.0\.1:\d+")
+        self.assertEqual(done.returncode, 2)
+
+    def test_our_prompt_gets_full_marks(self):
+        program = ROOT / REALMS["mesin1"].folder / "ChatClient.py"
+        report = self.examined(shlex.join([sys.executable, str(program), "--prompt"]))
+        self.assertEqual((self.lost(report), report["score"]), (set(), 40))
+
+    def test_each_mistake_costs_the_checks_that_it_concerns(self):
+        breaks = [None, *CLIENT_BREAKS]
+        commands = [shlex.join([sys.executable, student_program(StudentClient, "run", each)]) for each in breaks]
+        with ThreadPoolExecutor(4) as pool:
+            for broken, report in zip(breaks, pool.map(self.examined, commands), strict=True):
+                with self.subTest(broken.name if broken else "right"):
+                    self.assertEqual(self.lost(report), set(broken.lost.split() if broken else ()), report["tests"])
+
+
+class ExaminedReports(ChatTest):
+    """What the examiner writes: Gradescope's JSON, JUnit's XML, CSV, Markdown."""
+
+    def setUp(self) -> None:
+        self.student = Student(next(broken for broken in SERVER_BREAKS if broken.name == "logout-keeps"))
+        self.keep(self.student)
+        self.folder = Path(tempfile.mkdtemp(dir=SCRATCH))
+
+    def report(self, ending: str, *options: str) -> str:
+        path = self.folder / f"report.{ending}"
+        done = examine(self.student.place, "--only", "C07,C24,C25", "--report", str(path), *options)
+        self.assertEqual(done.returncode, 1, done.stdout)
+        return path.read_text("utf-8")
+
+    def test_json_is_what_gradescope_documents(self):
+        report = json.loads(self.report("json"))
+        self.assertLessEqual(set(report), {"score", "execution_time", "output", "output_format", "test_output_format",
+                                           "test_name_format", "visibility", "stdout_visibility", "extra_data", "tests",
+                                           "leaderboard"})
+        self.assertEqual((report["score"], report["extra_data"]["max_score"]), (5, 7))
+        for test in report["tests"]:
+            self.assertLessEqual(set(test), {"score", "max_score", "status", "name", "name_format", "number", "output",
+                                             "output_format", "tags", "visibility", "extra_data"})
+            self.assertIn(test["status"], ("passed", "failed"))
+        missed = report["tests"][1]
+        self.assertEqual((missed["number"], missed["score"], missed["max_score"], missed["tags"]),
+                         ("C24", 0, 2, ["commands"]))
+        self.assertIn("logout deletes the session.", missed["output"])
+        self.assertIn("inbox •••", missed["extra_data"]["sent"])
+        self.assertIn("ERROR", missed["extra_data"]["expected"])
+        self.assertIn([">1", "logout •••\\r\\n"], missed["extra_data"]["exchange"])
+
+    def test_brief_hides_what_was_expected(self):
+        report = json.loads(self.report("json", "--brief"))
+        self.assertNotIn("expected", report["tests"][1]["extra_data"])
+        self.assertNotIn("expected", report["tests"][1]["output"])
+
+    def test_xml_counts_right(self):
+        root = ElementTree.fromstring(self.report("xml"))
+        (suite,) = root.findall("testsuite")
+        counts = len(suite.findall("testcase")), len(suite.findall("testcase/failure"))
+        self.assertEqual(counts, (int(suite.get("tests")), int(suite.get("failures"))))
+        self.assertEqual(counts, (3, 1))
+
+    def test_csv_has_one_header_and_a_line_a_run(self):
+        self.report("csv")
+        lines = self.report("csv").splitlines()
+        self.assertEqual(len(lines), 3)
+        rows = list(csv.DictReader(lines))
+        found = [(row["score"], row["max"], row["C24"], row["F01"]) for row in rows]
+        self.assertEqual(found, [("5", "7", "0", "")] * 2)
+
+    def test_markdown_in_both_languages_and_the_exit_status(self):
+        self.assertIn("logout deletes the session.", self.report("md"))
+        self.assertIn("logout menghapus session.", self.report("md", "--language", "id"))
+        self.assertEqual(examine(self.student.place, "--only", "C07,C24", "--pass", "60").returncode, 0)
 
 
 # ---- benchmark ---------------------------------------------------------------------------------
