@@ -54,11 +54,11 @@ import threading
 import time
 import unittest
 import xml.etree.ElementTree as ElementTree
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import common
 from common import COMMANDS, FRAME_END, KIB, MIB, REALMS, ROOT, ChatError, LineBuffer
@@ -5764,7 +5764,7 @@ class Documents(ChatTest):
     def test_only_the_standard_library(self):
         flet = {"flet", "fastapi", "uvicorn"}                   # the last two are what Flet's web server stands on
         extra = {"common.py": set(), "run_tests.py": {"common", "playwright"}, "ChatServer.py": {"common"},
-                 "ChatMark.py": {"common"}, "ChatClient.py": {"common"} | flet}
+                 "ChatMark.py": {"common"}, "ChatLab.py": {"common"}, "ChatClient.py": {"common"} | flet}
         for path in self.PROGRAMS:
             imported = set()
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -7106,6 +7106,1176 @@ class ExaminedReports(ChatTest):
         self.assertIn("logout deletes the session.", self.report("md"))
         self.assertIn("logout menghapus session.", self.report("md", "--language", "id"))
         self.assertEqual(examine(self.student.place, "--only", "C07,C24", "--pass", "60").returncode, 0)
+
+
+# ---- the bench ---------------------------------------------------------------------------------
+
+
+@functools.cache
+def lab() -> Any:
+    """The bench's program as a module."""
+    return load_program(ROOT / REALMS["mesin1"].folder / "ChatLab.py")
+
+
+class BenchTest(ChatTest):
+    """Tests with a bench of their own, in this process; behind its ports are real sockets or real realms."""
+
+    def bench(self, seed: int = 1) -> Any:
+        """A bench that runs."""
+        bench = lab().Bench(seed)
+        self.addCleanup(lambda: self.assertEqual(bench.errors, []))
+        self.addCleanup(bench.close)
+        bench.start()
+        return bench
+
+    def realms(self, bench: Any) -> tuple[Server, Server]:
+        """Two realms whose clients and links go through the bench; both links are up."""
+        first, second = free_ports(2)
+        hops = bench.do(lambda: [bench.add_hop(name, ("127.0.0.1", port)) for name, port in (
+            ("mesin1", first), ("mesin2", second), (">mesin1", first), (">mesin2", second))])
+        here = Server(port=first, peer=f"127.0.0.1:{hops[3].port}", wait=False)
+        there = Server(realm="mesin2", port=second, peer=f"127.0.0.1:{hops[2].port}", wait=False)
+        for server in (here, there):
+            server.await_start()
+        self.keep(here, there)
+        self.await_links(bench)
+        return here, there
+
+    def await_links(self, bench: Any) -> None:
+        """Both links are up, as the bench has seen."""
+        eventually(lambda: len({flow.hop.realm for flow in list(bench.flows.values()) if flow.linked}) == 2, "links")
+
+    def person(self, bench: Any, name: str, realm: str) -> Person:
+        """A person on a connection through the bench, who gets events."""
+        person = Person(bench.hops[realm], name, f"auth {name} surabaya")
+        self.keep(person)
+        person.ok("subscribe")
+        return person
+
+    def talk(self, seed: int = 1) -> tuple[Any, Person, Person]:
+        """A bench with two realms, messi here, and henderson there."""
+        bench = self.bench(seed)
+        self.realms(bench)
+        return bench, self.person(bench, "messi", "mesin1"), self.person(bench, "henderson", "mesin2")
+
+    def passed(self, bench: Any, *words: str) -> list[Any]:
+        """The frames in the record that match a filter."""
+        return bench.do(lambda: [frame for frame in bench.frames if lab().matches(frame, list(words))])
+
+    def await_frames(self, bench: Any, count: int, *words: str) -> list[Any]:
+        """Waits until so many frames that match are in the record."""
+        eventually(lambda: len(self.passed(bench, *words)) >= count, f"{count} frames {words}")
+        return self.passed(bench, *words)
+
+    def cable(self, bench: Any, name: str = "wire", buffer: int = 0) -> tuple[socket.socket, socket.socket]:
+        """A plain connection through the bench: (the end that called, the end that was called)."""
+        if name not in bench.hops:
+            listener = socket.create_server(("127.0.0.1", 0))
+            self.addCleanup(listener.close)
+            bench.do(lambda: bench.add_hop(name, listener.getsockname()))
+            bench.hops[name].test_listener = listener
+        listener = bench.hops[name].test_listener
+        near = socket.create_connection(("127.0.0.1", bench.hops[name].port), PATIENCE)
+        far = listener.accept()[0]
+        for end in (near, far):
+            end.settimeout(PATIENCE)
+            if buffer:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+            self.addCleanup(end.close)
+        return near, far
+
+
+def receive(end: socket.socket, size: int) -> bytes:
+    """Exactly so many bytes."""
+    data = bytearray()
+    while len(data) < size:
+        part = end.recv(min(size - len(data), MIB))
+        if not part:
+            raise EOFError(f"{len(data)} bytes of {size}")
+        data += part
+    return bytes(data)
+
+
+def receive_all(end: socket.socket) -> tuple[bytes, str]:
+    """All that comes, and how the connection ended: fin or reset."""
+    data = bytearray()
+    while True:
+        try:
+            part = end.recv(MIB)
+        except ConnectionResetError:
+            return bytes(data), "reset"
+        if not part:
+            return bytes(data), "fin"
+        data += part
+
+
+def end_process(process: subprocess.Popen) -> None:
+    """Ends a process that the test started, however it stands."""
+    process.kill()
+    process.communicate()
+
+
+class BenchPieces(ChatTest):
+    """The bench's parts that need no socket."""
+
+    def test_frames_are_found_wherever_the_chunks_are_cut(self):
+        chance = random.Random(3)
+        for end, frames in ((b"\n", [b"ping\r\n", b"\r\n", b"send T messi " + b"x" * 9000 + b"\n"]),
+                            (FRAME_END, [b'{"status":"OK"}' + FRAME_END, b"{\r\n}" + FRAME_END, FRAME_END])):
+            for _ in range(300):
+                chosen = [chance.choice(frames) for _ in range(8)]
+                data, framer, found, at = b"".join(chosen), lab().Framer(end), [], 0
+                while at < len(data):
+                    step = chance.choice((1, 2, 3, 5, 40, 5000))
+                    found += framer.feed(data[at:at + step])
+                    at += step
+                self.assertEqual([size for _, size, _ in found], [len(frame) for frame in chosen])
+                self.assertEqual([head[:lab().HEAD] for head, _, _ in found], [frame[:lab().HEAD] for frame in chosen])
+                self.assertEqual(framer.size, 0)
+
+    def test_of_a_long_frame_only_what_is_read_is_kept(self):
+        for end, begin, kept in ((b"\n", b"sendfile T messi a ", lab().HEAD),
+                                 (b"\n", b"deliver 0 0 [", lab().HEAD_READ),
+                                 (FRAME_END, b'{"status":"OK","file_content":"', lab().HEAD),
+                                 (FRAME_END, b'{"status":"OK","messages":"', lab().HEAD_READ)):
+            framer, whole = lab().Framer(end), begin + b"x" * 3_000_000 + end
+            frames = [frame for at in range(0, len(whole), 1001) for frame in framer.feed(whole[at:at + 1001])]
+            self.assertEqual([(len(head), size) for head, size, _ in frames], [(kept, len(whole))])
+            self.assertEqual(frames[0][0], whole[:kept])
+
+    def test_a_line_of_words_becomes_a_fault(self):
+        fault = lab().parse_fault("lose >mesin2 down deliver x3 50%".split())
+        self.assertEqual((fault.where, fault.up, fault.word, fault.left, fault.chance),
+                         (">mesin2", False, "deliver", 3, 0.5))
+        fault = lab().parse_fault(["delay", "mesin1", "300±100"])
+        self.assertEqual((fault.amount, fault.spread, fault.up), (300, 100, None))
+        self.assertEqual(lab().parse_fault("cut mesin1 at 100".split()).level, "stream")
+        self.assertEqual(lab().parse_fault("cut mesin1 in send".split()).level, "frame")
+        for line in ("nonsense mesin1", "cut", "delay mesin1", "oneway mesin1", "half mesin1", "slice mesin1 0",
+                     "stall mesin1", "rate mesin1", "double mesin1 down", "pull mesin1 send"):
+            with self.subTest(line), self.assertRaises(lab().BenchError) as caught:
+                lab().parse_fault(line.split())
+            for language in lab().LANGUAGES.values():
+                self.assertTrue(caught.exception.text(language))
+
+    def test_both_languages_say_everything(self):
+        for table in (lab().TEXTS, lab().WORDS, lab().WHY, lab().HELP):
+            for key, texts in table.items():
+                with self.subTest(key):
+                    self.assertTrue(len(texts) == 2 and all(texts))
+                    self.assertEqual(*(set(re.findall(r"{(\w+)", text)) for text in texts))
+        named = {name.strip("[]…") for command in COMMANDS.values() for name in command.names}
+        self.assertLessEqual(named, set(lab().WORDS))
+
+    def test_the_checksum_is_that_of_rfc_1071(self):
+        chance = random.Random(1)
+        for _ in range(300):
+            data = chance.randbytes(chance.randrange(60))
+            total = sum(struct.unpack(f">{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
+            while total >> 16:
+                total = (total & 0xFFFF) + (total >> 16)
+            self.assertEqual(lab().checksum(data), 0xFFFF - total)
+
+
+class BenchBytes(BenchTest):
+    """What the bench does to the bytes of a connection, end to end."""
+
+    def test_fin_stays_fin_and_the_other_direction_goes_on(self):
+        near, far = self.cable(self.bench())
+        near.sendall(b"question\n")
+        near.shutdown(socket.SHUT_WR)
+        self.assertEqual(receive_all(far), (b"question\n", "fin"))
+        far.sendall(b"answer")
+        far.close()
+        self.assertEqual(receive_all(near), (b"answer", "fin"))
+
+    def test_a_reset_stays_a_reset_and_loses_no_byte_before_it(self):
+        bench, data = self.bench(), some_bytes(300_000)
+        for from_near in (True, False):
+            for _ in range(20):
+                near, far = self.cable(bench)
+                sender, reader = (near, far) if from_near else (far, near)
+                sender.sendall(data)
+                eventually(lambda sender=sender: not lab().unsent_bytes(sender), "all of it sent")
+                sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, lab().RESET_NOW)
+                sender.close()
+                self.assertEqual(receive_all(reader), (data, "reset"))
+
+    def test_a_target_that_nobody_listens_at(self):
+        bench = self.bench()
+        port = free_ports(1)[0]
+        hop = bench.do(lambda: bench.add_hop("nobody", ("127.0.0.1", port)))
+        with socket.socket() as near, contextlib.suppress(ConnectionResetError):
+            near.connect(("127.0.0.1", hop.port))
+            self.assertEqual(receive_all(near), (b"", "reset"))
+        eventually(lambda: bench.frame_count, "a mark")
+        self.assertEqual([frame.kind for frame in bench.frames], ["refused"])
+
+    def test_tls_is_passed_on_unread(self):
+        bench = self.bench()
+        near, far = self.cable(bench)
+        hello = b"\x16\x03\x01\x00\x05hello\n\n"
+        near.sendall(hello)
+        self.assertEqual(receive(far, len(hello)), hello)
+        self.assertEqual(self.passed(bench, "request"), [])
+
+    def test_a_stuck_reader_is_waited_for_and_stops_nobody_else(self):
+        bench = self.bench()
+        near, far = self.cable(bench, buffer=64 * KIB)
+        near.settimeout(0.5)
+        sent = 0
+        with contextlib.suppress(TimeoutError):    # it fills all that lies between, and then waits
+            while sent < 100 * MIB:
+                sent += near.send(bytes(256 * KIB))
+        self.assertLess(sent, 32 * MIB)
+        other, its_far = self.cable(bench)
+        other.sendall(b"hello\n")
+        self.assertEqual(receive(its_far, 6), b"hello\n")
+        self.assertEqual(receive(far, sent), bytes(sent))
+
+    def test_two_hundred_megabytes_with_flat_memory(self):
+        program = ROOT / REALMS["mesin1"].folder / "ChatLab.py"
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+        port, size, block = free_ports(1)[0], 200 * MIB, some_bytes(MIB).replace(b"\n", b"-")
+        hop = f"w={port}>127.0.0.1:{listener.getsockname()[1]}"
+        process = subprocess.Popen([sys.executable, program, "--hop", hop],
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.addCleanup(end_process, process)
+        self.assertIn("w ", first_line(process))
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as near, listener.accept()[0] as far:
+            near.sendall(block)
+            receive(far, MIB)
+            before = memory_of(process) if ON_LINUX else 0
+            worker = threading.Thread(target=lambda: [near.sendall(block) for _ in range(size // MIB)])
+            worker.start()
+            for _ in range(size // MIB):
+                self.assertEqual(receive(far, MIB), block)
+            worker.join()
+            if ON_LINUX:
+                self.assertLess(memory_of(process) - before, 8 * MIB)
+
+    def test_more_connections_than_it_takes_are_reset(self):
+        bench = self.bench()
+        most, lab().FLOWS_MOST = lab().FLOWS_MOST, 3
+        self.addCleanup(setattr, lab(), "FLOWS_MOST", most)
+        for _ in range(3):
+            self.cable(bench)
+        with socket.create_connection(("127.0.0.1", bench.hops["wire"].port), PATIENCE) as near:
+            self.assertEqual(receive_all(near), (b"", "reset"))
+
+    def test_the_record_is_bounded(self):
+        bench = self.bench()
+        near, far = self.cable(bench)
+        near.sendall(b"ping\n" * 30_000)
+        receive(far, 150_000)
+        eventually(lambda: bench.frame_count >= 30_000, "all frames")
+        self.assertEqual(bench.do(lambda: (len(bench.frames), bench.forgotten)), (20_000, bench.frame_count - 20_000))
+
+
+def memory_of(process: subprocess.Popen) -> int:
+    """Bytes of memory that a process held at most."""
+    return KIB * int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1])
+
+
+class BenchFaults(BenchTest):
+    """Each fault does exactly what its row says: seen from the ends."""
+
+    def set(self, bench: Any, line: str) -> None:
+        """One fault, set as a person types it."""
+        bench.command(line)
+
+    def test_cut(self):
+        bench = self.bench()
+        near, far = self.cable(bench)
+        self.set(bench, "cut wire")
+        self.assertEqual([receive_all(end) for end in (near, far)], [(b"", "reset")] * 2)
+        with self.assertRaises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", bench.hops["wire"].port), PATIENCE)
+        self.set(bench, "heal wire")
+        near, far = self.cable(bench)
+        near.sendall(b"x")
+        self.assertEqual(receive(far, 1), b"x")
+
+    def test_cut_in_the_middle(self):
+        bench = self.bench()
+        near, far = self.cable(bench)
+        self.set(bench, "cut wire up at 5")
+        near.sendall(b"1234567890\n")
+        self.assertEqual(receive_all(far), (b"12345", "reset"))
+        self.assertEqual(receive_all(near)[1], "reset")
+        self.set(bench, "heal")
+        self.set(bench, "cut wire in send x1")
+        near, far = self.cable(bench)
+        near.sendall(b"ping\nsend a b\n")
+        self.assertEqual(receive_all(far), (b"ping\nsend", "reset"))
+        near, far = self.cable(bench)
+        near.sendall(b"send a b\n")
+        self.assertEqual(receive(far, 9), b"send a b\n")
+
+    def test_fin(self):
+        bench = self.bench()
+        near, far = self.cable(bench)
+        near.sendall(b"last words\n")
+        self.await_frames(bench, 1, "request")
+        self.set(bench, "fin wire")
+        self.assertEqual(receive_all(far), (b"last words\n", "fin"))
+        self.assertEqual(receive_all(near), (b"", "fin"))
+        self.cable(bench)
+
+    def test_pull_is_silence_and_goes_on_where_it_stood(self):
+        bench = self.bench()
+        near, far = self.cable(bench)
+        self.set(bench, "pull wire")
+        near.sendall(b"question\n")
+        near.shutdown(socket.SHUT_WR)
+        late = socket.create_connection(("127.0.0.1", bench.hops["wire"].port), PATIENCE)    # the kernel takes it
+        self.addCleanup(late.close)
+        for end in (near, far):
+            end.settimeout(0.3)
+            with self.assertRaises(TimeoutError):
+                end.recv(10)
+        self.assertEqual(len(bench.flows), 1)
+        self.set(bench, "heal")
+        far.settimeout(PATIENCE)
+        self.assertEqual(receive_all(far), (b"question\n", "fin"))
+        self.assertTrue(bench.hops["wire"].test_listener.accept())
+
+    def test_half_open(self):
+        bench = self.bench()
+        near, far = self.cable(bench)
+        self.set(bench, "half wire near")
+        self.assertEqual(receive_all(near), (b"", "reset"))
+        far.sendall(b"are you there?")
+        far.settimeout(0.3)
+        with self.assertRaises(TimeoutError):
+            far.recv(10)
+        self.set(bench, "heal")
+        far.settimeout(PATIENCE)
+        self.assertEqual(receive_all(far), (b"", "reset"))
+
+    def test_oneway(self):
+        bench = self.bench()
+        near, far = self.cable(bench)
+        self.set(bench, "oneway wire down")
+        near.sendall(b"question\n")
+        self.assertEqual(receive(far, 9), b"question\n")
+        far.sendall(b"answer")
+        near.settimeout(0.3)
+        with self.assertRaises(TimeoutError):
+            near.recv(10)
+        self.set(bench, "heal")
+        self.assertEqual(receive(near, 6), b"answer")
+
+    def test_delay_and_rate(self):
+        bench = self.bench()
+        near, far = self.cable(bench)
+        self.set(bench, "delay wire up 200±20")
+        started = time.monotonic()
+        for number in range(5):
+            near.sendall(b"%d" % number)
+        self.assertEqual(receive(far, 5), b"01234")
+        taken = time.monotonic() - started
+        self.assertGreater(taken, 0.17)
+        self.assertLess(taken, 0.17 * 5, "a delay does not add up")
+        self.set(bench, "heal")
+        self.set(bench, "rate wire up 200")
+        started = time.monotonic()
+        near.sendall(bytes(100_000))
+        receive(far, 100_000)
+        self.assertGreater(time.monotonic() - started, 0.35)
+
+    def test_slice_glue_and_stall(self):
+        bench = self.bench()
+        near, far = self.cable(bench)
+        self.set(bench, "slice wire up 3 20")
+        near.sendall(b"1234567890")
+        self.assertEqual([far.recv(100) for _ in range(4)], [b"123", b"456", b"789", b"0"])
+        self.set(bench, "heal")
+        self.set(bench, "glue wire up 100")
+        for number in range(4):
+            near.sendall(b"%d" % number)
+            eventually(lambda number=number: bench.flows[1].up.size == 11 + number, "the bench has read it")
+        self.assertEqual(far.recv(100), b"0123")
+        self.set(bench, "heal")
+        self.set(bench, "stall wire up 100% 100")
+        started = time.monotonic()
+        near.sendall(b"x")
+        receive(far, 1)
+        self.assertGreater(time.monotonic() - started, 0.09)
+        self.assertEqual(bench.faults[0].hits, 1)
+
+    def test_lose_and_eat(self):
+        bench = self.bench()
+        near, far = self.cable(bench)
+        self.set(bench, "lose wire down send x1")
+        near.sendall(b"ping\nsend a b\n")
+        self.assertEqual(receive(far, 14), b"ping\nsend a b\n")
+        far.sendall(b'{"n":1}\r\n\r\n{"event":"message"}\r\n\r\n{"n":2}\r\n\r\n{"n":3}\r\n\r\n')
+        self.assertEqual(receive_all(near), (b'{"n":1}\r\n\r\n{"event":"message"}\r\n\r\n', "reset"))
+        self.assertEqual(receive_all(far)[1], "reset")
+        near, far = self.cable(bench)
+        self.set(bench, "eat wire up send x1")
+        near.sendall(b"send a b\nping\n")
+        self.assertEqual(receive(far, 5), b"ping\n")
+        self.assertEqual([frame.note for frame in self.passed(bench, "send", "up")], ["", "eaten by the bench"])
+
+    def test_double_swallows_the_answer_to_the_copy(self):
+        bench = self.bench()
+        near, far = self.cable(bench)
+        self.set(bench, "double wire send x1")
+        near.sendall(b"send a b\nping\n")
+        self.assertEqual(receive(far, 23), b"send a b\nsend a b\nping\n")
+        far.sendall(b"".join(b'{"n":%d}\r\n\r\n' % number for number in (1, 2, 3)))
+        self.assertEqual(receive(near, 22), b'{"n":1}\r\n\r\n{"n":3}\r\n\r\n')
+
+    def test_hold_step_release(self):
+        bench = self.bench()
+        near, far = self.cable(bench)
+        self.set(bench, "hold wire up send")
+        near.sendall(b"ping\nsend 1\nping\nsend 2\nsend 3\n")
+        self.assertEqual(receive(far, 5), b"ping\n")
+        eventually(lambda: bench.frame_count >= 6, "all frames")
+        self.set(bench, "step")
+        self.assertEqual(receive(far, 7), b"send 1\n")
+        self.set(bench, "step 2")
+        self.assertEqual(receive(far, 12), b"ping\nsend 2\n")
+        self.set(bench, "release")
+        self.assertEqual(receive(far, 7), b"send 3\n")
+        self.assertEqual(bench.faults, [])
+        self.assertRegex(self.passed(bench, "send")[0].note, r"held \d")
+
+    def test_faults_on_a_connection_that_the_target_has_not_taken_yet(self):
+        """The target's queue is full, so its kernel does not answer."""
+        for line in ("cut wire", "fin wire", "pull wire", "half wire near", "half wire far", "oneway wire up",
+                     "delay wire 50", "slice wire 1", "hold wire"):
+            with self.subTest(line), socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+                bench, fillers = self.bench(), [socket.socket() for _ in range(3)]
+                bench.do(lambda bench=bench, listener=listener: bench.add_hop("wire", listener.getsockname()))
+                for filler in fillers:
+                    filler.setblocking(False)
+                    filler.connect_ex(listener.getsockname())
+                    self.addCleanup(filler.close)
+                near = socket.create_connection(("127.0.0.1", bench.hops["wire"].port), PATIENCE)
+                self.addCleanup(near.close)
+                near.sendall(b"send a b\n")
+                eventually(lambda bench=bench: bench.flows, "the connection")
+                self.assertFalse(bench.flows[1].connected)
+                bench.command(line)
+                bench.command("heal")
+                near.close()
+                later = socket.create_connection(("127.0.0.1", bench.hops["wire"].port), PATIENCE)
+                self.addCleanup(later.close)
+                eventually(lambda bench=bench: bench.flow_count == 2, "another connection")
+
+    def test_a_place_that_is_not_there(self):
+        bench = self.bench()
+        self.cable(bench)
+        for line in ("cut nowhere", "lose messi"):
+            with self.assertRaises(lab().BenchError):
+                bench.command(line)
+        self.assertEqual(bench.faults, [])
+
+
+class BenchRealms(BenchTest):
+    """Each fault between two real realms: once it is healed, nothing is lost and nothing is doubled."""
+
+    LINES = ("cut >mesin2", "cut >mesin2 x1", "cut >mesin2 up at 2000", "cut >mesin2 down at 50", "cut mesin1-mesin2",
+             "cut >mesin2 in deliver x2", "fin >mesin2", "pull >mesin2", "half >mesin2 near", "half >mesin2 far",
+             "oneway mesin1>mesin2 up", "oneway >mesin2 down", "delay all 30±20", "rate >mesin2 300",
+             "stall >mesin2 50% 20", "slice >mesin2 1", "slice all 7", "glue all 20", "lose >mesin2 down deliver x1",
+             "lose >mesin2 up deliver x1", "eat >mesin2 down deliver x1", "double >mesin2 deliver x3",
+             "hold >mesin2 deliver", "lose messi down send x1", "double messi send x5")
+
+    def test_exactly_once_through_every_fault(self):
+        """A burst of texts under each fault; a client that was cut off repeats with its tags."""
+        bench, messi, henderson = self.talk(seed=7)
+        self.assertEqual({line.split()[0] for line in self.LINES}, set(lab().FAULTS))
+        for number, line in enumerate(self.LINES):
+            with self.subTest(line):
+                before = bench.frame_count
+                bench.command(line)
+                lines = [f"@{number}-{count} send henderson@mesin2 {number}:{count}" for count in range(20)]
+                messi.write("".join(f"{messi.line(words)}\r\n" for words in lines).encode())
+                self.await_hits(bench, before)
+                messi = self.answers(bench, messi, lines)
+                henderson.expect(*(f"{number}:{count}" for count in range(20)))
+                henderson.expect_nothing()
+                counters = bench.do(bench.journeys.counters)
+                self.assertEqual([counters[name] for name in ("seen", "doubled", "under_way")],
+                                 [20 * (number + 1), 0, 0])
+
+    def await_hits(self, bench: Any, before: int) -> None:
+        """The requests have passed (or their connection has ended), and the fault has hit."""
+        def question() -> bool:
+            sent = sum(frame.number > before and frame.word == "send" and frame.up for frame in bench.frames)
+            ended = any(frame.number > before and frame.kind == "reset" for frame in bench.frames)
+            return (sent >= 20 or ended) and all(fault.hits for fault in bench.faults)
+
+        eventually(lambda: bench.do(question), f"a hit of {[fault.text for fault in bench.faults]}")
+
+    def answers(self, bench: Any, messi: Person, lines: list[str]) -> Person:
+        """Heals, and takes every reply; on a new connection, and by repeats, if the fault has ended the old one."""
+        bench.command("heal")
+        try:
+            for _ in lines:
+                self.assertEqual(messi.reply()["status"], "OK")
+        except (EOFError, ConnectionError):
+            old, messi = messi, Person(bench.hops["mesin1"], "messi", "auth messi surabaya")
+            old.close()
+            self.keep(messi)
+            messi.ok("subscribe")
+            messi.ok_all(lines)
+        return messi
+
+    def test_a_held_link_lives_and_a_half_open_one_is_found_dead(self):
+        """Held for as long as a dead link is believed in, twice: signs of life keep it. Half-open: pings find out."""
+        held, messi, henderson = self.talk()
+        half, its_messi, its_henderson = self.talk()
+        link = next(flow for flow in held.flows.values() if flow.hop.name == ">mesin2")
+        held.command("hold >mesin2 up deliver")
+        half.command("half >mesin2 far")
+        started = time.monotonic()
+        for person in (messi, its_messi):
+            person.write(f"{person.line('send henderson@mesin2 patience')}\r\n".encode())
+        for person in (messi, its_messi):
+            self.assertIs(person.reply().get("queued"), True)
+        its_henderson.expect("patience")
+        self.assertGreater(time.monotonic() - started, common.REALM_REPLY_SECONDS)
+        self.assertEqual([fault.hits for fault in half.faults], [1])
+        eventually(lambda: time.monotonic() - started > common.LINK_DEAD_SECONDS + 3, "a while")
+        self.assertFalse(link.dead)
+        held.command("release")
+        henderson.expect("patience")
+        henderson.expect_nothing()
+        its_henderson.expect_nothing()
+
+    def test_the_bench_killed_and_started_again(self):
+        """Links and clients come back by themselves."""
+        ports = free_ports(5)
+        hops = [f"{name}={here}>127.0.0.1:{there}" for name, here, there in (
+            ("mesin1", ports[0], ports[3]), (">mesin1", ports[1], ports[3]), (">mesin2", ports[2], ports[4]))]
+        command = [sys.executable, ROOT / REALMS["mesin1"].folder / "ChatLab.py", *(f"--hop={hop}" for hop in hops)]
+
+        def start() -> subprocess.Popen:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            self.addCleanup(end_process, process)
+            self.assertTrue(first_line(process).startswith("mesin1 "))
+            return process
+
+        process = start()
+        here = Server(port=ports[3], peer=f"127.0.0.1:{ports[2]}", wait=False)
+        there = Server(realm="mesin2", port=ports[4], peer=f"127.0.0.1:{ports[1]}", wait=False)
+        for server in (here, there):
+            server.await_start()
+        self.keep(here, there, messi := here.login("messi"), henderson := there.login("henderson"))
+        messi.await_link("mesin2")
+        henderson.ok("subscribe")
+        client = subprocess.Popen(
+            [sys.executable, ROOT / REALMS["mesin1"].folder / "ChatClient.py", "--prompt", "--server",
+             f"127.0.0.1:{ports[0]}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.addCleanup(end_process, client)
+        client.stdin.write("auth messi surabaya\nsend henderson@mesin2 before\n")
+        client.stdin.flush()
+        henderson.expect("before")
+        process.kill()
+        process.communicate()
+        messi.await_link("mesin2", "down")
+        self.assertIs(messi.ok("send henderson@mesin2 meanwhile")["queued"], True)
+        start()
+        henderson.expect("meanwhile")
+        client.stdin.write("send henderson@mesin2 after\n")
+        client.stdin.flush()
+        henderson.expect("after")
+        henderson.expect_nothing()
+
+
+class BenchJourneys(BenchTest):
+    """One message over all its hops, whatever its kind and whatever happened to it."""
+
+    def journey(self, bench: Any, text: str, seen_by: Iterable[str] = ()) -> Any:
+        """The only journey with that text, once all of these people have seen it once."""
+        def found() -> list[Any]:
+            return [journey for journey in bench.journeys.all.values() if journey.text == text]
+
+        eventually(lambda: bench.do(lambda: any(set(seen_by) <= set(journey.seen) for journey in found())),
+                   f"{text} seen by {seen_by}")
+        journeys = bench.do(found)
+        self.assertEqual(len(journeys), 1, text)
+        self.assertEqual({person: len(ids) for person, ids in journeys[0].seen.items()},
+                         dict.fromkeys(seen_by, 1), text)
+        return journeys[0]
+
+    def test_a_message_of_each_kind(self):
+        """Here, there, to a group of both realms, as a file, to several people: asked, answered, on disk, seen."""
+        bench, messi, henderson = self.talk()
+        lineker = self.person(bench, "lineker", "mesin1")
+        for group, owner, other in (("home", messi, henderson), ("away", henderson, messi)):
+            owner.ok(f"addgroup {group}")
+            other.ok(f"joingroup {group}@{owner.realm}")
+            lineker.ok(f"joingroup {group}@{owner.realm}")
+        there, both = ["henderson@mesin2"], ["henderson@mesin2", "lineker@mesin1"]
+        for text, request, people, link in (
+                ("a", "send lineker a", ["lineker@mesin1"], {}),
+                ("b", "send henderson@mesin2 b", there, {("mesin1", "mesin2")}),
+                ("c", "sendprivaterealm mesin2 henderson c", there, {("mesin1", "mesin2")}),
+                ("d", "sendgroup home d", both, {("mesin1", "mesin2")}),
+                ("e", "sendgroup away@mesin2 e", both, {("mesin1", "mesin2")}),
+                ("f.bin", f"sendfile lineker f.bin {as_base64(b'f')}", ["lineker@mesin1"], {}),
+                ("g.bin", f"sendfile henderson@mesin2 g.bin {as_base64(some_bytes(300_000))}", there,
+                 {("mesin1", "mesin2")}),
+                ("h.bin", f"sendgroupfile away@mesin2 h.bin {as_base64(b'h')}", both, {("mesin1", "mesin2")}),
+                ("i", "send messi i", ["messi@mesin1"], {}),
+                ("j", "sendgrouprealm mesin2 henderson j", there, {("mesin1", "mesin2")})):
+            with self.subTest(request[:40]):
+                reply = messi.ok(request)
+                journey = self.journey(bench, text, people)
+                self.assertEqual((journey.uid, journey.sender, journey.verdict()), (reply["uid"], "messi@mesin1", True))
+                self.assertEqual(len(journey.asked), 1)
+                self.assertEqual(journey.asked[0].answer.journeys, (journey.number,))
+                self.assertEqual(set(journey.items), set(link))
+                self.assertEqual(set(journey.on_disk), {"mesin1", "mesin2"} if link else {"mesin1"})
+                self.assertEqual({frame.hop for frame in journey.legs},
+                                 {"mesin1", ">mesin2", "mesin2"} if link else {"mesin1"})
+                numbers = [frame.number for frame in journey.legs]
+                self.assertEqual(len(numbers), len(set(numbers)))
+        self.assertGreater(self.journey(bench, "g.bin", there).pieces[0], 1)
+
+    def test_a_copy_of_a_group_comes_from_its_realm(self):
+        bench, messi, henderson = self.talk()
+        messi.ok("addgroup copies")
+        henderson.ok("joingroup copies@mesin1")
+        henderson.ok("sendgroup copies@mesin1 to all")
+        journey = self.journey(bench, "to all", ["messi@mesin1"])
+        self.assertEqual((journey.home, set(journey.items), journey.verdict()),
+                         ("mesin2", {("mesin2", "mesin1")}, True))
+
+    def test_three_hundred_equal_texts_in_a_batch(self):
+        bench, messi, henderson = self.talk()
+        replies = messi.ok_all(["send henderson@mesin2 same"] * 300)
+        henderson.expect(*["same"] * 300)
+        henderson.ok("realms")
+        journeys = bench.do(lambda: [journey for journey in bench.journeys.all.values() if journey.text == "same"])
+        self.assertEqual(sorted(journey.uid for journey in journeys), sorted(reply["uid"] for reply in replies))
+        for journey in journeys:
+            self.assertTrue(journey.verdict())
+            self.assertEqual((len(journey.asked), len(journey.on_disk)), (1, 2))
+            self.assertEqual(load_reply(journey.asked[0])["uid"], journey.uid)
+
+    def test_after_lost_answers_and_repeats(self):
+        bench, messi, henderson = self.talk()
+        bench.command("lose >mesin2 down deliver x1")
+        self.assertTrue(messi.ok("send henderson@mesin2 one")["queued"])
+        journey = self.journey(bench, "one", ["henderson@mesin2"])
+        self.assertEqual((journey.answer, journey.repeats), ("queued", 0))
+        self.await_links(bench)
+        bench.command("lose >mesin2 up deliver x1")
+        self.assertTrue(messi.ok("send henderson@mesin2 two")["queued"])
+        journey = self.journey(bench, "two", ["henderson@mesin2"])
+        self.assertEqual((journey.repeats, journey.verdict()), (1, True))
+        self.await_links(bench)
+        for number, direction in enumerate(("down", "up")):
+            bench.command(f"lose messi@mesin1 {direction} send x1")
+            line = messi.line(f"@tag-{number} send henderson@mesin2 tag-{number}")
+            messi.write(f"{line}\r\n".encode())
+            messi.read_until_end()
+            self.keep(messi := messi.again())
+            messi.ok("subscribe")
+            messi.ok_raw(line)
+            journey = self.journey(bench, f"tag-{number}", ["henderson@mesin2"])
+            eventually(lambda journey=journey: len(journey.asked) == 2, "both requests")
+            self.assertTrue(journey.verdict())
+        self.assertEqual(bench.do(bench.journeys.counters)["doubled"], 0)
+
+    def test_queued_refused_and_read_from_the_inbox(self):
+        bench, messi, henderson = self.talk()
+        old = Person(bench.hops["mesin2"], "lineker", "auth lineker surabaya")
+        self.keep(old)
+        bench.command("cut >mesin2")
+        messi.await_link("mesin2", "down")
+        self.assertTrue(messi.ok("send lineker@mesin2 later")["queued"])
+        journey = self.journey(bench, "later")
+        self.assertEqual((journey.answer, set(journey.on_disk), journey.verdict()), ("queued", {"mesin1"}, None))
+        self.assertEqual(bench.do(lambda: bench.journeys.counters(settled=True))["lost"], 1)
+        bench.command("heal")
+        eventually(lambda: "mesin2" in journey.on_disk, "on disk there")
+        old.ok("inbox")
+        self.assertTrue(self.journey(bench, "later", ["lineker@mesin2"]).verdict())
+        self.assertRefused(messi.do("send nobody@mesin2 hello"), "user_not_found")
+        self.assertEqual(self.journey(bench, "hello").answer, "user_not_found")
+
+    def test_a_person_whose_login_was_not_seen(self):
+        """The token was made before the bench began: whose it is, the first message says."""
+        bench = self.bench()
+        here, _ = self.realms(bench)
+        messi = here.login("messi")
+        through = Wire(bench.hops["mesin1"])
+        self.keep(messi, through)
+        through.ask(f"subscribe {messi.token}")
+        through.ask(f"send {messi.token} lineker hello")
+        eventually(lambda: bench.journeys.tokens, "the person")
+        self.assertEqual(self.journey(bench, "hello").sender, "messi@mesin1")
+
+    def test_students_servers_without_a_uid(self):
+        """The course's first dialect, played by the test: only texts tie the hops together."""
+        bench = self.bench()
+        client, server = self.cable(bench, "mesin1")
+        link, other = self.cable(bench, ">mesin2")
+        reader, its_server = self.cable(bench, "mesin2")
+
+        def exchange(near: socket.socket, far: socket.socket, line: str, reply: str) -> None:
+            near.sendall(line.encode() + b"\r\n")
+            receive(far, len(line) + 2)
+            far.sendall(reply.encode() + FRAME_END)
+            receive(near, len(reply) + 4)
+
+        exchange(client, server, "auth messi surabaya", '{"status": "OK", "tokenid": "t1"}')
+        exchange(reader, its_server, "auth henderson surabaya", '{"status": "OK", "tokenid": "t2"}')
+        exchange(client, server, "sendprivaterealm t1 mesin2 henderson apa kabar ",
+                 '{"status": "OK", "message": "Message Sent to Queue"}')
+        exchange(link, other, "recvrealmprivatemsg messi mesin1 henderson apa kabar", '{"status": "OK"}')
+        exchange(reader, its_server, "inbox t2",
+                 '{"status": "OK", "messages": {"messi": [{"msg_from": "Lionel Messi", "msg": "apa kabar "}]}}')
+        journey = self.journey(bench, "apa kabar", ["henderson@mesin2"])
+        self.assertEqual({frame.hop for frame in journey.legs}, {"mesin1", ">mesin2", "mesin2"})
+        self.assertTrue(journey.verdict())
+
+    def test_what_is_followed_is_bounded(self):
+        bench = self.bench()
+        most, lab().JOURNEYS_MOST = lab().JOURNEYS_MOST, 50
+        self.addCleanup(setattr, lab(), "JOURNEYS_MOST", most)
+        near, far = self.cable(bench, "mesin1")
+        near.sendall(b"".join(b"send t messi %d\r\n" % number for number in range(200)))
+        self.await_frames(bench, 200, "send", "up")
+        far.sendall(b"".join(b'{"status":"OK","id":%d,"uid":"mesin1:%d"}\r\n\r\n' % (n, n) for n in range(200)))
+        eventually(lambda: bench.frame_count >= 401, "all frames")
+        self.assertEqual(bench.do(lambda: (len(bench.journeys.all), len(bench.journeys.by_uid))), (50, 50))
+        self.assertEqual(bench.do(bench.journeys.counters)["asked"], 200)
+
+
+def load_reply(request: Any) -> dict:
+    """The reply to a request that the bench has recorded."""
+    return json.loads(request.answer.head)
+
+
+class BenchConsole(BenchTest):
+    """What a person types and reads; nothing secret is shown unasked."""
+
+    def console(self, bench: Any, language: int = 1) -> tuple[Any, io.StringIO]:
+        out = io.StringIO()
+        return lab().Console(bench, language, out), out
+
+    def test_every_view_of_a_message(self):
+        bench, messi, henderson = self.talk()
+        messi.ok("send henderson@mesin2 hello there")
+        henderson.expect("hello there")
+        self.await_frames(bench, 1, "henderson@mesin2", "event", "message")
+        for language in lab().LANGUAGES.values():
+            console, out = self.console(bench, language)
+            number = self.passed(bench, "send")[0].number
+            diagram, deliver = SCRATCH / "diagram.md", self.passed(bench, "deliver", "up")[0].number
+            lines = ["hops", "flows", "faults", "frames", "frames messi send", f"show {number}", f"show {deliver}",
+                     "follow 1", "journeys", "counters", "settle", "diagram 60", f"mermaid {diagram}", "help",
+                     "wait 5 deliver"]
+            self.assertEqual(console.run(lines), 0, out.getvalue()[-500:])
+            shown = out.getvalue()
+            for words in ("send henderson@mesin2 hello there", "deliver talk #1", "mesin1:1", "messi", "have 1", "▶",
+                          "73 65 6e 64", lab().WORDS["AFTER"][language], lab().WHY["request"][language],
+                          lab().say("verdict_true", language)):
+                self.assertIn(words, shown)
+            self.assertNotIn(messi.token, shown)
+            self.assertNotIn("surabaya", shown)
+            self.assertRegex(diagram.read_text("utf-8"),
+                             r"sequenceDiagram\n(    .*\n)*    p0->>p1: send henderson@mesin2 hello")
+        console, out = self.console(bench)
+        console.carry_out(f"show {number} raw")
+        self.assertIn("send " + messi.token[:11], "".join(re.findall(r"  \w{4}  .{47}  (.*)", out.getvalue())))
+
+    def test_a_line_that_fails_says_why_and_gives_status_1(self):
+        bench = self.bench()
+        self.cable(bench)
+        for line in ("nonsense", "show 7", "show", "follow 9", "cut nowhere", "delay wire", "pcap /nowhere/x",
+                     "kill mesin1", "lesson nothing", "wait 0.01 deliver", "show x"):
+            with self.subTest(line):
+                console, out = self.console(bench)
+                self.assertEqual(console.run([line]), 1)
+                self.assertTrue(out.getvalue().strip())
+        self.assertEqual(self.console(bench)[0].run(["# nothing", "", "hops", "quit", "nonsense"]), 0)
+
+    def test_watch_shows_frames_as_they_pass(self):
+        bench = self.bench()
+        near, far = self.cable(bench)
+        console, out = self.console(bench)
+        console.run(["watch send"])
+        near.sendall(b"ping\nsend t a b\n")
+        eventually(lambda: "send a b" in out.getvalue(), "the frame")
+        console.run(["quiet"])
+        self.assertNotIn("ping", out.getvalue())
+
+    def test_a_script_from_a_pipe(self):
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+        port, program = free_ports(1)[0], ROOT / REALMS["mesin1"].folder / "ChatLab.py"
+        command = [sys.executable, program, "--hop", f"w={port}>127.0.0.1:{listener.getsockname()[1]}",
+                   "--language", "en"]
+        for script, status in (("hops\nslice w 3\nfaults\nheal\n", 0), ("hops\nslice\nfaults\n", 1)):
+            ended = subprocess.run(command, input=script, capture_output=True, text=True, timeout=PATIENCE)
+            self.assertEqual((ended.returncode, ended.stderr), (status, ""), ended.stdout)
+            self.assertIn(f"w          127.0.0.1:{port}", ended.stdout)
+        ended = subprocess.run([*command, "--hop", "x=nonsense"], capture_output=True, text=True, timeout=PATIENCE)
+        self.assertEqual((ended.returncode, "Traceback" in ended.stderr), (1, False))
+
+    def test_it_says_how_to_start_the_others(self):
+        bench = self.bench()
+        for arguments in (["--local"], []):
+            options = lab().parse_arguments(arguments)
+            for name in ("mesin1", "mesin2", ">mesin1", ">mesin2"):
+                if name not in bench.hops:
+                    bench.do(lambda name=name: bench.add_hop(name, ("127.0.0.1", 1)))
+            lines = [fields["line"] for _, fields in lab().how_to_start(bench, options)]
+            self.assertEqual(len(lines), 3)
+            self.assertIn(f"--peer mesin2=127.0.0.1:{bench.hops['>mesin2'].port}", lines[0])
+
+
+class BenchCapture(BenchTest):
+    """The capture file: read by the test itself, and by tshark where it is installed."""
+
+    LUA = ROOT / REALMS["mesin1"].folder / "assets" / "progjar.lua"
+
+    @staticmethod
+    def packets(path: Path) -> Iterator[tuple[tuple, int, int, bytes, str]]:
+        """Each packet of a pcapng file: (source and target, flags, sequence number, data, comment)."""
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            kind, size = struct.unpack_from("<II", data, at)
+            assert struct.unpack_from("<I", data, at + size - 4)[0] == size, "the block's length at its end"
+            if kind == 6:
+                length = struct.unpack_from("<I", data, at + 20)[0]
+                packet, options = data[at + 28:at + 28 + length], data[at + 28 + (length + 3) // 4 * 4:at + size - 4]
+                source, target = packet[12:16], packet[16:20]
+                ports = struct.unpack_from(">HH", packet, 20)
+                sequence, flags, offset = *struct.unpack_from(">I", packet, 24), packet[33], packet[32] >> 4
+                assert lab().checksum(packet[:20]) == 0, "the checksum of IP"
+                pseudo = source + target + struct.pack(">BBH", 0, 6, length - 20)
+                assert lab().checksum(pseudo, packet[20:]) == 0, "the checksum of TCP"
+                comment = options[4:4 + struct.unpack_from("<H", options, 2)[0]].decode() if options else ""
+                yield (source, ports[0], target, ports[1]), flags, sequence, packet[20 + 4 * offset:], comment
+            at += size
+
+    def streams(self, path: Path) -> dict[tuple, bytes]:
+        """The bytes of each direction, put together by their numbers, as a receiver does."""
+        streams: dict[tuple, bytearray] = {}
+        expected: dict[tuple, int] = {}
+        for ends, flags, sequence, data, _ in self.packets(path):
+            if flags & lab().SYN:
+                streams[ends], expected[ends] = bytearray(), sequence + 1
+            else:
+                self.assertEqual(sequence, expected[ends] & 0xFFFFFFFF)
+                streams[ends] += data
+                expected[ends] += len(data) + bool(flags & lab().FIN)
+        return {ends: bytes(stream) for ends, stream in streams.items()}
+
+    def test_the_streams_byte_by_byte(self):
+        bench, path = self.bench(), SCRATCH / "bytes.pcapng"
+        early, its_far = self.cable(bench)         # one that is there before the capture begins
+        early.sendall(b"before")
+        receive(its_far, 6)
+        bench.do(lambda: bench.start_capture(path, 100 * MIB))
+        early.sendall(b"after")
+        receive(its_far, 5)
+        sent = {early.getsockname()[1]: (b"after", b"")}
+        for number in range(4):
+            near, far = self.cable(bench)
+            up, down = some_bytes(10 + 200_000 * number, number), some_bytes(100_000, number + 9)
+            worker = threading.Thread(target=lambda far=far, down=down: far.sendall(down))
+            worker.start()
+            near.sendall(up)
+            self.assertEqual((receive(far, len(up)), receive(near, len(down))), (up, down))
+            worker.join()
+            near.shutdown(socket.SHUT_WR)
+            self.assertEqual(receive_all(far), (b"", "fin"))
+            far.close()
+            self.assertEqual(receive_all(near), (b"", "fin"))
+            sent[near.getsockname()[1]] = up, down
+        bench.do(bench.stop_capture)
+        streams = self.streams(path)
+        self.assertEqual(len(streams), 10)
+        for (_, source, _, target), data in streams.items():
+            self.assertEqual(data, sent[source][0] if source in sent else sent[target][1])
+
+    def test_what_a_fault_swallowed_is_there_with_a_comment(self):
+        bench, path = self.bench(), SCRATCH / "lost.pcapng"
+        bench.do(lambda: bench.start_capture(path, 100 * MIB))
+        near, far = self.cable(bench, "mesin1")
+        bench.command("lose mesin1 up send x1")
+        near.sendall(b"ping\r\nsend t a b\r\n")
+        self.assertEqual(receive_all(far), (b"ping\r\n", "reset"))
+        bench.do(bench.stop_capture)
+        packets = [(flags, data, comment) for _, flags, _, data, comment in self.packets(path) if data or flags & 4]
+        self.assertEqual(packets, [(24, b"ping\r\n", ""), (24, b"send t a b\r\n", "lost by the bench"),
+                                   (20, b"", "lost by the bench")])
+
+    def test_it_ends_where_it_may_grow_no_more(self):
+        bench, path = self.bench(), SCRATCH / "full.pcapng"
+        console = lab().Console(bench, 1, io.StringIO(), MIB)
+        console.carry_out(f"pcap {path}")
+        near, far = self.cable(bench)
+        near.sendall(bytes(3 * MIB))
+        receive(far, 3 * MIB)
+        self.assertLess(path.stat().st_size, MIB + 512 * KIB)
+        console.carry_out("pcap off")
+        self.assertIn("has 1 MiB and has ended", console.out.getvalue())
+
+    def tshark(self, path: Path, *options: str) -> list[str]:
+        """What tshark says of the capture, line by line."""
+        ended = subprocess.run(["tshark", "-r", str(path), "-X", f"lua_script:{self.LUA}", *options],
+                               capture_output=True, text=True, timeout=PATIENCE)
+        self.assertEqual(ended.returncode, 0, ended.stderr)
+        self.assertNotIn("Lua", ended.stderr.replace("running Lua", ""))
+        return ended.stdout.splitlines()
+
+    def talk_to_capture(self, path: Path) -> Any:
+        """A talk of two realms, with faults and a file that is longer than the dissector puts together."""
+        bench = self.bench()
+        bench.do(lambda: bench.start_capture(path, 100 * MIB))
+        self.realms(bench)
+        messi, henderson = self.person(bench, "messi", "mesin1"), self.person(bench, "henderson", "mesin2")
+        messi.ok_all(f"send henderson@mesin2 {number} \u00e9\u20ac" for number in range(50))
+        bench.command("slice mesin1 1")
+        messi.ok("send henderson@mesin2 byte by byte")
+        bench.command("heal")
+        messi.ok(f"sendfile henderson@mesin2 big.bin {as_base64(some_bytes(3_000_000))}")
+        bench.command("double >mesin2 deliver x1")
+        messi.ok("@t1 send henderson@mesin2 twice")
+        bench.command("lose >mesin2 down deliver x1")
+        messi.ok("send henderson@mesin2 lost")
+        messi.do("send nobody hello")
+        henderson.expect(*(f"{number} \u00e9\u20ac" for number in range(50)), "byte by byte")
+        self.await_links(bench)
+        bench.do(bench.stop_capture)
+        return bench
+
+    @unittest.skipUnless(shutil.which("tshark"), "tshark is not installed; the test above reads the file itself")
+    def test_tshark_finds_every_command_and_ties_every_reply(self):
+        path = SCRATCH / "talk.pcapng"
+        bench = self.talk_to_capture(path)
+        frames = bench.do(lambda: list(bench.frames))
+        wanted = Counter(frame.word for frame in frames if frame.kind == "request" and frame.note != lab().COPY)
+        rows = [line.split("\t") for line in self.tshark(
+            path, "-2", "-T", "fields", "-e", "progjar.command", "-e", "progjar.reply_in", "-e", "progjar.request_in",
+            "-e", "progjar.status", "-Y", "progjar")]
+        found = Counter(word for row in rows for word in row[0].split(",") if word)
+        self.assertEqual(found, wanted)
+        requests = sum(len(row[1].split(",")) for row in rows if row[1])
+        replies = sum(len(row[2].split(",")) for row in rows if row[2])
+        self.assertEqual((requests, replies), (sum(wanted.values()),) * 2)
+        self.assertEqual(self.tshark(path, "-Y", "_ws.malformed || tcp.analysis.flags || tcp.checksum.status == 0"), [])
+        experts = "\n".join(self.tshark(path, "-q", "-z", "expert"))
+        self.assertIn("lost by the bench", experts)
+        self.assertIn("user_not_found", experts)
+        names = set(self.tshark(path, "-T", "fields", "-e", "frame.interface_name"))
+        self.assertEqual(names, {"mesin1", "mesin2", ">mesin1", ">mesin2"})
+
+    def test_the_dissector_has_the_command_table(self):
+        written = self.LUA.read_text("utf-8").partition("-- commands\n")[2].partition("\n-- /commands")[0]
+        self.assertEqual(written, common.dissector_table())
+
+
+class BenchLessons(BenchTest):
+    """Every lesson, from beginning to end, with two real realms that the bench may kill."""
+
+    FOLDER = ROOT / REALMS["mesin1"].folder / "assets" / "lessons"
+
+    def stage(self) -> Any:
+        """A bench whose realms' processes are the test's own."""
+        bench = self.bench()
+        for server in self.realms(bench):
+            bench.machines[server.realm] = lambda action, server=server: (
+                server.kill() if action == "kill" else server.start())
+        return bench
+
+    def play(self, bench: Any, path: Path) -> None:
+        """Each check of the lesson holds."""
+        checks = 0
+        for step, holds, came in lab().Lesson(path).play(bench):
+            if step.kind == "?":
+                checks += 1
+                self.assertTrue(holds, f"{path.name}:{step.line} {step.text[0]}: {came}")
+        self.assertGreater(checks, 1)
+        self.assertEqual(bench.faults, [])
+
+    def test_every_lesson_but_the_slow_one(self):
+        """One after another on the same two realms, as a class would play them; the first one twice."""
+        bench, paths = self.stage(), sorted(self.FOLDER.glob("*.txt"))
+        self.assertEqual(len(paths), 10)
+        for path in [*paths, paths[0]]:
+            if "half-open" not in path.name:
+                with self.subTest(path.name):
+                    self.play(bench, path)
+                    self.await_links(bench)
+
+    def test_half_open(self):
+        self.play(self.stage(), self.FOLDER / "08-half-open.txt")
+
+    def test_lessons_are_in_both_languages_and_predict_before_they_check(self):
+        for path in sorted(self.FOLDER.glob("*.txt")):
+            with self.subTest(path.name):
+                steps = lab().Lesson(path).steps
+                self.assertEqual(steps[0].kind, "=")
+                kinds = "".join(step.kind for step in steps)
+                self.assertRegex(kinds, r"~[>!?]*[>!][>!?]*\?[>!?]*\.")
+                for step in steps:
+                    if step.kind in "=#~.":
+                        self.assertNotEqual(*step.text)
+                        self.assertNotIn(" | ", "".join(step.text))
+
+    def test_a_check_that_does_not_hold_says_what_came(self):
+        bench, path = self.stage(), SCRATCH / "wrong.txt"
+        path.write_text("= a | b\nmessi@mesin1> send messi halo\n? messi queued 1\n? messi twice halo 1\n"
+                        "? link mesin1>mesin2 down 1\n? frames 7 messi send up 1\n? messi once halo\n")
+        outcome = [(holds, came) for step, holds, came in lab().Lesson(path).play(bench) if step.kind == "?"]
+        self.assertEqual(outcome[:5], [(False, "OK"), (False, "× 1"), (False, "up"), (False, "1"), (True, "× 1")])
+        path.write_text("nonsense\n")
+        with self.assertRaises(ValueError):
+            lab().Lesson(path)
+
+
+def bare_proxy(target: int) -> None:
+    """The yardstick of the bench's speed: one selectors loop that passes bytes on, and does nothing else."""
+    selector, partners = selectors.DefaultSelector(), {}
+    listener = socket.create_server(("127.0.0.1", 0))
+    print(listener.getsockname()[1], flush=True)
+    selector.register(listener, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is listener:
+                ends = listener.accept()[0], socket.create_connection(("127.0.0.1", target))
+                for end, other in (ends, ends[::-1]):
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    partners[end] = other
+                    selector.register(end, selectors.EVENT_READ)
+            elif data := key.fileobj.recv(256 * KIB):
+                partners[key.fileobj].sendall(data)
+            else:
+                return
+
+
+class BenchSpeed:
+    """How fast bytes and frames pass a program in the path: the bench, or the bare proxy, on a core of its own."""
+
+    REQUEST = b"send 0123456789abcdef0123456789abcdef0123456789abcdef henderson@mesin2 " + b"x" * 64 + b"\r\n"
+    REPLY = b'{"status":"OK","message":"Pesan terkirim","id":%d,"uid":"mesin1:%d"}\r\n\r\n'
+
+    def __init__(self, *options: str, bare: bool = False, core: int | None = None) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        target = self.listener.getsockname()[1]
+        port = free_ports(1)[0]
+        program = ROOT / REALMS["mesin1"].folder / "ChatLab.py"
+        command = ([sys.executable, "-c", f"import run_tests; run_tests.bare_proxy({target})"] if bare else
+                   [sys.executable, str(program), f"--hop=mesin1={port}>127.0.0.1:{target}", *options])
+        on_core = ["taskset", "-c", str(core)] if core is not None else []
+        self.process = subprocess.Popen([*on_core, *command], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        text=True)
+        line = first_line(self.process)
+        self.near = socket.create_connection(("127.0.0.1", int(line) if bare else port))
+        self.far = self.listener.accept()[0]
+        for end in (self.near, self.far):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def bulk(self, size: int = 300 * MIB) -> float:
+        """Bytes a second of one long line."""
+        block, buffer = bytes(MIB), bytearray(MIB)
+        worker = threading.Thread(target=lambda: [self.near.sendall(block) for _ in range(size // MIB)])
+        started, left = time.perf_counter(), size
+        worker.start()
+        while left:
+            left -= self.far.recv_into(buffer)
+        worker.join()
+        return size / (time.perf_counter() - started)
+
+    def frames(self, count: int = 40_000) -> float:
+        """Frames a second: sends, and for each a reply with its uid."""
+        def ask() -> None:
+            for _ in range(count // 100):
+                self.near.sendall(self.REQUEST * 100)
+
+        def answer() -> None:
+            number = 0
+            while number < count:
+                lines = self.far.recv(256 * KIB).count(b"\n")
+                self.far.sendall(b"".join([self.REPLY % (n, n) for n in range(number, number + lines)]))
+                number += lines
+
+        workers = [threading.Thread(target=ask), threading.Thread(target=answer)]
+        started, came = time.perf_counter(), 0
+        for worker in workers:
+            worker.start()
+        while came < count:
+            came += self.near.recv(256 * KIB).count(b"}")
+        for worker in workers:
+            worker.join()
+        return 2 * count / (time.perf_counter() - started)
+
+    def lockstep(self, count: int = 2000) -> float:
+        """The median time of a request and its reply, in microseconds."""
+        times = []
+        for number in range(count):
+            started = time.perf_counter()
+            self.near.sendall(self.REQUEST)
+            receive(self.far, len(self.REQUEST))
+            reply = self.REPLY % (number, number)
+            self.far.sendall(reply)
+            receive(self.near, len(reply))
+            times.append(time.perf_counter() - started)
+        return statistics.median(times) * 1e6
+
+    def close(self) -> None:
+        for end in (self.near, self.far, self.listener):
+            end.close()
+        self.process.kill()
+        self.process.communicate()
+
+
+def bench_speed(core: int | None = None) -> Iterator[Measurement]:
+    """The bench beside a bare proxy on the same core, as rows of the benchmark."""
+    capture = str(SCRATCH / "speed.pcapng")
+    for what, unit, goal, options, measure in (
+            ("bench: bulk, recorded", "MB/s", 400, (), lambda it: it.bulk() / 1e6),
+            ("bench: bulk, with capture", "MB/s", 200, ("--pcap", capture, "--pcap-most", "8000"),
+             lambda it: it.bulk() / 1e6),
+            ("bench: frames with journeys", "/s", 40_000, (), lambda it: it.frames()),
+            ("bench: frames with capture too", "/s", 20_000, ("--pcap", capture), lambda it: it.frames())):
+        values, yardsticks = [], []
+        for bare, kept in ((True, yardsticks), (False, values)):
+            for _ in range(3):
+                speed = BenchSpeed(*options, bare=bare, core=core)
+                kept.append(measure(speed))
+                speed.close()
+        yield Measurement("LAB", f"{what} (bare {statistics.median(yardsticks):,.0f})", unit, values, goal=goal)
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for bare in (True, False) * 3:
+        speed = BenchSpeed(bare=bare, core=core)
+        times[bare].append(speed.lockstep())
+        speed.close()
+    yield Measurement("LAB", f"bench: added to a lockstep p50 (bare {statistics.median(times[True]):.0f})", "µs",
+                      [with_it - bare for with_it, bare in zip(times[False], times[True], strict=True)], goal=80,
+                      less_is_better=True)
+
+
+class BenchIsFast(ChatTest):
+    """Half of the bars that the benchmark holds the bench to, so that a busy machine fails nothing."""
+
+    def measure(self, *options: str) -> Any:
+        speed = BenchSpeed(*options)
+        self.keep(speed)
+        return speed
+
+    def test_bulk_frames_and_lockstep(self):
+        capture = ("--pcap", str(SCRATCH / "fast.pcapng"))
+        self.assertGreater(self.measure().bulk(100 * MIB), 200e6)
+        self.assertGreater(self.measure(*capture).bulk(100 * MIB), 100e6)
+        self.assertGreater(self.measure().frames(20_000), 20_000)
+        self.assertLess(self.measure().lockstep(500), 1000)
 
 
 # ---- benchmark ---------------------------------------------------------------------------------

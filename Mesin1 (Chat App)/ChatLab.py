@@ -1,0 +1,3047 @@
+#!/usr/bin/env python3
+"""The bench: a program in the path between clients and realms, that sees, breaks and records what passes.
+
+The server knows nothing of it. A client connects to the bench, and the bench connects to the server; one realm calls
+the other the same way. In this order:
+  texts         what the bench says, in Indonesian and English
+  frames        one request, reply or event as it passed; bytes -> frames
+  faults        the table of what can be broken, and how a line of words becomes a fault
+  connections   Stream (one direction), Flow (one connection), Hop (one listening port)
+  Bench         one thread, one selectors loop, and all that hangs on it
+  Journeys      one message from its request over both realms to its recipients
+  explanations  what each word of a frame means, and why it is there
+  Capture       a pcapng file for Wireshark
+  diagrams      for the terminal, and as Mermaid for a report
+  Lesson        a text file that predicts, observes and explains
+  Console       the commands of the terminal
+
+  python3 ChatLab.py --local       both realms on this computer; it prints how to start them
+  python3 ChatLab.py               on mesin1 of the lab
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import hashlib
+import heapq
+import ipaddress
+import itertools
+import json
+import queue
+import random
+import re
+import selectors
+import shlex
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TextIO
+
+try:
+    import fcntl
+    import termios
+except ImportError:            # Windows: there the bench can not ask how much of a connection is still unsent
+    fcntl = termios = None     # type: ignore[assignment]
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import common
+from common import COMMANDS, FRAME_END, KIB, MIB, REALMS, add_option, mask, visible
+
+CHUNK = 256 * KIB              # bytes asked of a socket at once
+QUEUE_MARK = MIB               # bytes unsent of one direction: past this its source is not read
+QUEUE_MOST = 4 * MIB           # the same where a fault holds bytes back, and for a frame that is gathered whole
+DECIDE = 64                    # bytes of a frame that a fault waits for: enough for the command
+HEAD = 4 * KIB                 # bytes of a frame that the record keeps
+HEAD_READ = MIB                # bytes of a frame that the journeys read: a whole batch, a whole inbox
+HEAD_LEFT = 256                # bytes of it that a message keeps once the record has let it go
+EXPECTED_MOST = 100_000        # requests of one connection that may wait for their replies
+RECORD_FRAMES = 20_000         # frames that are kept, the oldest go first
+RECORD_BYTES = 32 * MIB        # bytes of their heads
+FLOWS_MOST = 1000              # connections at once; more are refused
+JOURNEYS_MOST = 5000           # messages that are followed, the oldest go first
+LEGS_MOST = 500                # frames that are kept of one message
+TOKENS_MOST = 20_000           # sessions whose person is known
+RESET_WAIT = 2.0               # seconds that the bytes before a reset may take to arrive
+HOLD_SIGN = 4.0                # seconds after which the caller of a link that is held gets a sign of life
+CLIENT_OFFSET, LINK_OFFSET = 10_000, 20_000    # the bench's ports: the realm's port, and so much
+RESET_NOW = struct.pack("ii", 1, 0)            # SO_LINGER: `close` sends a RST
+STREAMS = {"0": "talk", "1": "files"}          # the streams of a link, as the diagram names them
+
+# ---- texts -------------------------------------------------------------------------------------
+
+INDONESIAN, ENGLISH = 0, 1
+LANGUAGES = {"id": INDONESIAN, "en": ENGLISH}
+
+TEXTS = {                      # key: (Indonesian, English)
+    "listening": ("{hop:10} {here} -> {target}", "{hop:10} {here} -> {target}"),
+    "start_server": ("Jalankan server {realm}: {line}", "Start the server of {realm}: {line}"),
+    "start_client": ("Hubungkan client:       {line}", "Connect a client: {line}"),
+    "type_help": ("Ketik help untuk semua perintah, Ctrl-D untuk keluar.",
+                  "Type help for all commands, Ctrl-D to leave."),
+    "capture_on": ("Rekaman {path} berisi token dan password yang asli: jangan dibagikan.",
+                   "The capture {path} has the true tokens and passwords in it: do not share it."),
+    "capture_full": ("Rekaman {path} sudah {size} MiB dan berhenti.",
+                     "The capture {path} has {size} MiB and has ended."),
+    "capture_off": ("Rekaman selesai: {path}, {packets} paket", "The capture has ended: {path}, {packets} packets"),
+    "no_such_hop": ("tidak ada hop, koneksi atau user bernama {name}", "no hop, connection or person named {name}"),
+    "no_such_fault": ("gangguan {name} tidak ada", "there is no fault {name}"),
+    "no_such_command": ("perintah {name} tidak ada, ketik help", "there is no command {name}, type help"),
+    "bad_word": ("kata {word} tidak cocok di sini: {usage}", "the word {word} does not fit here: {usage}"),
+    "needs": ("kurang lengkap: {usage}", "something is missing: {usage}"),
+    "no_such_frame": ("frame {number} tidak ada (lagi)", "there is no frame {number} (any more)"),
+    "no_such_journey": ("pesan {number} tidak ada (lagi)", "there is no message {number} (any more)"),
+    "not_ours": ("proses realm {realm} bukan milik bench ini: hentikan di terminalnya sendiri",
+                 "the process of {realm} does not belong to this bench: stop it in its own terminal"),
+    "nothing": ("tidak ada", "nothing"),
+    "earlier": ("… {count} frame sebelumnya tidak ditampilkan", "… {count} earlier frames are not shown"),
+    "fault_set": ("{fault}: aktif", "{fault}: is on"),
+    "fault_done": ("{fault}: kena {hits} koneksi", "{fault}: hit {hits} connections"),
+    "healed": ("{count} gangguan diakhiri", "{count} faults have ended"),
+    "hits": ("{fault}   kena {hits} kali", "{fault}   hit {hits} times"),
+    "released": ("{count} frame dilepas", "{count} frames were let go"),
+    "written": ("ditulis: {path}", "written: {path}"),
+    "waited": ("tidak datang dalam {seconds} detik: {what}", "did not come within {seconds} s: {what}"),
+    "cleared": ("catatan dikosongkan", "the record is empty now"),
+    "answered_by": ("dijawab oleh #{number} setelah {ms:.1f} ms", "answered by #{number} after {ms:.1f} ms"),
+    "answers": ("jawaban untuk #{number}, setelah {ms:.1f} ms", "the answer to #{number}, after {ms:.1f} ms"),
+    "unanswered": ("belum dijawab", "not answered yet"),
+    "in_journey": ("bagian dari pesan {number}: follow {number}", "part of message {number}: follow {number}"),
+    "journey": ("pesan {number} {uid}: {sender} → {target}: {text}",
+                "message {number} {uid}: {sender} → {target}: {text}"),
+    "verdict_true": ("sampai tepat satu kali ✓", "arrived exactly once ✓"),
+    "verdict_false": ("TERSIMPAN DUA KALI ✗", "STORED TWICE ✗"),
+    "verdict_none": ("masih di jalan (atau penerima tidak lewat bench)",
+                     "still under way (or its recipient does not use the bench)"),
+    "refused": ("ditolak: {code}", "refused: {code}"),
+    "at_disk": ("ada di disk {realm}", "is on disk at {realm}"), "seen_by": ("dilihat {person}", "seen by {person}"),
+    "asked": ("diminta", "asked"), "asked_again": ("diminta lagi", "asked again"),
+    "counters": ("{asked} diminta · {here} di disk sini · {there} di disk sana · {seen} dilihat · "
+                 "{under_way} di jalan · {lost} hilang · {doubled} ganda",
+                 "{asked} asked · {here} on disk here · {there} on disk there · {seen} seen · {under_way} under way · "
+                 "{lost} lost · {doubled} doubled"),
+    "predict": ("Tebak dulu, lalu tekan Enter: ", "Predict, then press Enter: "),
+    "check_ok": ("✓ {check}", "✓ {check}"), "check_failed": ("✗ {check}: {came}", "✗ {check}: {came}"),
+    "lesson_done": ("selesai: {passed} dari {count} pemeriksaan cocok", "done: {passed} of {count} checks hold"),
+    "cannot_see": ("Bench tidak melihat: yang tidak lewat bench, isi sebuah realm, dan koneksi TLS.",
+                   "The bench can not see: what does not pass it, the inside of a realm, and TLS connections."),
+}
+
+
+def say(key: str, language: int = INDONESIAN, **fields: object) -> str:
+    """A text of the table above in one of the two languages."""
+    return TEXTS[key][language].format(**fields)
+
+
+class BenchError(Exception):
+    """What a person typed can not be done; `key` and `fields` name the text that says why."""
+
+    def __init__(self, key: str, **fields: object) -> None:
+        super().__init__(key)
+        self.key, self.fields = key, fields
+
+    def text(self, language: int = INDONESIAN) -> str:
+        """The reason in words."""
+        return say(self.key, language, **self.fields)
+
+    __str__ = text
+
+
+# ---- frames ------------------------------------------------------------------------------------
+
+REQUEST, REPLY, EVENT, OPENED, FINISHED, RESET, REFUSED = (
+    "request", "reply", "event", "opened", "fin", "reset", "refused")       # the kinds of a Frame
+EVENT_WORD = re.compile(rb'\s*\{\s*"event"\s*:\s*"([^"]*)"')
+
+
+@dataclass(slots=True, eq=False)
+class Frame:
+    """One request, reply or event as it passed; or what became of a connection (then it has no bytes)."""
+
+    number: int
+    when: int                              # nanoseconds since 1970: one clock for all hops
+    flow: Flow
+    up: bool                               # it went from who called to who was called
+    kind: str
+    word: str                              # the command; of a reply, that of its request; of an event, its kind
+    head: bytes                            # its first bytes, at most HEAD once the journeys have read it
+    size: int
+    note: str = ""                         # what the bench did to it
+    answers: Frame | None = None           # of a reply: its request
+    answer: Frame | None = None            # of a request: its reply
+    who: str = ""                          # the person or realm that called, as far as it was known
+    journeys: tuple[int, ...] = ()         # the messages that it speaks of
+
+    @property
+    def hop(self) -> str:
+        """The name of the hop."""
+        return self.flow.hop.name
+
+    @property
+    def source(self) -> str:
+        """Who sent it."""
+        return (self.who or self.flow.name) if self.up else self.flow.hop.realm
+
+    @property
+    def target(self) -> str:
+        """Whom it was sent to."""
+        return self.flow.hop.realm if self.up else (self.who or self.flow.name)
+
+
+class Framer:
+    """The bytes of one direction -> frames. Who calls sends lines, who is called sends objects, on every hop.
+
+    Of a long frame only the head is kept. The end of a frame may lie across two chunks.
+    """
+
+    __slots__ = ("end", "size", "_head", "_keep", "_tail")
+
+    def __init__(self, end: bytes) -> None:
+        self.end, self.size = end, 0               # `size`: bytes of the unfinished frame
+        self._head, self._keep, self._tail = bytearray(), HEAD, b""
+
+    def feed(self, data: bytes) -> list[tuple[bytes, int, int]]:
+        """The frames that end in `data`: (head, size, where it ends in `data`)."""
+        frames, at, length = [], 0, len(self.end)
+        if self._tail:
+            found = (self._tail + data[:length - 1]).find(self.end)
+            if found >= 0:
+                at = found + length - len(self._tail)
+                frames.append(self._finish(data, 0, at))
+        while (found := data.find(self.end, at)) >= 0:
+            stop = found + length
+            if self.size:
+                frames.append(self._finish(data, at, stop))
+            else:
+                frames.append((data[at:min(stop, at + HEAD_READ)], stop - at, stop))
+            at = stop
+        if at < len(data):
+            self._take(data, at, len(data))
+            if length > 1:
+                self._tail = (self._tail + data[-3:])[1 - length:] if not at else data[max(at, len(data) - 3):]
+        else:
+            self._tail = b""
+        return frames
+
+    @property
+    def head(self) -> bytes:
+        """The head of the unfinished frame."""
+        return bytes(self._head)
+
+    def _take(self, data: bytes, start: int, stop: int) -> None:
+        room = self._keep - len(self._head)
+        if room > 0:
+            self._head += data[start:min(stop, start + room)]
+            if self._keep == HEAD == len(self._head) and self._worth_reading():
+                self._keep = HEAD_READ
+                self._head += data[start + room:min(stop, start + room + HEAD_READ - HEAD)]
+        self.size += stop - start
+
+    def _worth_reading(self) -> bool:
+        """Whether the journeys will read it to its end: a batch or a list of messages, but never a file."""
+        if len(self.end) > 1:
+            return b'"file_content"' not in self._head
+        return self._head.startswith(b"deliver ")
+
+    def _finish(self, data: bytes, start: int, stop: int) -> tuple[bytes, int, int]:
+        self._take(data, start, stop)
+        frame = bytes(self._head), self.size, stop
+        self._head.clear()
+        self.size, self._keep, self._tail = 0, HEAD, b""
+        return frame
+
+
+def command_of(head: bytes) -> str:
+    """The command of a request's first bytes, in lower case; empty for a blank line."""
+    words = head[:200].split(None, 2)
+    if words and words[0][:1] == b"@":
+        words = words[1:]
+    return words[0].decode(errors="replace").lower() if words else ""
+
+
+# ---- faults ------------------------------------------------------------------------------------
+
+CONNECTION, STREAM, FRAME = "connection", "stream", "frame"      # what a fault acts on
+
+
+class FaultKind(NamedTuple):
+    """One row of the table of faults."""
+
+    word: str
+    level: str
+    usage: str                             # the words behind HOP
+    indonesian: str
+    english: str
+
+    @property
+    def line(self) -> str:
+        """What is typed, as `help` shows it."""
+        direction = "" if self.level == CONNECTION or self.word == "oneway" else "[up|down] "
+        return f"{self.word} HOP {direction}{self.usage}".rstrip()
+
+
+FAULTS = {
+    row.word: row
+    for row in (
+        FaultKind("cut", CONNECTION, "[[up|down] at BYTES | in COMMAND] [xN]",
+                  "Semua koneksi direset (RST) di kedua sisi, port ditutup sampai heal. Dengan at atau in: koneksi itu "
+                  "direset di tengah frame.",
+                  "Every connection is reset (RST) on both sides, and the port stays closed until heal. With at or in: "
+                  "that connection is reset in the middle of a frame."),
+        FaultKind("fin", CONNECTION, "",
+                  "Byte yang antre lewat dulu, lalu FIN di kedua sisi. Koneksi baru diterima.",
+                  "Queued bytes pass, then a FIN on both sides. New connections are welcome."),
+        FaultKind("pull", CONNECTION, "",
+                  "Kabel dicabut: tidak ada yang dibaca, ditulis atau diterima; tidak ada FIN, tidak ada RST.",
+                  "A pulled cable: nothing is read, written or accepted; no FIN, no RST. heal goes on where it stood."),
+        FaultKind("half", CONNECTION, "near|far",
+                  "Sisi itu mendapat RST; sisi lain mengira koneksi masih hidup.",
+                  "That end gets a RST; the other one believes that the connection lives."),
+        FaultKind("oneway", STREAM, "up|down",
+                  "Satu arah berhenti, arah lain jalan terus.",
+                  "One direction stands still, the other flows."),
+        FaultKind("delay", STREAM, "MS[±MS]",
+                  "Setiap potongan data tiba MS milidetik kemudian, urutannya tetap.",
+                  "Each chunk arrives MS milliseconds later, in order; the rate stays as it is."),
+        FaultKind("rate", STREAM, "KB/s",
+                  "Paling banyak sekian KB per detik, tiap koneksi dan arah.",
+                  "At most so many KB a second, for each connection and direction."),
+        FaultKind("stall", STREAM, "P% [MS]",
+                  "Dengan peluang P sebuah potongan dan semua di belakangnya menunggu 200 ms, lalu 400, 800: begitulah "
+                  "paket yang hilang terlihat dari atas TCP.",
+                  "With chance P a chunk and all behind it wait 200 ms, then 400, 800: this is how a lost packet looks "
+                  "from above TCP."),
+        FaultKind("slice", STREAM, "BYTES [MS]",
+                  "Dikirim dalam potongan sekian byte: satu recv bukan satu pesan.",
+                  "Sent in pieces of so many bytes: one recv is not one message."),
+        FaultKind("glue", STREAM, "MS",
+                  "Semua data selama MS milidetik dikirim sekaligus.",
+                  "Everything of MS milliseconds goes out in one send."),
+        FaultKind("lose", FRAME, "[COMMAND] [xN] [P%]",
+                  "Frame itu ditelan dan koneksinya direset saat itu juga.",
+                  "The frame is swallowed and the connection is reset at that moment."),
+        FaultKind("eat", FRAME, "[COMMAND] [xN] [P%]",
+                  "Frame itu ditelan, koneksi tetap. Mustahil dalam TCP; jawaban jadi bergeser satu.",
+                  "The frame is swallowed, the connection stays. Impossible in TCP; the replies shift by one."),
+        FaultKind("double", FRAME, "[COMMAND] [xN] [P%]",
+                  "Request itu dikirim dua kali; jawaban untuk salinannya ditelan.",
+                  "The request is sent twice; the answer to the copy is swallowed."),
+        FaultKind("hold", FRAME, "[COMMAND]",
+                  "Frame itu dan semua di belakangnya menunggu sampai step atau release.",
+                  "The frame and all behind it in its direction wait for step or release."),
+    )
+}
+
+
+@dataclass(eq=False)
+class Fault:
+    """One fault that is on: the row of the table, where, and its numbers."""
+
+    kind: FaultKind
+    where: str
+    up: bool | None = None                 # the direction; None is both
+    near: bool = False                     # `half`: which end gets the RST
+    amount: float = 0                      # milliseconds, KB/s or bytes, as the row says
+    spread: float = 0                      # the second number
+    word: str = ""                         # the command that it waits for; empty is every frame
+    left: int | None = None                # how often it still hits; None is for ever
+    chance: float = 1.0
+    hits: int = 0
+    text: str = ""                         # as it was typed
+
+    @property
+    def level(self) -> str:
+        """What it acts on: a `cut` with a place acts on frames or bytes."""
+        if self.kind.word == "cut" and (self.word or self.amount):
+            return FRAME if self.word else STREAM
+        return self.kind.level
+
+    def matches(self, up: bool, word: str) -> bool:
+        """Whether it would hit a frame of this direction and command."""
+        return (self.left != 0 and (self.up is None or self.up == up)
+                and (not self.word or self.word == word) and (self.kind.word != "double" or up))
+
+    def hit(self) -> None:
+        """Counts."""
+        self.hits += 1
+        if self.left is not None:
+            self.left -= 1
+
+
+NUMBER = re.compile(r"(\d+(?:\.\d+)?)(?:(?:±|\+-)(\d+(?:\.\d+)?))?(?:ms|kb/s)?")
+
+
+def parse_fault(words: list[str]) -> Fault:
+    """`lose >mesin2 down deliver x1` -> a Fault. Raises BenchError."""
+    kind = FAULTS.get(words[0])
+    if kind is None:
+        raise BenchError("no_such_fault", name=words[0])
+    usage = kind.line
+    if len(words) < 2:
+        raise BenchError("needs", usage=usage)
+    fault = Fault(kind, words[1].lower(), text=" ".join(words))
+    numbers: list[float] = []
+    chance = None
+    for word in words[2:]:
+        small = word.lower()
+        if small in ("up", "down"):
+            fault.up = small == "up"
+        elif small in ("near", "far") and kind.word == "half":
+            fault.near, fault.word = small == "near", small
+        elif small in ("at", "in") and kind.word == "cut":
+            continue
+        elif re.fullmatch(r"x\d+", small):
+            fault.left = int(small[1:])
+        elif re.fullmatch(r"\d+(\.\d+)?%", small):
+            chance = fault.chance = float(small[:-1]) / 100
+        elif (found := NUMBER.fullmatch(small)) and (kind.level == STREAM or kind.word == "cut"):
+            numbers += [float(number) for number in found.groups() if number]
+        elif kind.level == FRAME or kind.word == "cut":
+            fault.word = small
+        else:
+            raise BenchError("bad_word", word=word, usage=usage)
+    fault.amount, fault.spread = [*numbers, 0, 0][:2]
+    complete = {"half": fault.word, "oneway": fault.up is not None, "delay": numbers, "rate": fault.amount,
+                "stall": chance is not None, "slice": fault.amount >= 1, "glue": fault.amount,
+                "double": fault.up is not False}.get(kind.word, True)
+    if not complete:
+        raise BenchError("needs", usage=usage)
+    return fault
+
+
+@dataclass
+class Shape:
+    """What the stream faults make of one direction, taken together."""
+
+    faults: list[Fault]
+    stopped: bool = False
+    delay: float = 0
+    jitter: float = 0
+    rate: float = 0                        # bytes a second
+    stall: Fault | None = None
+    slice: int = 0
+    gap: float = 0                         # seconds between two slices
+    glue: float = 0
+    cut: Fault | None = None               # `cut … at N`
+
+    @classmethod
+    def of(cls, faults: list[Fault]) -> Shape | None:
+        """The shape of a direction with these faults; None where bytes pass as they come."""
+        shape = cls(faults)
+        for fault in faults:
+            kind = fault.kind.word
+            shape.stopped |= kind in ("pull", "oneway")
+            if kind == "delay":
+                shape.delay, shape.jitter = shape.delay + fault.amount / 1000, shape.jitter + fault.spread / 1000
+            elif kind == "rate":
+                shape.rate = min(shape.rate or 1e12, fault.amount * 1000)
+            elif kind == "stall":
+                shape.stall = fault
+            elif kind == "slice":
+                shape.slice, shape.gap = int(fault.amount), fault.spread / 1000
+            elif kind == "glue":
+                shape.glue = fault.amount / 1000
+            elif kind == "cut":
+                shape.cut = fault
+        return shape if faults else None
+
+    @property
+    def note(self) -> str:
+        """What the record says of a frame that passes: `delay 300 ms`."""
+        return ", ".join(" ".join(word for word in fault.text.split() if word != fault.where) for fault in self.faults)
+
+
+# ---- connections -------------------------------------------------------------------------------
+
+PASS, WAIT, SWALLOW = "pass", "wait", "swallow"    # what becomes of a frame that no fault has hit
+COPY = "a copy by the bench"                       # the note of a request that the bench sent once more
+NOTES = {"lose": "lost by the bench", "eat": "eaten by the bench", "double": "sent twice by the bench",
+         "hold": "held", "cut": "cut in the middle by the bench", PASS: "", WAIT: "held behind another frame",
+         SWALLOW: "the answer to a copy, swallowed by the bench"}
+
+
+@dataclass(slots=True)
+class Held:
+    """A frame that waits for `step` or `release`."""
+
+    data: bytearray
+    since: float
+    frame: Frame | None = None             # None while its end has not come
+
+
+class Stream:
+    """One direction of a connection: what was read and not yet written, and what the faults make of it."""
+
+    __slots__ = ("flow", "up", "framer", "faults", "shape", "queue", "queued", "blocked", "full", "finished", "done",
+                 "abandoned", "verdict", "start", "whole", "held", "held_size", "passed", "timer", "last_due",
+                 "next_send", "glue_until", "stalled", "allowance", "allowed_at", "size")
+
+    def __init__(self, flow: Flow, up: bool) -> None:
+        self.flow, self.up = flow, up
+        self.framer = Framer(b"\n" if up else FRAME_END)
+        self.faults: list[Fault] = []              # those that act on its frames
+        self.shape: Shape | None = None            # those that act on its bytes
+        self.queue: deque[tuple[float, memoryview]] = deque()      # (when it may go, bytes)
+        self.queued = self.size = self.passed = 0  # bytes: in the queue, ever read, passed since the faults changed
+        self.blocked = self.full = False           # the target takes no more; the source is not read
+        self.finished = self.done = False          # its FIN was read; its FIN was passed on
+        self.abandoned = False                     # nothing passes any more
+        self.verdict: str | Fault | None = None    # on the frame that is coming in
+        self.start, self.whole = bytearray(), bytearray()          # its first bytes; all of it, if it is doubled
+        self.held: deque[Held] = deque()
+        self.held_size = 0
+        self.timer: float | None = None            # when `pump` is called next
+        self.last_due = self.next_send = self.glue_until = self.stalled = 0.0
+        self.allowance = self.allowed_at = 0.0     # of `rate`: bytes that may go, and since when
+
+    @property
+    def source(self) -> socket.socket:
+        """The socket that it reads."""
+        return self.flow.near if self.up else self.flow.far
+
+    @property
+    def target(self) -> socket.socket:
+        """The socket that it writes."""
+        return self.flow.far if self.up else self.flow.near
+
+    @property
+    def inside(self) -> bool:
+        """Whether the target has got the beginning of a frame and not its end."""
+        return bool(self.queue) or bool(self.framer.size and not self.start and self.verdict in (None, PASS))
+
+    @property
+    def wants_read(self) -> bool:
+        """Whether its source is read now."""
+        return not (self.finished or self.abandoned or self.full or self.held_size > QUEUE_MOST
+                    or (self.shape and self.shape.stopped))
+
+    # -- bytes come in
+
+    def arrive(self, data: bytes) -> None:
+        """Takes what the source gave."""
+        flow, bench = self.flow, self.flow.bench
+        self.size += len(data)
+        if flow.sealed is None and self.up:
+            flow.sealed = data[:2] == b"\x16\x03"  # a TLS handshake: nothing can be read from here on
+        if not flow.sealed and (self.faults or self.held or self.verdict or self.start or flow.copies):
+            return self._arrive_in_parts(data)
+        self.pass_on(data)
+        if bench.capture:
+            bench.capture.data(flow, self.up, data)
+        if flow.sealed:
+            return
+        note = self.shape.note if self.shape else ""
+        for head, size, _ in self.framer.feed(data):
+            bench.record(self, head, size, note)
+
+    def _arrive_in_parts(self, data: bytes) -> None:
+        if self.verdict is None and self.framer.size and not self.start:
+            self.verdict = PASS                    # its beginning has passed already
+        at = 0
+        for head, size, stop in self.framer.feed(data):
+            self._part(data[at:stop], head, size)
+            at = stop
+            if self.flow.dying or self.flow.dead:
+                return
+        if at < len(data):
+            self._part(data[at:], None, 0)
+
+    def _part(self, data: bytes, head: bytes | None, size: int) -> None:
+        """A part of one frame; with `head` it is the last. The verdict holds for the whole frame."""
+        bench, note = self.flow.bench, ""
+        if self.verdict is None:
+            self.start += data
+            if head is None and len(self.start) < DECIDE:
+                return
+            data = bytes(self.start)
+            self.start.clear()
+            self.verdict = self._judge(data)
+        action = self.verdict if isinstance(self.verdict, str) else self.verdict.kind.word
+        note = NOTES[action] or (self.shape.note if self.shape else "")
+        if head is not None:
+            self.verdict = None
+        if bench.capture and action != SWALLOW:
+            bench.capture.data(self.flow, self.up, data, note if len(data) == self.framer.size or head else "")
+        getattr(self, f"_{action}")(data, head, size, note)
+
+    def _judge(self, first: bytes) -> str | Fault:
+        """What becomes of the frame with these first bytes."""
+        expected = self.flow.expected
+        if self.up:
+            word = command_of(first)
+        elif found := EVENT_WORD.match(first):
+            word = found[1].decode(errors="replace")
+        else:
+            if expected and expected[0].note == COPY:
+                return SWALLOW
+            word = expected[0].word if expected else ""
+        for fault in self.faults:
+            if fault.matches(self.up, word) and (fault.chance >= 1 or self.flow.bench.random.random() < fault.chance):
+                fault.hit()
+                return fault
+        return WAIT if self.held else PASS
+
+    def _pass(self, data: bytes, head: bytes | None, size: int, note: str) -> None:
+        self.pass_on(data)
+        if head is not None:
+            self.flow.bench.record(self, head, size, note)
+
+    def _eat(self, data: bytes, head: bytes | None, size: int, note: str) -> None:
+        if head is not None:
+            self.flow.bench.record(self, head, size, note, expect=False)
+
+    def _swallow(self, data: bytes, head: bytes | None, size: int, note: str) -> None:
+        if head is not None:
+            self.flow.copies -= 1
+            self.flow.bench.record(self, head, size, note)
+
+    def _lose(self, data: bytes, head: bytes | None, size: int, note: str) -> None:
+        if head is not None:
+            self.flow.bench.record(self, head, size, note, expect=False)
+            self.flow.lost(self, note)
+
+    def _cut(self, data: bytes, head: bytes | None, size: int, note: str) -> None:
+        half = max(len(data) // 2, 1)
+        self.flow.bench.record(self, head or data[:HEAD], size or len(data), note, expect=False)
+        self.pass_on(data[:half])
+        self.flow.lost(self, note)
+
+    def _hold(self, data: bytes, head: bytes | None, size: int, note: str) -> None:
+        if not self.held or self.held[-1].frame:
+            self.held.append(Held(bytearray(), time.monotonic()))
+            self.flow.bench.sign_of_life(self)
+        self.held[-1].data += data
+        self.held_size += len(data)
+        self.flow.refresh()
+        if head is not None:
+            self.held[-1].frame = self.flow.bench.record(self, head, size, note)
+
+    _wait = _hold
+
+    def _double(self, data: bytes, head: bytes | None, size: int, note: str) -> None:
+        self.whole += data
+        if len(self.whole) > QUEUE_MOST:           # too long to be kept: it passes, once
+            self.pass_on(bytes(self.whole))
+            self.whole.clear()
+            self.verdict = PASS
+            if head is not None:
+                self.flow.bench.record(self, head, size, "too long to be sent twice")
+        elif head is not None:
+            whole = bytes(self.whole)
+            self.whole.clear()
+            self.flow.bench.record(self, head, size, note)
+            self.flow.copies += 1
+            self.flow.bench.record(self, head, size, COPY)
+            self.pass_on(whole + whole)
+
+    def release(self, count: int | None = None) -> int:
+        """Lets so many held frames go (all); returns how many went."""
+        gone = 0
+        while self.held and (count is None or gone < count):
+            entry = self.held.popleft()
+            self.held_size -= len(entry.data)
+            if entry.frame:
+                entry.frame.note = f"held {time.monotonic() - entry.since:.1f} s"
+            else:
+                self.verdict = PASS                # its rest follows it
+            self.pass_on(bytes(entry.data))
+            gone += 1
+        self.flow.refresh()
+        self.finish_if_empty()
+        return gone
+
+    # -- bytes go out
+
+    def pass_on(self, data: bytes) -> None:
+        """Sends bytes to the target, or queues them for it."""
+        if self.abandoned:
+            return
+        if self.shape and self.shape.cut:
+            return self._pass_until_cut(data)
+        view = memoryview(data)
+        if not self.queue and not self.shape:
+            try:
+                sent = self.target.send(view)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return self.flow.write_failed(self)
+            if sent == len(view):
+                return
+            view, self.blocked = view[sent:], True
+        self._enqueue(view)
+
+    def _pass_until_cut(self, data: bytes) -> None:
+        fault = self.shape.cut
+        room = int(fault.amount) - self.passed
+        self.passed += len(data)
+        if fault.left == 0 or len(data) < room:
+            return self._enqueue(memoryview(data))
+        self._enqueue(memoryview(data)[:max(room, 0)])
+        fault.hit()
+        self.flow.lost(self, NOTES["cut"])
+
+    def _enqueue(self, view: memoryview) -> None:
+        due, shape = 0.0, self.shape
+        if shape:
+            now = time.monotonic()
+            due = now
+            if shape.glue:
+                if self.glue_until <= now:
+                    self.glue_until = now + shape.glue
+                due = self.glue_until
+            due += shape.delay + self.flow.bench.random.uniform(-shape.jitter, shape.jitter)
+            if shape.stall and self.flow.bench.random.random() < shape.stall.chance:
+                self.stalled = min(self.stalled * 2 or (shape.stall.amount or 200) / 1000, 60)
+                due += self.stalled
+                shape.stall.hits += 1
+            else:
+                self.stalled = 0
+            for fault in shape.faults:
+                fault.hits += fault.kind.word not in ("stall", "cut", "pull", "oneway")
+        self.last_due = due = max(due, self.last_due)
+        self.queue.append((due, view))
+        self.queued += len(view)
+        if not self.full and self.queued > (QUEUE_MOST if shape else QUEUE_MARK):
+            self.full = True
+        self.pump()
+
+    def pump(self) -> None:
+        """Writes what may go now; calls itself again when the next may."""
+        self.blocked = False
+        for _ in range(200):                       # then the others' turn comes
+            if not self.queue or (self.shape and self.shape.stopped):
+                break
+            now, (due, view) = time.monotonic(), self.queue[0]
+            wait = max(due, self.next_send) - now
+            size = len(view) if wait <= 0 else 0
+            if self.shape and size:
+                view, size, wait = self._shaped(view, now)
+            if wait > 0 and size == 0:
+                self._pump_at(now + wait)
+                break
+            try:
+                sent = self.target.send(view[:size])
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return self.flow.write_failed(self)
+            self._sent(view, sent, now)
+            if sent < size:
+                self.blocked = True
+                break
+        else:
+            self._pump_at(time.monotonic())
+        if self.full and self.queued < QUEUE_MARK // 4:
+            self.full = False
+        self.flow.refresh()
+        self.finish_if_empty()
+
+    def _shaped(self, view: memoryview, now: float) -> tuple[memoryview, int, float]:
+        """What of the queue's head goes in one send, and how long that has to wait."""
+        shape = self.shape
+        if shape.glue and len(self.queue) > 1:     # everything that is due becomes one
+            due = list(itertools.takewhile(lambda entry: entry[0] <= now, self.queue))
+            view = memoryview(b"".join([part for _, part in due]))
+            for _ in due:
+                self.queue.popleft()
+            self.queue.appendleft((0.0, view))
+        size = min(len(view), shape.slice or len(view))
+        if shape.rate:
+            most = max(shape.rate * 0.05, 1)       # 50 ms worth at once
+            self.allowance = min(self.allowance + (now - self.allowed_at) * shape.rate, most)
+            self.allowed_at = now
+            size = min(size, int(self.allowance))
+        return view, size, 0.01 if size == 0 else 0
+
+    def _sent(self, view: memoryview, sent: int, now: float) -> None:
+        due, _ = self.queue.popleft()
+        if sent < len(view):
+            self.queue.appendleft((due, view[sent:]))
+        self.queued -= sent
+        if self.shape:
+            self.allowance -= sent
+            self.next_send = now + self.shape.gap if self.shape.gap else 0.0
+
+    def _pump_at(self, when: float) -> None:
+        if self.timer is None or when < self.timer:
+            self.timer = when
+            self.flow.bench.at(when, self._pump_now)
+
+    def _pump_now(self) -> None:
+        self.timer = None
+        if not self.flow.dead:
+            self.pump()
+
+    # -- its end
+
+    def finish(self) -> None:
+        """The source has sent a FIN: it is passed on once all before it has gone."""
+        self.finished = True
+        if self.start:                             # a frame too short for a verdict, and without its end
+            self.pass_on(bytes(self.start))
+            self.start.clear()
+        self.record_rest("its end never came")
+        self.finish_if_empty()
+
+    def record_rest(self, note: str) -> None:
+        """The unfinished frame goes into the record."""
+        if self.framer.size and not self.flow.sealed:
+            self.flow.bench.record(self, self.framer.head, self.framer.size, note, expect=False)
+            self.framer = Framer(self.framer.end)
+
+    def finish_if_empty(self) -> None:
+        """Passes on a FIN, or a reset, that waited for the queue."""
+        if self.queue or self.held or self.flow.dead:
+            return
+        if self.flow.dying is self:
+            self.flow.reset_when_sent()
+        elif self.finished and not self.done and not self.abandoned:
+            self.done = True
+            try:
+                self.target.shutdown(socket.SHUT_WR)
+            except OSError:
+                return self.flow.write_failed(self)
+            self.flow.close_if_done()
+
+    def abandon(self) -> None:
+        """Throws away what waits; nothing passes any more."""
+        self.abandoned, self.full, self.blocked = True, False, False
+        self.queue.clear()
+        self.held.clear()
+        self.start.clear()
+        self.whole.clear()
+        self.queued = self.held_size = 0
+
+
+class Flow:
+    """One connection through the bench: `near` is who called, `far` who was called."""
+
+    def __init__(self, bench: Bench, hop: Hop, number: int, near: socket.socket) -> None:
+        self.bench, self.hop, self.number, self.near = bench, hop, number, near
+        self.near_place = near.getpeername()[:2]
+        self.far = socket.socket(socket.AF_INET6 if ":" in hop.target[0] else socket.AF_INET)
+        for end in (near, self.far):
+            end.setblocking(False)
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.up, self.down = Stream(self, True), Stream(self, False)
+        self.connected = self.dead = self.half = False
+        self.dying: Stream | None = None           # a reset that waits until what came before it has arrived
+        self.deadline = 0.0
+        self.ending = self.draining = False        # `fin`: both ends are told, then what still comes is thrown away
+        self.broken: set[socket.socket] = set()    # ends that take nothing any more; they are read to their end
+        self.sealed: bool | None = None            # TLS; None until the first bytes
+        self.caller = ""                           # the realm that called, on a link
+        self.linked = False                        # its greeting was granted
+        self.person = ""                           # `user@realm` of the last token
+        self.people: set[str] = set()
+        self.expected: deque[Frame] = deque()      # requests that have no reply yet
+        self.swallowed: deque[Frame] = deque(maxlen=1000)          # requests that will have none
+        self.copies = 0                            # of them, copies whose reply is swallowed
+        self.masks: dict[socket.socket, int] = {}
+
+    @property
+    def name(self) -> str:
+        """Who called: a realm, a person, or an address."""
+        caller = self.caller or (self.hop.only_caller if self.hop.is_link else "")
+        return caller or self.person or f"{self.near_place[0]}:{self.near_place[1]}"
+
+    @property
+    def streams(self) -> tuple[Stream, Stream]:
+        """Both directions."""
+        return self.up, self.down
+
+    def covered_by(self, where: str) -> bool:
+        """Whether a fault at `where` concerns it: a hop, `A>B`, `A-B`, a person, or `all`."""
+        realm, caller = self.hop.realm, self.caller or self.hop.only_caller
+        if where in ("all", self.hop.name) or where in self.people:
+            return True
+        if caller and self.hop.is_link and where in (f"{caller}>{realm}", f"{caller}-{realm}", f"{realm}-{caller}"):
+            return True
+        return any(where == person.partition("@")[0] for person in self.people)
+
+    # -- connecting
+
+    def connect(self) -> None:
+        """Calls the target; the caller is read once that has answered."""
+        error = self.far.connect_ex(self.hop.target)
+        if error not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", 0)):
+            return self.refuse(OSError(error, ""))
+        self.refresh()
+
+    def refuse(self, error: OSError) -> None:
+        """Nobody answers there: the caller is reset, since an accepted connection can not be un-accepted."""
+        if self.bench.capture:
+            self.bench.capture.refused(self)
+        self.bench.mark(self, False, REFUSED, errno.errorcode.get(error.errno, "?"))
+        self.close(reset=True)
+
+    def _connected(self) -> None:
+        error = self.far.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            return self.refuse(OSError(error, ""))
+        self.connected = True
+        if self.bench.capture:
+            self.bench.capture.open(self)
+        self.bench.mark(self, True, OPENED)
+        self.refresh()
+
+    # -- the loop calls
+
+    def near_ready(self, events: int) -> None:
+        """The loop says what can be done with the near end."""
+        if events & selectors.EVENT_WRITE and not self.dead:
+            self.down.pump()
+        if events & selectors.EVENT_READ and not self.dead:
+            self._read(self.up)
+
+    def far_ready(self, events: int) -> None:
+        """The loop says what can be done with the far end; an earlier event of this turn may have closed it."""
+        if not self.connected and self.far.fileno() >= 0:
+            return self._connected()
+        if events & selectors.EVENT_WRITE and not self.dead:
+            self.up.pump()
+        if events & selectors.EVENT_READ and not self.dead:
+            self._read(self.down)
+
+    def _read(self, stream: Stream) -> None:
+        if not stream.wants_read and not self.draining and not self.half:
+            return
+        source = stream.source
+        try:
+            data = source.recv(CHUNK)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = None
+        self.bench.when = time.time_ns()
+        if self.half:
+            self.close(reset=True)                 # the dead peer is back, and knows nothing of this connection
+        elif self.draining:
+            if not data:
+                stream.finished = True
+                self.close_if_done()
+        elif data:
+            stream.arrive(data)
+        elif data is None or source in self.broken:
+            self.lost(stream)
+        else:
+            self.bench.mark(self, stream.up, FINISHED)
+            if self.bench.capture:
+                self.bench.capture.finish(self, stream.up)
+            stream.finish()
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Tells the loop what to wait for at both ends."""
+        if self.dead:
+            return
+        for stream, other, ready in ((self.up, self.down, self.near_ready), (self.down, self.up, self.far_ready)):
+            mask = 0
+            if self.draining:
+                reads = not stream.finished
+            elif self.half:
+                reads = not self.bench.has_fault("half", self)
+            else:
+                reads = stream.wants_read
+            if self.connected and reads:
+                mask = selectors.EVENT_READ
+            if other.blocked and not (other.shape and other.shape.stopped):
+                mask |= selectors.EVENT_WRITE
+            if stream is self.down and not self.connected:
+                mask = selectors.EVENT_WRITE
+            if stream.source.fileno() < 0:
+                continue
+            if self.masks.get(stream.source, 0) != mask:
+                self.bench.listen(stream.source, self.masks.get(stream.source, 0), mask, ready)
+                self.masks[stream.source] = mask
+
+    # -- its end
+
+    def write_failed(self, stream: Stream) -> None:
+        """The target takes nothing any more; what it had sent before is still read and passed on."""
+        other = self.down if stream.up else self.up
+        stream.abandon()
+        if self.dying:
+            return self.close(reset=True)
+        self.broken.add(stream.target)
+        if other.finished or other.abandoned:
+            self.lost(other)
+        self.refresh()
+
+    def lost(self, stream: Stream, note: str = "") -> None:
+        """The source of `stream` is reset; so is the target, once it has got what came before."""
+        if self.dying or self.dead:
+            return
+        self.dying, self.deadline = stream, time.monotonic() + RESET_WAIT
+        stream.record_rest(note or "its end never came")
+        self.bench.mark(self, stream.up, RESET, note)
+        if self.bench.capture:
+            self.bench.capture.reset(self, stream.up, note)
+        (self.down if stream.up else self.up).abandon()
+        stream.finished = True
+        self._close_end(stream.source)
+        stream.finish_if_empty()
+        if not self.dead:
+            self.bench.at(self.deadline, lambda: self.dead or self.close(reset=True))
+
+    def reset_when_sent(self) -> None:
+        """A reset destroys what the kernel has not handed over yet; so it waits for that, a while."""
+        if self.dead:
+            return
+        if unsent_bytes(self.dying.target) and time.monotonic() < self.deadline:
+            self.bench.at(time.monotonic() + 0.002, self.reset_when_sent)
+        else:
+            self.close(reset=True)
+
+    def finish_both(self) -> None:
+        """`fin`: what is queued passes, then both ends get a FIN."""
+        self.ending = True
+        for stream in self.streams:
+            if not stream.finished:
+                stream.release()
+                self.bench.mark(self, stream.up, FINISHED, "by the bench")
+                if self.bench.capture:
+                    self.bench.capture.finish(self, stream.up)
+                stream.finish()
+        self.bench.at(time.monotonic() + RESET_WAIT, lambda: self.dead or self.close())
+
+    def close_if_done(self) -> None:
+        """Both directions have passed their FIN on. After `fin` the ends' own FIN is awaited, so that none is reset."""
+        if self.up.done and self.down.done:
+            if self.ending and not self.draining:
+                self.draining, self.up.finished, self.down.finished = True, False, False
+                self.refresh()
+            elif self.up.finished and self.down.finished:
+                self.close()
+
+    def become_half(self, near: bool) -> None:
+        """One end gets a RST, the other stays open and is not read."""
+        stream = self.up if near else self.down
+        self.bench.mark(self, stream.up, RESET, "half-open by the bench")
+        self.half = True
+        for each in self.streams:
+            each.abandon()
+        self._close_end(stream.source)
+        self.refresh()
+
+    def close(self, reset: bool = False) -> None:
+        """Ends it on both sides."""
+        if self.dead:
+            return
+        self.dead = True
+        for stream in self.streams:
+            stream.abandon()
+        for end in (self.near, self.far):
+            self._close_end(end, reset)
+        self.bench.forget(self)
+
+    def _close_end(self, end: socket.socket, reset: bool = True) -> None:
+        if end.fileno() < 0:
+            return
+        if self.masks.get(end):
+            self.bench.listen(end, self.masks[end], 0, None)
+            self.masks[end] = 0
+        if reset:
+            with contextlib.suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_NOW)
+        end.close()
+
+
+def unsent_bytes(sock: socket.socket) -> int:
+    """Bytes that the other side's kernel has not taken yet; 0 on a system that does not tell."""
+    try:
+        return struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
+class Hop:
+    """One listening port of the bench, and where it leads."""
+
+    def __init__(self, name: str, host: str, port: int, target: tuple[str, int]) -> None:
+        self.name, self.host, self.port, self.target = name, host, port, target
+        self.is_link = name.startswith(">")
+        self.realm = name.lstrip(">")
+        self.only_caller = ""                      # on a link: the only realm that can be the caller, if there is one
+        self.listener: socket.socket | None = None
+
+    def open(self) -> None:
+        """Listens; with port 0, at a free one, which it keeps."""
+        self.listener = socket.create_server((self.host, self.port), backlog=128,
+                                             family=socket.AF_INET6 if ":" in self.host else socket.AF_INET)
+        self.listener.setblocking(False)
+        self.port = self.listener.getsockname()[1]
+
+    def close(self) -> None:
+        """Nobody listens any more."""
+        if self.listener:
+            self.listener.close()
+            self.listener = None
+
+
+# ---- Bench -------------------------------------------------------------------------------------
+
+
+class Bench:
+    """The hops, the connections, the faults and the record. All of it lives in one thread; `do` reaches it."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.random = random.Random(seed)
+        self.selector = selectors.DefaultSelector()
+        self.hops: dict[str, Hop] = {}
+        self.flows: dict[int, Flow] = {}
+        self.faults: list[Fault] = []
+        self.frames: deque[Frame] = deque()        # the record
+        self.frame_bytes = self.frame_count = self.forgotten = 0
+        self.flow_count = 0
+        self.journeys = Journeys(self)
+        self.capture: Capture | None = None
+        self.machines: dict[str, Callable[[str], None]] = {}       # realm -> what kills, freezes, thaws, starts it
+        self.started = self.when = time.time_ns()  # `when`: the clock of what is being read
+        self._watchers: list[Callable[[list[Frame]], None]] = []
+        self._fresh: list[Frame] = []
+        self._timers: list[tuple[float, int, Callable[[], object]]] = []
+        self._timer_count = itertools.count()
+        self._tasks: deque[tuple[Callable[[], Any], Future]] = deque()
+        self._wakers = socket.socketpair()
+        for waker in self._wakers:
+            waker.setblocking(False)
+        self.selector.register(self._wakers[0], selectors.EVENT_READ, self._woken)
+        self.errors: list[Exception] = []          # the bench's own faults; there ought to be none
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    # -- from other threads
+
+    def add_hop(self, name: str, target: tuple[str, int], port: int = 0, host: str = "127.0.0.1") -> Hop:
+        """A new hop, listening; `>NAME` is one for links. Before `start`, or inside of `do`. Raises OSError."""
+        address = socket.getaddrinfo(*target, type=socket.SOCK_STREAM)[0][4][:2]
+        hop = Hop(name, host, port, address)
+        hop.open()
+        self.hops[name] = hop
+        realms = {each.realm for each in self.hops.values()}
+        for each in self.hops.values():
+            others = realms - {each.realm}
+            each.only_caller = next(iter(others)) if each.is_link and len(others) == 1 else ""
+        self.selector.register(hop.listener, selectors.EVENT_READ, lambda _: self._accept(hop))
+        return hop
+
+    def start(self) -> None:
+        """Starts the loop in a thread of its own."""
+        self._thread = threading.Thread(target=self._run, name="bench", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the loop, every connection and the capture."""
+        self._stopping = True
+        self._wake()
+        if self._thread:
+            self._thread.join()
+        for flow in list(self.flows.values()):
+            flow.close(reset=True)
+        for hop in self.hops.values():
+            hop.close()
+        if self.capture:
+            self.capture.close()
+            self.capture = None
+        self.selector.close()
+        for waker in self._wakers:
+            waker.close()
+
+    def do(self, function: Callable[[], Any]) -> Any:
+        """Runs the function in the loop and returns what it returns."""
+        if self._thread is None or not self._thread.is_alive() or threading.current_thread() is self._thread:
+            return function()
+        future: Future = Future()
+        self._tasks.append((function, future))
+        self._wake()
+        return future.result(30)
+
+    def watch(self, callback: Callable[[list[Frame]], None]) -> Callable[[], None]:
+        """From now on `callback` gets each turn's frames as one list, in the bench's thread. Returns what ends it."""
+        self.do(lambda: self._watchers.append(callback))
+        return lambda: self.do(lambda: self._watchers.remove(callback))
+
+    def command(self, line: str) -> tuple[str, dict[str, object]]:
+        """Carries out a fault, `heal`, `step` or `release`; returns the text that says so. Raises BenchError."""
+        words = line.split()
+        if words[0] == "heal":
+            return "healed", {"count": self.do(lambda: self.heal(words[1] if words[1:] else ""))}
+        if words[0] in ("release", "step"):
+            count = int(words[1]) if words[1:] and words[1].isdecimal() else None
+            count = count or (1 if words[0] == "step" else None)
+            return "released", {"count": self.do(lambda: self.release(count))}
+        if words[0] in ("kill", "freeze", "thaw", "start"):
+            machine = self.machines.get(words[1] if words[1:] else "")
+            if machine is None:
+                raise BenchError("not_ours", realm=" ".join(words[1:]))
+            machine(words[0])
+            return "fault_set", {"fault": line}
+        fault = parse_fault(words)
+        self.do(lambda: self.set_fault(fault))
+        if fault in self.faults:
+            return "fault_set", {"fault": fault.text}
+        return "fault_done", {"fault": fault.text, "hits": fault.hits}
+
+    # -- faults
+
+    def has_fault(self, word: str, flow: Flow) -> bool:
+        """Whether such a fault is on for this connection."""
+        return any(fault.kind.word == word and flow.covered_by(fault.where) for fault in self.faults)
+
+    def _covers_hop(self, where: str, hop: Hop) -> bool:
+        pair = (f"{hop.only_caller}>{hop.realm}", f"{hop.only_caller}-{hop.realm}", f"{hop.realm}-{hop.only_caller}")
+        return where in ("all", hop.name) or (hop.is_link and bool(hop.only_caller) and where in pair)
+
+    def set_fault(self, fault: Fault) -> None:
+        """Breaks something. Raises BenchError where the place is unknown."""
+        where, kind = fault.where, fault.kind.word
+        flows = [flow for flow in self.flows.values() if flow.covered_by(where)]
+        known = any(self._covers_hop(where, hop) for hop in self.hops.values()) or "@" in where
+        if not known and not flows and where not in self.journeys.short_names:
+            raise BenchError("no_such_hop", name=where)
+        at_once = fault.level == CONNECTION and kind in ("cut", "fin", "half")
+        if not (kind == "fin" or (at_once and fault.left)):
+            self.faults.append(fault)
+        for flow in flows if at_once or kind in ("pull", "oneway") else ():
+            fault.hit()
+            if kind == "cut":
+                self.mark(flow, False, RESET, NOTES["cut"].replace(" in the middle", ""))
+                if self.capture:
+                    self.capture.reset(flow, False, "cut by the bench")
+                flow.close(reset=True)
+            elif kind == "fin":
+                flow.finish_both()
+            elif kind == "half" and not flow.half:
+                flow.become_half(fault.near)
+        self._apply()
+
+    def heal(self, where: str = "") -> int:
+        """Ends the faults at that place, or all of them; returns how many."""
+        ended = [fault for fault in self.faults if where in ("", "all", fault.where)]
+        self.faults = [fault for fault in self.faults if fault not in ended]
+        self._apply()
+        return len(ended)
+
+    def release(self, count: int | None = None) -> int:
+        """Lets held frames go: so many, the one that waits longest first, or all; then nothing is held any more."""
+        if count is None:
+            self.faults = [fault for fault in self.faults if fault.kind.word != "hold"]
+            held = sum(len(stream.held) for stream in self._streams())
+            self._apply()
+            return held
+        gone = 0
+        while gone < count and (waiting := [stream for stream in self._streams() if stream.held]):
+            gone += min(waiting, key=lambda stream: stream.held[0].since).release(1)
+        return gone
+
+    def _streams(self) -> list[Stream]:
+        return [stream for flow in self.flows.values() for stream in flow.streams]
+
+    def _apply(self) -> None:
+        """Tells every connection which faults concern it, and every port whether it takes calls."""
+        for hop in self.hops.values():
+            mine = {fault.kind.word for fault in self.faults
+                    if fault.level == CONNECTION and self._covers_hop(fault.where, hop)}
+            self._listen_or_not(hop, is_open="cut" not in mine, takes="pull" not in mine)
+        for flow in list(self.flows.values()):
+            self.apply_to(flow)
+
+    def _listen_or_not(self, hop: Hop, is_open: bool, takes: bool) -> None:
+        registered = hop.listener and hop.listener.fileno() in self.selector.get_map()
+        if registered and not (is_open and takes):
+            self.selector.unregister(hop.listener)
+            registered = False
+        if not is_open:
+            hop.close()
+        elif not hop.listener:
+            hop.open()
+        if is_open and takes and not registered:
+            self.selector.register(hop.listener, selectors.EVENT_READ, lambda _: self._accept(hop))
+
+    def apply_to(self, flow: Flow) -> None:
+        """Tells a connection which faults concern it: they changed, or who called is known now."""
+        if flow.dead:
+            return
+        mine = [fault for fault in self.faults if flow.covered_by(fault.where)]
+        if any(fault.kind.word == "cut" and fault.level == CONNECTION for fault in mine):
+            self.mark(flow, False, RESET, "cut by the bench")
+            return flow.close(reset=True)
+        for stream in flow.streams:
+            here = [fault for fault in mine if fault.up in (None, stream.up)]
+            shaping = [fault for fault in here if fault.level == STREAM or fault.kind.word == "pull"]
+            stream.faults = [fault for fault in here if fault.level == FRAME]
+            if [*shaping] != (stream.shape.faults if stream.shape else []):
+                stream.shape, stream.passed, stream.next_send = Shape.of(shaping), 0, 0.0
+                if not stream.shape:               # what was delayed goes now
+                    stream.last_due = 0.0
+                    stream.queue = deque((0.0, view) for _, view in stream.queue)
+            if stream.held and not any(fault.kind.word == "hold" for fault in stream.faults):
+                stream.release()
+            if stream.start and not stream.faults and not stream.held:
+                stream.verdict = PASS
+                stream.pass_on(bytes(stream.start))
+                stream.start.clear()
+            if flow.connected and not flow.dead:
+                stream.pump()
+
+    def sign_of_life(self, stream: Stream) -> None:
+        """While a link is held its caller gets a blank line now and then, so that it does not give the link up."""
+        if not stream.flow.hop.is_link:
+            return
+
+        def send() -> None:
+            flow = stream.flow
+            if stream.held and not flow.dead and not flow.dying:
+                if not flow.down.inside and not flow.down.shape:
+                    flow.down.pass_on(b"\r\n")
+                self.at(time.monotonic() + HOLD_SIGN, send)
+
+        self.at(time.monotonic() + HOLD_SIGN, send)
+
+    # -- the record
+
+    def record(self, stream: Stream, head: bytes, size: int, note: str = "", expect: bool = True) -> Frame:
+        """One more frame. A request whose reply is expected waits for it; a reply belongs to the oldest of them."""
+        flow, answers = stream.flow, None
+        if stream.up:
+            kind, word = REQUEST, command_of(head)
+        elif found := EVENT_WORD.match(head):
+            kind, word = EVENT, found[1].decode(errors="replace")
+        else:
+            kind, word = REPLY, ""
+            if flow.expected and head.strip():
+                answers = flow.expected.popleft()
+                word = answers.word
+        self.frame_count += 1
+        frame = Frame(self.frame_count, self.when, flow, stream.up, kind, word, head, size, note, answers)
+        if answers:
+            answers.answer = frame
+        elif kind is REQUEST:
+            (flow.expected if expect else flow.swallowed).append(frame)
+            if len(flow.expected) > EXPECTED_MOST:             # a server that never answers
+                flow.expected.popleft()
+        self.journeys.see(frame)
+        if len(head) > HEAD:
+            frame.head = head[:HEAD]
+        self._keep(frame)
+        return frame
+
+    def mark(self, flow: Flow, up: bool, kind: str, note: str = "") -> None:
+        """What became of a connection goes into the record too."""
+        self.frame_count += 1
+        self._keep(Frame(self.frame_count, time.time_ns(), flow, up, kind, kind, b"", 0, note, who=flow.name))
+
+    def _keep(self, frame: Frame) -> None:
+        self.frames.append(frame)
+        self.frame_bytes += len(frame.head)
+        while len(self.frames) > RECORD_FRAMES or self.frame_bytes > RECORD_BYTES:
+            oldest = self.frames.popleft()
+            oldest.answers = oldest.answer = None
+            self.frame_bytes -= len(oldest.head)
+            oldest.head = oldest.head[:HEAD_LEFT]
+            self.forgotten += 1
+        if self._watchers:
+            self._fresh.append(frame)
+
+    def clear(self) -> None:
+        """Forgets the record and the messages that were followed; connections and faults stay."""
+        self.frames.clear()
+        self.frame_bytes = self.forgotten = 0
+        self.journeys.clear()
+
+    def start_capture(self, path: Path, most: int, true_addresses: bool = False) -> None:
+        """From now on all that the ends send goes into this file. Raises OSError."""
+        self.stop_capture()
+        self.capture = Capture(path, list(self.hops), most, true_addresses)
+
+    def stop_capture(self) -> Capture | None:
+        """Ends the capture; returns it."""
+        ended, self.capture = self.capture, None
+        if ended:
+            ended.close()
+        return ended
+
+    # -- the loop
+
+    def at(self, when: float, function: Callable[[], object]) -> None:
+        """Calls the function at that moment of the monotonic clock."""
+        heapq.heappush(self._timers, (when, next(self._timer_count), function))
+
+    def listen(self, sock: socket.socket, before: int, mask: int, ready: Callable[[int], None] | None) -> None:
+        """What the loop waits for at a socket."""
+        if not mask:
+            self.selector.unregister(sock)
+        elif before:
+            self.selector.modify(sock, mask, ready)
+        else:
+            self.selector.register(sock, mask, ready)
+
+    def forget(self, flow: Flow) -> None:
+        """A connection is over."""
+        self.flows.pop(flow.number, None)
+        self.journeys.flow_ended(flow)
+
+    def _accept(self, hop: Hop) -> None:
+        for _ in range(64):
+            if hop.listener is None:               # a fault of this turn has closed it
+                return
+            try:
+                near, _ = hop.listener.accept()
+            except (BlockingIOError, InterruptedError, OSError):
+                return
+            if len(self.flows) >= FLOWS_MOST:
+                near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_NOW)
+                near.close()
+                continue
+            self.flow_count += 1
+            try:
+                flow = Flow(self, hop, self.flow_count, near)
+            except OSError:                        # the caller has gone already
+                near.close()
+                continue
+            self.flows[flow.number] = flow
+            self.apply_to(flow)
+            if not flow.dead:
+                flow.connect()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):
+            self._wakers[1].send(b"\0")
+
+    def _woken(self, _: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wakers[0].recv(4096)
+        while self._tasks:
+            function, future = self._tasks.popleft()
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+
+    def _call(self, function: Callable[..., object], *arguments: object) -> None:
+        """A fault of the bench's own ends one connection, not the bench."""
+        try:
+            function(*arguments)
+        except Exception as error:
+            self.errors.append(error)
+            traceback.print_exc()
+            owner = getattr(function, "__self__", None)
+            if isinstance(owner, Flow):
+                owner.close(reset=True)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            wait = max(self._timers[0][0] - time.monotonic(), 0) if self._timers else None
+            for key, events in self.selector.select(wait):
+                self._call(key.data, events)
+            while self._timers and self._timers[0][0] <= time.monotonic():
+                self._call(heapq.heappop(self._timers)[2])
+            if self._fresh:
+                fresh, self._fresh = self._fresh, []
+                for callback in self._watchers:
+                    callback(fresh)
+
+
+# ---- Journeys ----------------------------------------------------------------------------------
+
+SENDS = {word for word, command in COMMANDS.items() if command.is_send}
+TAKES = {"inbox", "getrealminbox"}
+GROUP_WORDS = {"addgroup": True, "joingroup": True, "leavegroup": False}
+
+
+@dataclass(slots=True, eq=False)
+class Ask:
+    """A request that sends a message, before its reply has named it."""
+
+    frame: Frame
+    sender: str
+    target: str
+    text: str
+    tag: str
+    is_group: bool
+
+
+@dataclass(slots=True, eq=False)
+class Journey:
+    """One message on its way: `uid` names it on every hop."""
+
+    number: int
+    uid: str
+    sender: str = ""
+    target: str = ""
+    text: str = ""
+    is_group: bool = False
+    asked: list[Frame] = field(default_factory=list)               # its requests; a repeat is one more
+    legs: list[Frame] = field(default_factory=list)                # every frame that speaks of it
+    items: dict[tuple[str, str], int] = field(default_factory=dict)            # (caller, callee) -> seq on that link
+    repeats: int = 0                                               # items that came again
+    on_disk: dict[str, Frame] = field(default_factory=dict)        # realm -> the frame that said so
+    seen: dict[str, set[int]] = field(default_factory=dict)        # person -> the ids that they know it by
+    seen_at: dict[str, Frame] = field(default_factory=dict)
+    answer: str = ""                                               # OK, queued, or the code of the refusal
+    refused: str = ""                                              # the code of another realm's refusal
+    sha256: str = ""                                               # of its file
+    pieces: list[int] = field(default_factory=lambda: [0, 0])      # pieces of that file on a link, and their bytes
+    expected: set[str] = field(default_factory=set)                # who has to see it, as far as the bench knows
+
+    @property
+    def home(self) -> str:
+        """The sender's realm."""
+        return self.uid.partition(":")[0] or self.sender.rpartition("@")[2]
+
+    def verdict(self) -> bool | None:
+        """True: everybody has it once. False: stored twice. None: under way, or a recipient is not on the bench."""
+        if any(len(ids) > 1 for ids in self.seen.values()):
+            return False
+        return True if self.expected and self.expected <= set(self.seen) else None
+
+
+class Journeys:
+    """Follows each message over all hops. A journey begins at whichever frame names its uid first."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.tokens: OrderedDict[bytes, str] = OrderedDict()       # SHA-256 of a token -> user@realm
+        self.short_names: dict[str, str] = {}                      # user -> user@realm, of those on the bench
+        self.number = 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets every message; who is who stays known."""
+        self.all: OrderedDict[int, Journey] = OrderedDict()
+        self.by_uid: dict[str, Journey] = {}
+        self.by_text: dict[tuple[str, str], deque[Journey]] = {}   # without a uid: (user, text) -> journeys
+        self.asks: dict[int, Ask] = {}                             # number of a request -> what it asks
+        self.unanswered: OrderedDict[tuple[str, str, str], Ask] = OrderedDict()    # (sender, tag or target, text)
+        self.under_way: dict[tuple[str, str, str], dict[int, Journey]] = {}        # (caller, callee, stream) -> by seq
+        self.streams: dict[int, str] = {}                          # number of a deliver -> its stream
+        self.pieces: OrderedDict[str, list[int]] = OrderedDict()   # SHA-256 -> pieces, bytes
+        self.members: dict[str, set[str]] = {}                     # group@realm -> members on the bench
+        self.past: Counter[str] = Counter()                        # of journeys that were forgotten
+
+    # -- frames
+
+    def see(self, frame: Frame) -> None:
+        """Takes one frame, and says in it which messages it speaks of."""
+        if frame.kind is REQUEST:
+            self._request(frame)
+        elif frame.kind is EVENT:
+            self._event(frame)
+        else:
+            self._reply(frame)
+        frame.who = frame.who or frame.flow.caller or frame.flow.person
+
+    def _request(self, frame: Frame) -> None:
+        flow, word = frame.flow, frame.word
+        if word == "piece":
+            self._piece(frame)
+        elif word == "deliver":
+            self._deliver(frame)
+        elif word == "peer":
+            words = frame.head.split()
+            if len(words) > 1:
+                flow.caller = words[1].decode(errors="replace").lower()
+                self.bench.apply_to(flow)
+        elif word.startswith("recv"):
+            self._old_link(frame)
+        else:
+            command = COMMANDS.get(word)
+            if command and command.names[:1] == ["T"]:
+                self._with_token(frame, command)
+
+    def _with_token(self, frame: Frame, command: common.Command) -> None:
+        tag, line = "", frame.head.strip()
+        if line[:1] == b"@":
+            first, _, line = line.partition(b" ")
+            tag = first[1:].decode(errors="replace")
+        words = common.split_arguments(line.decode(errors="replace")[len(command.word):].strip(),
+                                       len(command.names), command.takes_rest)
+        if not words:
+            return
+        person = self.tokens.get(digest(words[0]), "")
+        if person and person != frame.flow.person:
+            self._name(frame.flow, person)
+        frame.who = person
+        if command.word not in SENDS or frame.note == COPY:
+            return
+        values = dict(zip([name.strip("[]…") for name in command.names], words, strict=False))
+        several = values.get("GROUP-or-USERS", "")
+        is_group = "GROUP" in values or several.startswith("group:")
+        target = values.get("USER") or values.get("GROUP") or several.removeprefix("group:")
+        realm = values.get("REALM") or frame.flow.hop.realm
+        address = target.lower() if "@" in target else f"{target.lower()}@{realm}"
+        text = values.get("TEXT") or common.decode_file_name(values.get("NAME", ""))
+        self.asks[frame.number] = Ask(frame, person or f"?@{frame.flow.hop.realm}", address, text.strip(), tag,
+                                       is_group)
+        if len(self.asks) > TOKENS_MOST:
+            del self.asks[next(iter(self.asks))]
+
+    def _reply(self, frame: Frame) -> None:
+        asked, head = frame.answers, frame.head
+        if asked is None:
+            return
+        ask = self.asks.pop(asked.number, None)
+        if asked.word in ("auth", "register"):
+            reply = load(head)
+            if "tokenid" in reply:
+                user = str(reply.get("user") or asked.head.split()[1].decode(errors="replace")).lower()
+                person = user if "@" in user else f"{user}@{frame.flow.hop.realm}"
+                self.tokens[digest(str(reply["tokenid"]))] = person
+                if len(self.tokens) > TOKENS_MOST:
+                    self.tokens.popitem(last=False)
+                self._name(frame.flow, person)
+                asked.who = person
+        elif asked.word in ("deliver", "peerproof"):
+            self._delivered(frame)
+        elif asked.word in TAKES:
+            self._taken(frame)
+        elif asked.word in GROUP_WORDS and asked.who and b'"ERROR"' not in head[:40]:
+            words = asked.head.split()
+            group = words[-1].decode(errors="replace").lower()
+            self._member(group if "@" in group else f"{group}@{frame.flow.hop.realm}", asked.who,
+                         GROUP_WORDS[asked.word])
+        elif ask:
+            self._answered(ask, frame)
+
+    def _name(self, flow: Flow, person: str) -> None:
+        """Who speaks on this connection is known now."""
+        flow.person = person
+        flow.people.add(person)
+        self.short_names[person.partition("@")[0]] = person
+        self.bench.apply_to(flow)
+
+    def _member(self, group: str, person: str, is_member: bool) -> None:
+        members = self.members.setdefault(group, set())
+        (members.add if is_member else members.discard)(person)
+
+    # -- a message is asked for, and answered
+
+    def _answered(self, ask: Ask, frame: Frame) -> None:
+        reply = load(frame.head)
+        uids = reply.get("uids") or [reply.get("uid")]
+        for uid in uids if isinstance(uids, list) else []:
+            if isinstance(uid, str):
+                journey = self._of_uid(uid)
+            elif "id" in reply or reply.get("status") == "OK":
+                journey = self._begin("")
+                self.by_text.setdefault((ask.target.partition("@")[0], ask.text), deque()).append(journey)
+            else:
+                journey = self._begin("")
+            self._ask(journey, ask)
+            self._add(journey, frame)
+            self._judge_answer(journey, reply, frame)
+        self._tie_repeat(ask, uids)
+
+    def _ask(self, journey: Journey, ask: Ask) -> None:
+        """The request gets its journey."""
+        journey.sender = journey.sender or ask.sender
+        journey.target = journey.target or ("" if "," in ask.target else ask.target)
+        journey.text = journey.text or ask.text
+        journey.is_group = journey.is_group or ask.is_group
+        journey.asked.append(ask.frame)
+        self._add(journey, ask.frame)
+        self._learn(journey)
+        self._expect(journey)
+
+    def _learn(self, journey: Journey) -> None:
+        """A token that was made before the bench looked: the message says whose it is."""
+        frame = journey.asked[-1] if journey.asked else None
+        if frame and journey.sender and journey.sender[0] != "?" and frame.who in ("", frame.flow.hop.realm):
+            words = frame.head.split()
+            token = words[2 if words[0][:1] == b"@" else 1]
+            self.tokens[digest(token.decode(errors="replace"))] = frame.who = journey.sender
+            self._name(frame.flow, journey.sender)
+
+    def _judge_answer(self, journey: Journey, reply: dict, frame: Frame) -> None:
+        if reply.get("status") == "OK" or "id" in reply:
+            journey.on_disk.setdefault(frame.flow.hop.realm, frame)
+        if reply.get("status") != "OK":
+            journey.answer = str(reply.get("code") or "ERROR")
+        else:
+            journey.answer = "queued" if reply.get("queued") else "OK"
+            there = journey.target.rpartition("@")[2]
+            if journey.answer == "OK" and there != frame.flow.hop.realm and journey.uid:
+                journey.on_disk.setdefault(there, frame)
+
+    def _tie_repeat(self, ask: Ask, uids: list) -> None:
+        """A repeat with the same tag is the same message: its first request is tied to it as well."""
+        first = self.unanswered.pop((ask.sender, f"@{ask.tag}", ""), None) if ask.tag else None
+        if first and uids and isinstance(uids[0], str):
+            journey = self._of_uid(uids[0])
+            journey.asked.insert(0, first.frame)
+            self._add(journey, first.frame)
+
+    def flow_ended(self, flow: Flow) -> None:
+        """Requests without an answer: a repeat may come, or the message is known by its text already."""
+        for frame in (*flow.expected, *flow.swallowed):
+            self.streams.pop(frame.number, None)
+            ask = self.asks.pop(frame.number, None)
+            if ask is None:
+                continue
+            journey = next((journey for journey in reversed(self.all.values()) if not journey.asked and (
+                journey.sender, journey.target, journey.text) == (ask.sender, ask.target, ask.text)), None)
+            if journey:
+                self._ask(journey, ask)
+                continue
+            self.unanswered[(ask.sender, f"@{ask.tag}", "") if ask.tag else (ask.sender, ask.target, ask.text)] = ask
+            if len(self.unanswered) > JOURNEYS_MOST:
+                self.unanswered.popitem(last=False)
+        flow.expected.clear()
+
+    # -- a message passes between realms
+
+    def _deliver(self, frame: Frame) -> None:
+        _, _, rest = frame.head.partition(b"deliver ")
+        words = rest.split(b" ", 2)
+        if len(words) < 3:
+            return
+        caller, callee = frame.flow.caller or frame.flow.hop.only_caller, frame.flow.hop.realm
+        link = caller, callee, words[0].decode(errors="replace")
+        self.streams[frame.number] = link[2]
+        for item in load_items(words[2]):
+            seq = item.get("seq")
+            if not isinstance(seq, int):
+                continue
+            if item.get("do") == "member":
+                self._member(with_realm(item.get("group"), caller), with_realm(item.get("user"), callee),
+                             bool(item.get("in", item.get("member", True))))
+            if isinstance(item.get("uid"), str) and item.get("do") in ("send", "post", "copy", None):
+                self._item(frame, link, seq, item)
+
+    def _item(self, frame: Frame, link: tuple[str, str, str], seq: int, item: dict) -> None:
+        caller, callee, _ = link
+        journey = self._of_uid(item["uid"])
+        if (caller, callee) in journey.items:
+            journey.repeats += 1
+        journey.items[caller, callee] = seq
+        self.under_way.setdefault(link, {})[seq] = journey
+        kind = item.get("do")
+        realm = caller if kind == "copy" else callee
+        described = {"from": with_realm(item.get("from"), journey.home), "msg": item.get("text", item.get("msg")),
+                     "file": item.get("file"), ("to" if kind in ("send", None) else "group"):
+                     with_realm(item.get("group") or item.get("to"), realm)}
+        self._describe(journey, described)
+        if journey.sha256 in self.pieces:
+            journey.pieces = self.pieces[journey.sha256]
+        self._add(journey, frame)
+
+    def _delivered(self, frame: Frame) -> None:
+        """What the other realm has: `have` up to a number, of one stream or (at the greeting) of each."""
+        asked, reply = frame.answers, load(frame.head)
+        flow = frame.flow
+        caller, callee = flow.caller or flow.hop.only_caller, flow.hop.realm
+        if asked.word == "peerproof":
+            flow.linked = reply.get("status") == "OK"
+            have, refused = reply.get("have"), reply.get("refused")
+            pairs = [(str(number), value) for number, value in enumerate(have if isinstance(have, list) else [])]
+            refusals = refused if isinstance(refused, list) else [{}] * len(pairs)
+        else:
+            pairs = [(self.streams.pop(asked.number, "0"), reply.get("have"))]
+            refusals = [reply.get("refused")]
+        for (stream, have), refused in zip(pairs, refusals, strict=False):
+            refused = refused if isinstance(refused, dict) else {}
+            waiting = self.under_way.get((caller, callee, stream), {})
+            done = [seq for seq in waiting if isinstance(have, int) and seq <= have]
+            for seq in done:
+                journey = waiting.pop(seq)
+                if code := refused.get(str(seq)):
+                    journey.refused = str(code)
+                else:
+                    journey.on_disk.setdefault(callee, frame)
+                self._add(journey, frame)
+
+    def _piece(self, frame: Frame) -> None:
+        words = frame.head.split(None, 4)
+        if len(words) > 3:
+            count = self.pieces.setdefault(words[1].decode(errors="replace"), [0, 0])
+            count[0] += 1
+            count[1] += frame.size
+            if len(self.pieces) > JOURNEYS_MOST:
+                self.pieces.popitem(last=False)
+
+    def _old_link(self, frame: Frame) -> None:
+        """The course's first dialect: `recvrealmprivatemsg FROM REALM TO TEXT`; no number names a message there."""
+        words = frame.head.decode(errors="replace").split(None, 4)
+        if len(words) == 5:
+            waiting = self.by_text.get((words[3].lower(), words[4].strip()))
+            pairs = [journey for journey in waiting or () if not journey.items]
+            if pairs:
+                pairs[0].items[frame.flow.name, frame.flow.hop.realm] = 0
+                self._add(pairs[0], frame)
+
+    # -- a message is seen
+
+    def _event(self, frame: Frame) -> None:
+        event = load(frame.head)
+        if frame.word == "group" and isinstance(event.get("user"), str):
+            self._member(with_realm(event.get("group"), frame.flow.hop.realm), event["user"],
+                         event.get("change") != "left")
+        if frame.word == "message":
+            self._message(event, frame.flow.person, frame)
+        elif isinstance(uid := event.get("uid"), str) and uid in self.by_uid:
+            journey = self.by_uid[uid]
+            self._add(journey, frame)
+            if frame.word == "status":
+                if event.get("state") == "delivered":
+                    journey.on_disk.setdefault(journey.target.rpartition("@")[2], frame)
+                elif event.get("state") == "failed":
+                    journey.refused = str(event.get("code") or "failed")
+
+    def _taken(self, frame: Frame) -> None:
+        messages = load(frame.head).get("messages")
+        lists = messages.values() if isinstance(messages, dict) else [messages]
+        for some in lists:
+            for message in some if isinstance(some, list) else []:
+                if isinstance(message, str):
+                    message = load(message.encode())
+                if isinstance(message, dict):
+                    self._message(message, frame.answers.who, frame)
+
+    def _message(self, message: dict, person: str, frame: Frame) -> None:
+        uid = message.get("uid")
+        if isinstance(uid, str):
+            journey = self._of_uid(uid)
+        else:
+            text = str(message.get("msg") or (message.get("file") or {}).get("name", "")).strip()
+            waiting = self.by_text.get((str(message.get("to") or person).partition("@")[0], text), ())
+            journey = next((journey for journey in waiting if person not in journey.seen), None)
+            if journey is None:
+                return
+        self._describe(journey, message)
+        self._add(journey, frame)
+        if person and (person != journey.sender or person == journey.target):
+            number = message.get("id")
+            journey.seen.setdefault(person, set()).add(number if isinstance(number, int) else 0)
+            journey.seen_at.setdefault(person, frame)
+
+    # -- journeys
+
+    def _begin(self, uid: str) -> Journey:
+        self.number += 1
+        journey = self.all[self.number] = Journey(self.number, uid)
+        if uid:
+            self.by_uid[uid] = journey
+        if len(self.all) > JOURNEYS_MOST:
+            _, oldest = self.all.popitem(last=False)
+            self.by_uid.pop(oldest.uid, None)
+            self.past.update(states(oldest))
+            waiting = self.by_text.get((oldest.target.partition("@")[0], oldest.text))
+            if waiting and oldest in waiting:
+                waiting.remove(oldest)
+        return journey
+
+    def _of_uid(self, uid: str) -> Journey:
+        return self.by_uid.get(uid) or self._begin(uid)
+
+    def _add(self, journey: Journey, frame: Frame) -> None:
+        if journey.number not in frame.journeys[-1:]:
+            frame.journeys += (journey.number,)
+        if len(journey.legs) < LEGS_MOST and frame not in journey.legs[-3:]:
+            journey.legs.append(frame)
+
+    def _describe(self, journey: Journey, message: dict) -> None:
+        """A message, an item or an event tells what the journey does not know yet."""
+        if not journey.sender or journey.sender.startswith("?"):
+            journey.sender = str(message.get("from") or "")
+        journey.is_group = journey.is_group or bool(message.get("group"))
+        journey.target = journey.target or str(message.get("group") or message.get("to") or "")
+        file = message.get("file")
+        if isinstance(file, dict):
+            journey.sha256 = str(file.get("sha256", ""))
+        journey.text = journey.text or str(message.get("msg") or (file or {}).get("name") or "").strip()
+        self._learn(journey)
+        self._expect(journey)
+        if not journey.asked and self.unanswered:
+            ask = self.unanswered.pop((journey.sender, journey.target, journey.text), None)
+            if ask:
+                self._ask(journey, ask)
+
+    def _expect(self, journey: Journey) -> None:
+        if journey.is_group:
+            journey.expected = self.members.get(journey.target, set()) - {journey.sender}
+        elif journey.target:
+            journey.expected = {journey.target}
+
+    def counters(self, settled: bool = False) -> dict[str, int]:
+        """asked, here, there, seen, under_way, lost, doubled. Only `settled` calls what has not arrived lost."""
+        total = Counter(self.past)
+        for journey in self.all.values():
+            total.update(states(journey))
+        total["asked"] += len(self.unanswered)
+        if settled:
+            total["lost"], total["under_way"] = total["under_way"], 0
+        return {name: total[name] for name in ("asked", "here", "there", "seen", "under_way", "lost", "doubled")}
+
+
+def states(journey: Journey) -> list[str]:
+    """Where a message is, in the words of the counters."""
+    found = ["asked"] if journey.asked else []
+    elsewhere = any(realm != journey.home for realm in journey.on_disk)
+    found += ["here"] if journey.home in journey.on_disk else []
+    found += ["there"] if elsewhere else []
+    verdict = journey.verdict()
+    if verdict is True:
+        found.append("seen")
+    elif verdict is False:
+        found.append("doubled")
+    elif not journey.refused and journey.answer in ("", "OK", "queued"):
+        found.append("under_way")
+    return found
+
+
+def digest(token: str) -> bytes:
+    """What the bench keeps of a token."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def load(head: bytes) -> dict:
+    """A reply or an event as a dict; empty where it is none, or cut off."""
+    try:
+        value = json.loads(head)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def load_items(text: bytes) -> Iterator[dict]:
+    """The items of a batch, one by one: a batch that was too long for the record gives those that are whole."""
+    decoder, data, at = json.JSONDecoder(), text.decode(errors="replace"), 1
+    while at < len(data):
+        try:
+            item, at = decoder.raw_decode(data, at)
+        except ValueError:
+            return
+        if isinstance(item, dict):
+            yield item
+        while data[at:at + 1] in (",", " "):
+            at += 1
+
+
+def with_realm(name: object, realm: str) -> str:
+    """`messi` -> `messi@mesin1`; a full address stays."""
+    name = str(name or "")
+    return name if "@" in name or not name else f"{name}@{realm}"
+
+
+# ---- explanations ------------------------------------------------------------------------------
+
+WORDS = {                      # a parameter or a field: (Indonesian, English)
+    "T": ("token dari auth atau register: siapa yang meminta", "the token of auth or register: who asks"),
+    "USER": ("nama user, atau user@realm", "a user's name, or user@realm"),
+    "PASSWORD": ("password", "the password"), "OLD": ("password lama", "the old password"),
+    "NEW": ("password baru", "the new password"),
+    "NAMA": ("nama lengkap, _ berarti spasi", "the full name, _ stands for a space"),
+    "NEGARA": ("negara", "the country"), "GROUP": ("nama group, atau group@realm", "a group's name, or group@realm"),
+    "GROUP-or-USERS": ("group:NAMA atau user1,user2", "group:NAME or user1,user2"),
+    "USER-or-GROUP": ("dengan siapa percakapan itu", "whose conversation"),
+    "TEXT": ("isi pesan, sampai akhir baris", "the message, up to the end of the line"),
+    "NAME": ("sebuah nama", "a name"), "BASE64": ("isi file dalam base64", "the file's content in base64"),
+    "REALM": ("nama realm", "a realm's name"), "ADDRESS": ("alamat IP", "an IP address"),
+    "PORT": ("nomor port", "a port"),
+    "ID": ("sudah dibaca sampai id ini", "read up to this id"),
+    "FILE_ID": ("id pesan yang membawa file", "the id of the message with the file"),
+    "AFTER_ID": ("id terakhir yang sudah dimiliki", "the last id that one has"),
+    "BEFORE_ID": ("hanya yang sebelum id ini", "only what is before this id"), "LIMIT": ("paling banyak", "at most"),
+    "STREAM": ("0: percakapan, 1: file", "0: talk, 1: files"),
+    "AFTER": ("semua sampai nomor ini sudah ada di disk sana", "all up to this number is on disk there"),
+    "ITEMS": ("pesan-pesan, tiap pesan dengan nomor seq", "the items, each with its number seq"),
+    "SHA256": ("sidik jari isi file", "the fingerprint of the file's content"),
+    "SIZE": ("ukuran file", "the size of the file"), "OFFSET": ("mulai dari byte ke", "from this byte on"),
+    "CONTENT": ("potongan isi file dalam base64", "a piece of the file in base64"),
+    "EPOCHS": ("riwayat start pemanggil, id:percakapan:file, yang terbaru di depan",
+               "the caller's starts, id:talk:files, the newest first"),
+    "NONCE": ("angka acak yang baru: jawaban lama tidak dapat dipakai lagi",
+              "a fresh random number: no old answer fits it"),
+    "PROOF": ("HMAC atas kedua nonce dengan kunci bersama", "HMAC of both nonces with the shared key"),
+    "QUESTION": ("pertanyaan dalam JSON", "the question, as JSON"), "COMMAND": ("nama perintah", "a command's name"),
+    "tag": ("nama request; pengulangan dengan tag yang sama tidak disimpan dua kali",
+            "the request's name; a repeat with the same tag is not stored twice"),
+    "command": ("perintah", "the command"), "status": ("OK atau ERROR", "OK or ERROR"),
+    "code": ("alasan penolakan, untuk program", "the reason of the refusal, for programs"),
+    "message": ("untuk manusia", "for people"), "messages": ("pesan-pesan", "the messages"),
+    "tokenid": ("token: bukti login untuk perintah berikutnya",
+                "the token: the proof of the login for later commands"),
+    "user": ("user", "the user"),
+    "id": ("nomor pesan di server ini, selalu naik", "the message's number at this server, it rises"),
+    "uid": ("nama pesan yang sama di semua realm: REALM:ID", "the message's name in every realm: REALM:ID"),
+    "queued": ("tersimpan di sini, menunggu realm tujuan", "stored here, waits for the other realm"),
+    "event": ("bukan jawaban: dikirim tanpa diminta setelah subscribe", "no reply: it comes unasked after subscribe"),
+    "from": ("pengirim", "the sender"), "to": ("penerima", "the recipient"), "group": ("group", "the group"),
+    "msg": ("isi pesan", "the text"), "text": ("isi pesan", "the text"), "ts": ("waktu pengirim", "the sender's clock"),
+    "file": ("file: id, nama, ukuran, sha256", "the file: id, name, size, sha256"),
+    "have": ("semua sampai nomor ini ada di disk realm ini", "all up to this number is on disk at this realm"),
+    "refused": ("nomor yang ditolak, dengan alasannya", "the numbers that were refused, with the reason"),
+    "nonce": ("angka acak dari yang dipanggil", "the random number of who was called"),
+    "proof": ("bukti dari yang dipanggil", "the proof of who was called"),
+    "offset": ("byte berikutnya yang diminta", "the next byte that it wants"),
+    "complete": ("file sudah lengkap di sana", "the file is whole there"),
+    "sealing": ("file sedang ditulis ke disk, tanya lagi", "the file is being written to disk, ask again"),
+    "state": ("queued, delivered atau failed", "queued, delivered or failed"), "link": ("up atau down", "up or down"),
+    "online": ("sedang terhubung", "connected now"), "realm": ("realm", "the realm"),
+    "change": ("created, joined atau left", "created, joined or left"), "more": ("masih ada lagi", "there is more"),
+    "last_id": ("id terakhir di server", "the last id at the server"), "users": ("para user", "the users"),
+    "retry_after": ("detik sampai boleh mencoba lagi", "seconds until one may try again"),
+    "ids": ("id tiap pesan", "the id of each message"), "with": ("dengan siapa", "with whom"),
+    "conversations": ("percakapan-percakapan", "the conversations"), "groups": ("group-group", "the groups"),
+    "realms": ("realm-realm dan keadaan link", "the realms and the state of each link"),
+    "from_name": ("nama lengkap pengirim", "the sender's full name"),
+    "file_content": ("isi file", "the file's content"),
+}
+WHY = {                        # what the eye sees and the fields do not say
+    REQUEST: ("CR LF mengakhiri request: TCP tidak mengenal pesan, hanya urutan byte.",
+              "CR LF ends a request: TCP knows no messages, only bytes in order."),
+    REPLY: ("CR LF CR LF mengakhiri jawaban; jawaban ke-k milik request ke-k di koneksi yang sama.",
+            "CR LF CR LF ends a reply; the k-th reply belongs to the k-th request of the same connection."),
+    EVENT: ("Ada \"event\", tidak ada \"status\": server mengirimnya tanpa diminta, di antara jawaban.",
+            "It has \"event\" and no \"status\": the server sends it unasked, between replies."),
+    OPENED: ("Koneksi baru: SYN, SYN-ACK, ACK.", "A new connection: SYN, SYN-ACK, ACK."),
+    FINISHED: ("FIN: sisi itu tidak mengirim lagi, tetapi masih membaca.",
+               "FIN: that side sends no more, but still reads."),
+    RESET: ("RST: koneksi putus seketika, yang belum sampai hilang.",
+            "RST: the connection ends at once, what has not arrived is lost."),
+    REFUSED: ("Tidak ada yang mendengarkan di port itu.", "Nobody listens at that port."),
+}
+
+
+class Field(NamedTuple):
+    """One field of a frame: its name, its value, and what it means."""
+
+    name: str
+    value: str
+    meaning: str
+
+
+def explain(frame: Frame, language: int = INDONESIAN, hide: bool = True) -> list[Field]:
+    """The fields of a frame with their meanings, and why it looks as it does. Secrets are hidden, if not asked for."""
+    fields = []
+    if frame.head:
+        for name, value in common.decode(mask(frame.head) if hide else frame.head):
+            name = name.strip("[]")
+            meaning = WORDS.get(name, ("", ""))[language]
+            if name == "command" and value in COMMANDS:
+                row = COMMANDS[value]
+                meaning = (row.indonesian if language == INDONESIAN else row.english) or row.english
+            fields.append(Field(name, value, meaning))
+    fields.append(Field("", "", WHY[frame.kind][language]))
+    return fields
+
+
+def pick(pattern: bytes, head: bytes) -> str:
+    """The first thing that a pattern finds, as text."""
+    found = re.search(pattern, head)
+    return found[1].decode(errors="replace") if found else ""
+
+
+def summary(frame: Frame, most: int = 60) -> str:
+    """A frame in a few words, without its secrets: `send henderson hello`, `deliver talk #5`, `OK id 17`."""
+    if frame.kind == REQUEST:
+        text = _request_summary(frame)
+    elif frame.kind == EVENT:
+        text = " ".join(["event", frame.word, pick(rb'"id"\s*:\s*(\d+)', frame.head)]).strip()
+    elif frame.kind == REPLY:
+        text = _reply_summary(frame.head)
+    else:
+        text = {OPENED: "SYN", FINISHED: "FIN", RESET: "RST", REFUSED: "refused"}[frame.kind]
+    text = common.LINE_BREAK.join(text.split(common.LINE_BREAK)).replace("\n", " ").replace("\r", "")
+    text = "".join(letter if letter.isprintable() else "·" for letter in text)
+    return text if len(text) <= most else text[:most - 1] + "…"
+
+
+def _request_summary(frame: Frame) -> str:
+    words = visible(mask(frame.head.strip())).split(" ")
+    if frame.word == "deliver" and len(words) > 2:
+        numbers = [found.decode() for found in re.findall(rb'"seq"\s*:\s*(\d+)', frame.head)]
+        span = "…".join(f"#{number}" for number in dict.fromkeys([*numbers[:1], *numbers[-1:]]))
+        return f"deliver {STREAMS.get(words[1], words[1])} {span}"
+    if frame.word == "piece" and len(words) > 3:
+        return f"piece {words[1][:8]} {words[3]}"
+    if frame.word in ("peer", "peerproof"):
+        return " ".join(words[:2 if frame.word == "peer" else 1])
+    hidden = visible(common.HIDDEN)
+    return " ".join(word for word in words if word != hidden)
+
+
+def _reply_summary(head: bytes) -> str:
+    if not head.startswith(b"{"):
+        return visible(head[:40])
+    parts = ["ERROR " + pick(rb'"code"\s*:\s*"([^"]*)"', head)] if b'"ERROR"' in head[:200] else ["OK"]
+    for name, pattern in (("have", rb'"have"\s*:\s*(\[[\d,\s]*\]|\d+)'), ("id", rb'"id"\s*:\s*(\d+)')):
+        value = pick(pattern, head)
+        parts += [f"{name} {value}"] if value else []
+    parts += ["queued"] if re.search(rb'"queued"\s*:\s*true', head) else []
+    return " ".join(parts)
+
+
+# ---- Capture -----------------------------------------------------------------------------------
+
+SEGMENT = 32 * KIB             # the most data of one synthesised packet
+ACK_EVERY = 64 * KIB           # data after which the other side acknowledges with a packet of its own
+FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
+SYN_OPTIONS = b"\x02\x04\xff\xd7\x01\x03\x03\x07"      # MSS 65495, window scale 7
+
+
+def checksum(*parts: bytes | memoryview) -> int:
+    """RFC 1071, of parts of which only the last may be odd. 2**16 is 1 modulo 65535: a number is its words' sum."""
+    number = sum(int.from_bytes(part, "big") << (8 if len(part) % 2 else 0) for part in parts)
+    return 0xFFFF - (number % 0xFFFF or (0xFFFF if number else 0))
+
+
+def block(kind: int, body: bytes) -> bytes:
+    """A block of pcapng: its kind, its length at both ends."""
+    size = struct.pack("<I", 12 + len(body))
+    return b"".join((struct.pack("<I", kind), size, body, size))
+
+
+def option(code: int, value: bytes) -> bytes:
+    """An option of a block, padded to four bytes."""
+    return struct.pack("<HH", code, len(value)) + value + bytes(-len(value) % 4)
+
+
+class Talk:
+    """One connection as the capture shows it: true ends, and how far each side's numbers are."""
+
+    __slots__ = ("interface", "places", "packed", "next", "unacknowledged", "ended")
+
+    def __init__(self, number: int, interface: int, near: tuple[str, int], far: tuple[str, int]) -> None:
+        self.interface, self.places = interface, (near, far)
+        self.packed = [ipaddress.ip_address(place[0].partition("%")[0]).packed for place in self.places]
+        first = number * 64_007_011 & 0xFFFFFFFF   # a port that is used again begins at another number
+        self.next, self.unacknowledged, self.ended = [first, first + 5000], [0, 0], [False, False]
+
+
+class Capture:
+    """What each end sent, when it sent it, as TCP in a pcapng file: Wireshark reads it like a capture of the network.
+
+    One connection through the bench is one TCP stream between its true ends. The packets are synthesised: the bench
+    sees bytes, not packets. What a fault did stands in the packet's comment.
+    """
+
+    def __init__(self, path: Path, hops: list[str], most: int, true_addresses: bool = False) -> None:
+        self.path, self.most, self.true_addresses = path, most, true_addresses
+        self.file: BinaryIO | None = path.open("wb", buffering=MIB)
+        self.size = self.packets = 0
+        self.talks: dict[int, Talk | None] = {}    # None: the connection has ended
+        self.hops: dict[str, int] = {}
+        self._write(block(0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1) + option(4, b"ChatLab")
+                          + option(0, b"")))
+        for name in hops:
+            self._interface(name)
+
+    def _interface(self, name: str) -> int:
+        """The number of a hop's interface: raw IP packets, times in nanoseconds."""
+        if name not in self.hops:
+            self.hops[name] = len(self.hops)
+            self._write(block(1, struct.pack("<HHI", 101, 0, 0) + option(2, name.encode()) + option(9, b"\x09")
+                              + option(0, b"")))
+        return self.hops[name]
+
+    def _write(self, data: bytes) -> None:
+        if self.file:
+            self.file.write(data)
+            self.size += len(data)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has ended by itself."""
+        return self.file is None and self.size >= self.most
+
+    def close(self) -> None:
+        """Ends the file."""
+        if self.file:
+            self.file.close()
+            self.file = None
+
+    # -- what happens on a connection
+
+    def open(self, flow: Flow) -> Talk | None:
+        """SYN, SYN-ACK, ACK, if the capture has not seen the connection yet. None where it has ended."""
+        if flow.number in self.talks:
+            return self.talks[flow.number]
+        talk = self.talks[flow.number] = Talk(flow.number, self._interface(flow.hop.name), *self._places(flow))
+        now = time.time_ns()
+        self._packet(talk, True, SYN, now, options=SYN_OPTIONS)
+        self._packet(talk, False, SYN | ACK, now, options=SYN_OPTIONS)
+        self._packet(talk, True, ACK, now)
+        return talk
+
+    def refused(self, flow: Flow) -> None:
+        """SYN, RST."""
+        talk = Talk(flow.number, self._interface(flow.hop.name), *self._places(flow))
+        self._packet(talk, True, SYN, time.time_ns(), options=SYN_OPTIONS)
+        talk.next[1] = 0                           # who never took the call has no numbers
+        self._packet(talk, False, RST | ACK, time.time_ns())
+
+    def data(self, flow: Flow, up: bool, data: bytes, note: str = "") -> None:
+        """Bytes that one end sent."""
+        if not self.file:
+            return
+        talk = self.open(flow)
+        if talk is None:
+            return
+        side, when = 0 if up else 1, flow.bench.when
+        view = memoryview(data)
+        for at in range(0, len(data), SEGMENT):
+            part = view[at:at + SEGMENT]
+            self._packet(talk, up, PSH | ACK, when, part, note if at == 0 else "")
+            talk.unacknowledged[side] += len(part)
+            talk.unacknowledged[1 - side] = 0
+            if talk.unacknowledged[side] >= ACK_EVERY:
+                talk.unacknowledged[side] = 0
+                self._packet(talk, not up, ACK, when)
+        if self.size > self.most:
+            self.close()
+
+    def finish(self, flow: Flow, up: bool) -> None:
+        """FIN of one side, and the other's ACK."""
+        talk = self.open(flow)
+        if talk and not talk.ended[not up]:
+            talk.ended[not up] = True
+            self._packet(talk, up, FIN | ACK, time.time_ns())
+            self._packet(talk, not up, ACK, time.time_ns())
+            if all(talk.ended):
+                self.talks[flow.number] = None
+
+    def reset(self, flow: Flow, up: bool, note: str = "") -> None:
+        """RST of one side."""
+        talk, self.talks[flow.number] = self.talks.get(flow.number), None
+        if talk:
+            self._packet(talk, up, RST | ACK, time.time_ns(), note=note)
+
+    # -- packets
+
+    def _places(self, flow: Flow) -> tuple[tuple[str, int], tuple[str, int]]:
+        """The addresses of both ends: the true ones, or, where all is on this computer, those of the realm table."""
+        near, far = flow.near_place, flow.hop.target
+        row = REALMS.get(flow.hop.realm)
+        if self.true_addresses or row is None or not ipaddress.ip_address(far[0].partition("%")[0]).is_loopback:
+            return near, far
+        caller = REALMS.get(flow.caller or flow.hop.only_caller)
+        if flow.hop.is_link and caller:
+            return (caller.address, near[1]), (row.address, row.port)
+        base = ipaddress.ip_address(row.address)
+        return (str(base + 100 + flow.number % 50), near[1]), (row.address, row.port)
+
+    def _packet(self, talk: Talk, up: bool, flags: int, when: int, data: bytes | memoryview = b"", note: str = "",
+                options: bytes = b"") -> None:
+        """One packet of TCP; the checksums are right, so that Wireshark has nothing to complain of."""
+        if not self.file:
+            return
+        side = 0 if up else 1
+        source, target = talk.places[side][1], talk.places[1 - side][1]
+        acknowledged = talk.next[1 - side] & 0xFFFFFFFF if flags & ACK else 0
+        tcp = struct.pack(">HHIIBBHHH", source, target, talk.next[side] & 0xFFFFFFFF, acknowledged,
+                          (20 + len(options)) // 4 << 4, flags, 65535, 0, 0) + options
+        ip, pseudo = self._headers(talk.packed[side], talk.packed[1 - side], len(tcp) + len(data))
+        tcp = tcp[:16] + struct.pack(">H", checksum(pseudo, tcp, data)) + tcp[18:]
+        size = len(ip) + len(tcp) + len(data)
+        behind = bytes(-size % 4) + (option(1, note.encode()) + option(0, b"") if note else b"")
+        whole = 32 + size + len(behind)
+        head = struct.pack("<IIIIIII", 6, whole, talk.interface, when >> 32, when & 0xFFFFFFFF, size, size)
+        self.file.writelines((head, ip, tcp, data, behind, struct.pack("<I", whole)))
+        self.size += whole
+        self.packets += 1
+        talk.next[side] += len(data) + bool(flags & (SYN | FIN))
+
+    def _headers(self, source: bytes, target: bytes, size: int) -> tuple[bytes, bytes]:
+        """The IP header before so many bytes of TCP, and the pseudo header that TCP's checksum covers too."""
+        if len(source) == len(target) == 4:
+            ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + size, self.packets & 0xFFFF, 0x4000, 64, 6, 0, source,
+                             target)
+            pseudo = source + target + struct.pack(">BBH", 0, 6, size)
+            return ip[:10] + struct.pack(">H", checksum(ip)) + ip[12:], pseudo
+        source, target = (bytes(10) + b"\xff\xff" + end if len(end) == 4 else end for end in (source, target))
+        return (struct.pack(">IHBB16s16s", 0x60000000, size, 6, 64, source, target),
+                source + target + struct.pack(">II", size, 6))
+
+
+# ---- diagrams ----------------------------------------------------------------------------------
+
+QUIET = {"ping", "realms", "presence", "person", "realm"}      # hidden, where nobody asks for them
+
+
+def is_shown(frame: Frame) -> bool:
+    """Whether a list shows it without being asked: no pings, no presence, no pieces between the first and the last."""
+    if frame.word == "piece":
+        return b" 0" in frame.head[:120].rstrip()[-3:] or b'"complete":true' in frame.head or b" 0 " in frame.head[:120]
+    return frame.word not in QUIET and frame.kind not in (OPENED, FINISHED)
+
+
+def parties(frames: Iterable[Frame], short: Callable[[str], str] = str) -> list[str]:
+    """Who stands above the diagram: people of the first realm, the realms, people of the others."""
+    realms: list[str] = []
+    people: dict[str, str] = {}
+    for frame in frames:
+        if frame.flow.hop.realm not in realms:
+            realms.append(frame.flow.hop.realm)
+        name = frame.source if frame.up else frame.target
+        if frame.flow.caller or frame.flow.hop.is_link:
+            realms += [name] if name not in realms else []
+        else:
+            people.setdefault(name, frame.flow.hop.realm)
+    realms.sort(key=lambda name: list(REALMS).index(name) if name in REALMS else len(REALMS))
+    first = realms[0] if realms else ""
+    ahead = [short(name) for name, realm in people.items() if realm == first]
+    return ahead + realms + [short(name) for name, realm in people.items() if realm != first]
+
+
+def diagram(bench: Bench, frames: list[Frame], width: int = 110) -> list[str]:
+    """A sequence diagram in text: a column for each party, time downwards."""
+    names = parties(frames, bench_names(bench))
+    if not names:
+        return []
+    short, gap = bench_names(bench), max((width - 10) // len(names), 16)
+    place = {name: 10 + gap * number + gap // 2 for number, name in enumerate(names)}
+    lines = [" " * 10 + "".join(name[:gap - 2].center(gap) for name in names)]
+    for frame in frames:
+        start, stop = place.get(short(frame.source)), place.get(short(frame.target))
+        if start is None or stop is None:
+            continue
+        lines.append(f"{(frame.when - bench.started) / 1e9:+9.3f} " + _arrow(frame, start - 10, stop - 10, place))
+    return [line.rstrip() for line in lines]
+
+
+def _arrow(frame: Frame, start: int, stop: int, place: dict[str, int]) -> str:
+    row = [" "] * (max(place.values()) - 8)
+    for column in place.values():
+        row[column - 10] = "│"
+    left, right = min(start, stop), max(start, stop)
+    pen = "╌" if frame.kind in (REPLY, EVENT) else "─"
+    label = f" {summary(frame, max(right - left - 6, 8))} "
+    line = label.center(right - left - 1, pen)[:right - left - 1]
+    row[left + 1:right] = line
+    lost = any(frame.note == NOTES[word] for word in ("lose", "eat", "cut"))
+    if lost:
+        row[right - 2 if stop > start else left + 2] = "✗"
+    else:
+        row[right - 1 if stop > start else left + 1] = "▶" if stop > start else "◀"
+    return "".join(row).rstrip() + (f"   {frame.note}" if frame.note else "")
+
+
+def mermaid(bench: Bench, frames: list[Frame]) -> str:
+    """The same diagram as Mermaid, for a report in Markdown."""
+    short = bench_names(bench)
+    names = parties(frames, short)
+    alias = {name: f"p{number}" for number, name in enumerate(names)}
+    lines = ["sequenceDiagram", *(f"    participant {alias[name]} as {_plain(name)}" for name in names)]
+    for frame in frames:
+        source, target = alias.get(short(frame.source)), alias.get(short(frame.target))
+        if source and target:
+            lost = any(frame.note == NOTES[word] for word in ("lose", "eat", "cut"))
+            arrow = "--x" if lost else "-->>" if frame.kind in (REPLY, EVENT) else "->>"
+            note = f" ({_plain(frame.note)})" if frame.note else ""
+            lines.append(f"    {source}{arrow}{target}: {_plain(summary(frame))}{note}")
+    return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    """A text without what Mermaid would read as its own."""
+    return re.sub(r"[;#<>{}%\"]", lambda found: f"#{ord(found[0])};", text)
+
+
+def bench_names(bench: Bench) -> Callable[[str], str]:
+    """`messi@mesin1` -> `messi`, where no other realm's messi is on the bench."""
+    people = {person for person in bench.journeys.tokens.values()}
+    counts = Counter(person.partition("@")[0] for person in people)
+    return lambda name: name.partition("@")[0] if counts[name.partition("@")[0]] == 1 else name
+
+
+def follow(journey: Journey, bench: Bench, language: int = INDONESIAN) -> list[str]:
+    """One message over all its hops, with the times between them."""
+    lines = [say("journey", language, number=journey.number, uid=journey.uid, sender=journey.sender,
+                 target=journey.target, text=journey.text)]
+    if not journey.legs:
+        return lines
+    legs = sorted(journey.legs, key=lambda frame: frame.number)
+    first = last = legs[0].when
+    short = bench_names(bench)
+    for frame in legs:
+        key = "asked" if frame in journey.asked[:1] else "asked_again"
+        what = [say(key, language)] if frame in journey.asked else []
+        what += [say("at_disk", language, realm=realm) for realm, at in journey.on_disk.items() if at is frame]
+        what += [say("seen_by", language, person=person) for person, at in journey.seen_at.items() if at is frame]
+        what += [frame.note] if frame.note else []
+        line = (f"  #{frame.number:<6} {(frame.when - first) / 1e6:9.1f} ms {(frame.when - last) / 1e6:+9.1f}   "
+                f"{short(frame.source)} → {short(frame.target)}   {summary(frame, 44)}   {', '.join(what)}")
+        lines.append(line.rstrip())
+        last = frame.when
+    if journey.pieces[0]:
+        lines.append(f"  piece × {journey.pieces[0]}, {journey.pieces[1]:,} bytes")
+    for (caller, callee), seq in journey.items.items():
+        lines.append(f"  {caller}>{callee} seq {seq}")
+    verdict = {True: "verdict_true", False: "verdict_false", None: "verdict_none"}[journey.verdict()]
+    code = journey.refused or (journey.answer if journey.answer not in ("", "OK", "queued") else "")
+    return [*lines, "  " + (say("refused", language, code=code) if code else say(verdict, language))]
+
+
+def matches(frame: Frame, words: list[str], short: Callable[[str], str] = str) -> bool:
+    """Whether a frame has all that the filter names: a hop, a person, a command, `error`, `journey N`, or a text."""
+    words = [word.lower() for word in words]
+    while "journey" in words[:-1]:
+        at = words.index("journey")
+        if words[at + 1].isdecimal() and int(words[at + 1]) not in frame.journeys:
+            return False
+        del words[at:at + 2]
+    names = {frame.hop, frame.word, frame.kind, frame.source, frame.target, short(frame.source), short(frame.target),
+             "up" if frame.up else "down"}
+    text = visible(mask(frame.head)).lower() + frame.note if words else ""
+    return all(word in names or (b'"ERROR"' in frame.head[:200] if word == "error" else word in text) for word in words)
+
+
+# ---- Lesson ------------------------------------------------------------------------------------
+
+TITLE, TELL, BREAK, PREDICT, CHECK, EXPLAIN, TYPE = "=", "#", "!", "~", "?", ".", ">"    # the seven forms of a line
+TYPED = re.compile(r"([a-z0-9._-]+)@([a-z0-9._-]+)(?: x(\d+))?(>>?) (.*)")
+REPLY_SECONDS = 8.0            # a send waits 5 s for the other realm's word
+CHECK_SECONDS = 10.0           # what a check waits for
+NEVER_SECONDS = 1.0            # and how long what must not come is watched for
+
+
+class Step(NamedTuple):
+    """One line of a lesson."""
+
+    kind: str
+    text: tuple[str, str]                  # in both languages; of a command or a check the same twice
+    line: int
+
+
+class Actor:
+    """A person of a lesson: a small client, that logs in by itself and comes back after a lost connection."""
+
+    def __init__(self, user: str, realm: str, place: tuple[str, int]) -> None:
+        self.user, self.realm, self.place = user, realm, place
+        self.socket: socket.socket | None = None
+        self.token, self.last_id, self.ended = "", 0, ""           # `ended`: how the last connection did, fin or reset
+        self.rest = b""
+        self.run = time.time_ns() // 1000                          # makes the tags of this run its own
+        self.waiting: deque[str] = deque()                         # what each reply that is due belongs to
+        self.unanswered: dict[str, str] = {}                       # tag -> line, sent again on a new connection
+        self.reply: dict | None = None                             # the last one; None where none came
+        self.got: list[str] = []                                   # texts of the message events
+
+    def connect(self) -> bool:
+        """A connection that is logged in and has subscribed, if it is there for the asking."""
+        if self.socket and self.token:
+            return True
+        if not self._call():
+            return False
+        if not self.token:
+            self._write(f"auth {self.user} surabaya", "login")
+            self.read_until(lambda: self.token or not self.socket, REPLY_SECONDS)
+        if self.token:
+            self._write(f"subscribe {self.token} {self.last_id or ''}".rstrip(), "subscribe")
+            for tag, line in list(self.unanswered.items()):
+                self._write(line, tag)
+        return self.socket is not None
+
+    def _call(self) -> bool:
+        if not self.socket:
+            self.rest, self.waiting = b"", deque()
+            with contextlib.suppress(OSError):
+                self.socket = socket.create_connection(self.place, CHECK_SECONDS)
+        return self.socket is not None
+
+    def type(self, words: str, count: int = 1) -> None:
+        """Sends what the person typed; more than once with a number and a tag each, and again until it is answered."""
+        self.reply = None
+        command = COMMANDS.get(words.split(" ")[1 if words.startswith("@") else 0].lower())
+        if not (self._call() if command and command.word in ("auth", "register") else self.connect()):
+            return
+        for number in range(1, count + 1):
+            line = self._line(words.replace("{n}", str(number if count > 1 else self.run)), command)
+            tag = f"{self.run}-{number}"
+            if count > 1:
+                self.unanswered[tag] = line = f"@{tag} {line}"
+            self._write(line, tag if count > 1 else "typed")
+
+    def _line(self, words: str, command: common.Command | None) -> str:
+        tag, _, rest = words.partition(" ") if words.startswith("@") else ("", "", words)
+        word, _, arguments = rest.partition(" ")
+        if command and command.takes_file:         # the last word is a size: the file has so many bytes
+            arguments, _, size = arguments.rpartition(" ")
+            arguments += " " + "".join(part.decode() for part in common.encode_file(_zeros(int(size))))
+        token = [self.token] if command and "T" in command.names[:1] else []
+        return " ".join([word for word in (tag, word, *token, arguments) if word])
+
+    def _write(self, line: str, what: str) -> None:
+        if self.socket:
+            try:
+                self.socket.sendall(line.encode() + b"\r\n")
+                self.waiting.append(what)
+            except OSError:
+                self._lost("reset")
+
+    def read_until(self, question: Callable[[], object], seconds: float) -> bool:
+        """Reads until the answer is true; False where it does not become so in time."""
+        deadline = time.monotonic() + seconds
+        while not question():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            self.read(min(left, 0.2))
+        return True
+
+    def read(self, seconds: float) -> None:
+        """Takes in what comes; a lost connection is made anew."""
+        if not self.socket and self.token and not self.connect():
+            time.sleep(min(seconds, 0.1))          # nobody listens: a client waits before it calls again
+            return
+        if not self.socket:
+            return
+        self.socket.settimeout(max(seconds, 0.001))
+        try:
+            data = self.socket.recv(CHUNK)
+        except TimeoutError:
+            return
+        except OSError:
+            return self._lost("reset")
+        if not data:
+            return self._lost("fin")
+        *frames, self.rest = (self.rest + data).split(FRAME_END)
+        for frame in frames:
+            self._take(load(frame))
+
+    def _take(self, frame: dict) -> None:
+        if frame.get("event") == "message":
+            self.last_id = max(self.last_id, frame.get("id", 0))
+            if frame.get("from") != f"{self.user}@{self.realm}" or frame.get("to") == frame.get("from"):
+                self.got.append(str(frame.get("msg") or (frame.get("file") or {}).get("name", "")))
+        elif "status" in frame and self.waiting:
+            what = self.waiting.popleft()
+            if "tokenid" in frame:
+                self.token = frame["tokenid"]
+            self.unanswered.pop(what, None)
+            if what not in ("login", "subscribe"):
+                self.reply = frame
+            if what == "subscribe" and not self.last_id:
+                self.last_id = frame.get("last_id", 0)
+
+    def _lost(self, how: str) -> None:
+        self.socket.close()
+        self.socket, self.ended = None, how
+
+    def close(self) -> None:
+        """Ends the connection."""
+        if self.socket:
+            self.socket.close()
+            self.socket = None
+
+
+def _zeros(size: int) -> BinaryIO:
+    """A file of so many bytes."""
+    import io
+    return io.BytesIO(bytes(range(256)) * (size // 256) + bytes(size % 256))
+
+
+class Lesson:
+    """A text file of seven line forms: tell, break, type, predict, check, explain. Each check waits for its answer."""
+
+    def __init__(self, path: Path) -> None:
+        self.steps: list[Step] = []
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            if not line.strip():
+                continue
+            if TYPED.fullmatch(line):
+                self.steps.append(Step(TYPE, (line, line), number))
+            elif line[:2] in ("! ", "? "):
+                self.steps.append(Step(line[0], (line[2:].strip(),) * 2, number))
+            elif line[:2] in ("= ", "# ", "~ ", ". "):
+                indonesian, _, english = line[2:].partition(" | ")
+                self.steps.append(Step(line[0], (indonesian.strip(), (english or indonesian).strip()), number))
+            else:
+                raise ValueError(f"{path.name}:{number}: not a line of a lesson: {line}")
+        self.title = next((step.text for step in self.steps if step.kind == TITLE), (path.stem, path.stem))
+
+    def play(self, bench: Bench) -> Iterator[tuple[Step, bool | None, str]]:
+        """Does one step for each `next`: (step, whether a check holds or None, what came instead)."""
+        actors: dict[str, Actor] = {}
+        start, lasting = bench.frame_count, []
+        try:
+            for step in self.steps:
+                if step.kind == BREAK:
+                    bench.command(step.text[0])
+                elif step.kind == TYPE:
+                    self._type(bench, actors, step.text[0])
+                elif step.kind == CHECK:
+                    yield step, *self.check(bench, actors, step.text[0], start)
+                    lasting += [step] if re.search(r" (once|twice|all) ", step.text[0]) else []
+                    continue
+                yield step, None, ""
+            for step in lasting:                   # what arrived once did not arrive again meanwhile
+                holds, came = self.check(bench, actors, step.text[0], start, again=True)
+                if not holds:
+                    yield step, holds, came
+        finally:
+            for actor in actors.values():
+                actor.close()
+            bench.do(bench.heal)
+
+    @staticmethod
+    def _type(bench: Bench, actors: dict[str, Actor], line: str) -> None:
+        user, realm, count, arrow, words = TYPED.fullmatch(line).groups()
+        actor = actors.get(f"{user}@{realm}")
+        if actor is None:
+            hop = bench.hops.get(realm)
+            if hop is None:
+                raise BenchError("no_such_hop", name=realm)
+            host = "127.0.0.1" if hop.host in ("0.0.0.0", "") else hop.host
+            actor = actors[f"{user}@{realm}"] = Actor(user, realm, (host, hop.port))
+        actor.type(words, int(count or 1))
+        if arrow == ">":
+            ended = actor.ended
+            actor.ended = ""
+            actor.read_until(lambda: actor.reply is not None or actor.ended or not actor.socket, REPLY_SECONDS)
+            actor.ended = actor.ended or ended
+
+    def check(self, bench: Bench, actors: dict[str, Actor], check: str, start: int, again: bool = False
+              ) -> tuple[bool, str]:
+        """Whether a `?` line holds, after so many seconds at most; and what there was instead."""
+        words = check.split()
+        never = "never" in words[1:2]              # this one has to hold all the while
+        seconds = NEVER_SECONDS if never else CHECK_SECONDS
+        if len(words) > 3 and words[-1].isdecimal():
+            seconds = float(words.pop())
+        question = self._question(bench, actors, words, start)
+        deadline = time.monotonic() + (0.3 if again else seconds)
+        while True:
+            for actor in actors.values():
+                actor.read(0.01)
+            holds, came = question()
+            if holds != never or time.monotonic() > deadline:
+                return holds, came
+
+    def _question(self, bench: Bench, actors: dict[str, Actor], words: list[str], start: int
+                  ) -> Callable[[], tuple[bool, str]]:
+        """A check as a question that can be asked again and again."""
+        subject, rest = words[0], words[1:]
+        if subject == "link":
+            caller, callee = rest[0].split(">")
+            return lambda: self._link(bench, caller, callee, rest[1])
+        if subject == "frames":
+            short = bench_names(bench)
+            return lambda: self._frames(bench, int(rest[0]), rest[1:], start, short)
+        if subject == "counter":
+            return lambda: self._counter(bench, rest[0], int(rest[1]))
+        actor = next((actor for name, actor in actors.items() if subject in (name, actor.user)), None)
+        if actor is None:
+            raise BenchError("no_such_hop", name=subject)
+        if rest[0] in ("once", "twice", "never"):
+            wanted, text = {"once": 1, "twice": 2, "never": 0}[rest[0]], " ".join(rest[1:])
+            return lambda: (actor.got.count(text) == wanted, f"× {actor.got.count(text)}")
+        if rest[0] == "all":
+            texts = [rest[2].replace("{n}", str(number)) for number in range(1, int(rest[1]) + 1)]
+            return lambda: (Counter(actor.got) & Counter(set(texts)) == Counter(texts) and all(
+                actor.got.count(text) == 1 for text in texts), f"{len(set(actor.got) & set(texts))} / {len(texts)}")
+        if rest[0] == "answered":
+            return lambda: (not actor.unanswered, f"{len(actor.unanswered)}")
+        if rest[0] in ("fin", "reset"):
+            return lambda: (actor.ended == rest[0], actor.ended or "-")
+        return lambda: self._answer(actor, rest[0])
+
+    @staticmethod
+    def _answer(actor: Actor, wanted: str) -> tuple[bool, str]:
+        reply = actor.reply
+        if reply is None:
+            return wanted == "nothing", "-"
+        came = "queued" if reply.get("queued") else reply.get("code") or reply.get("status")
+        return came == wanted, str(came)
+
+    @staticmethod
+    def _counter(bench: Bench, name: str, wanted: int) -> tuple[bool, str]:
+        value = bench.do(bench.journeys.counters)[name]
+        return value == wanted, str(value)
+
+    @staticmethod
+    def _link(bench: Bench, caller: str, callee: str, wanted: str) -> tuple[bool, str]:
+        is_up = bench.do(lambda: any(flow.linked and flow.caller == caller and flow.hop.realm == callee
+                                     for flow in bench.flows.values()))
+        return is_up == (wanted == "up"), "up" if is_up else "down"
+
+    @staticmethod
+    def _frames(bench: Bench, count: int, words: list[str], start: int, short: Callable[[str], str]
+                ) -> tuple[bool, str]:
+        found = bench.do(lambda: sum(frame.number > start and matches(frame, words, short) for frame in bench.frames))
+        return found == count, str(found)
+
+
+# ---- Console -----------------------------------------------------------------------------------
+
+HELP = {                       # what is typed: (Indonesian, English)
+    "hops": ("port-port bench", "the bench's ports"), "flows": ("koneksi yang ada", "the connections"),
+    "frames [FILTER]": ("daftar frame: hop, user, perintah, error, journey N, teks", "frames: hop, person, command, "
+                        "error, journey N, text"),
+    "show N [raw]": ("satu frame: byte, isi, artinya", "one frame: bytes, fields, their meaning"),
+    "follow N": ("satu pesan lewat semua hop", "one message over all hops"),
+    "journeys": ("semua pesan", "all messages"),
+    "counters": ("berapa diminta, tersimpan, dilihat, hilang, ganda", "how many asked, stored, seen, lost, doubled"),
+    "settle": ("sekarang semua harus sudah sampai: sisanya hilang", "now all should be there: the rest is lost"),
+    "diagram [N | FILTER]": ("diagram N frame terakhir, atau yang cocok",
+                             "a diagram of the last N frames, or of those"),
+    "mermaid FILE [FILTER]": ("diagram untuk laporan (Markdown)", "a diagram for a report (Markdown)"),
+    "pcap FILE | off": ("rekam untuk Wireshark", "record for Wireshark"),
+    "lesson FILE": ("jalankan pelajaran", "run a lesson"),
+    "watch [FILTER] | quiet": ("tampilkan frame saat lewat, atau tidak", "show frames as they pass, or not"),
+    "wait SECONDS FILTER": ("tunggu sampai frame seperti itu lewat", "wait until such a frame passes"),
+    "faults": ("gangguan yang aktif", "the faults that are on"), "heal [HOP]": ("akhiri gangguan", "end faults"),
+    "step [N] | release": ("lepas N frame yang ditahan, atau semua", "let N held frames go, or all"),
+    "clear": ("kosongkan catatan", "empty the record"), "help": ("daftar ini", "this list"),
+}
+
+
+class Console:
+    """The terminal face: commands typed, or a script from a pipe."""
+
+    def __init__(self, bench: Bench, language: int = INDONESIAN, out: TextIO = sys.stdout,
+                 capture_most: int = 256 * MIB, true_addresses: bool = False) -> None:
+        self.bench, self.language, self.out = bench, language, out
+        self.capture_most, self.true_addresses = capture_most, true_addresses
+        self.waited: dict[tuple[str, ...], int] = {}           # of each filter, the last frame that a `wait` has seen
+        self.interactive = False
+        self._unwatch: Callable[[], None] | None = None
+        self._wide = 110
+
+    def print(self, key: str, **fields: object) -> None:
+        """A text of the table."""
+        print(say(key, self.language, **fields), file=self.out, flush=True)
+
+    def lines(self, lines: Iterable[str]) -> None:
+        """Lines as they are, or a word that there are none."""
+        lines = list(lines) or [say("nothing", self.language)]
+        print("\n".join(lines), file=self.out, flush=True)
+
+    def run(self, source: Iterable[str]) -> int:
+        """Carries out line by line; status 1 if one failed."""
+        failed = False
+        for line in source:
+            line = line.partition(" #")[0].strip() if not self.interactive else line.strip()
+            if not line or line.startswith("#"):
+                continue
+            if line in ("quit", "exit"):
+                break
+            failed |= not self.carry_out(line)
+        return int(failed)
+
+    def carry_out(self, line: str) -> bool:
+        """One command; False if it failed, and then it says why."""
+        word, *rest = line.split()
+        try:
+            method = getattr(self, f"do_{word}", None)
+            if method:
+                return method(*rest) is not False
+            if word not in FAULTS and word not in ("heal", "step", "release", "kill", "freeze", "thaw", "start"):
+                raise BenchError("no_such_command", name=word)
+            key, fields = self.bench.command(line)
+            self.print(key, **fields)
+        except BenchError as error:
+            print(error.text(self.language), file=self.out, flush=True)
+            return False
+        except (OSError, ValueError, TypeError) as error:
+            usage = next((usage for usage in HELP if usage.split()[0] == word), "")
+            print(usage if isinstance(error, TypeError) and usage else error, file=self.out, flush=True)
+            return False
+        return True
+
+    # -- what there is
+
+    def do_help(self) -> None:
+        """All commands, and all faults."""
+        width = max(len(usage) for usage in HELP)
+        self.lines(f"{usage:<{width}}  {texts[self.language]}" for usage, texts in HELP.items())
+        self.lines(f"{kind.line}\n    {(kind.indonesian, kind.english)[self.language]}" for kind in FAULTS.values())
+
+    def do_hops(self) -> None:
+        """The ports."""
+        self.lines(f"{hop.name:10} {hop.host}:{hop.port} -> {hop.target[0]}:{hop.target[1]}"
+                   + ("" if hop.listener else "   cut") for hop in self.bench.hops.values())
+        self.print("cannot_see")
+
+    def do_flows(self) -> None:
+        """The connections."""
+        self.lines(self.bench.do(lambda: [
+            f"{flow.number:4} {flow.hop.name:10} {flow.name:24} ▲ {flow.up.size:,} B  ▼ {flow.down.size:,} B"
+            + ("  TLS" if flow.sealed else "") + (f"  held {len(flow.up.held) + len(flow.down.held)}"
+                                                  if flow.up.held or flow.down.held else "")
+            for flow in self.bench.flows.values()]))
+
+    def do_faults(self) -> None:
+        """What is on, and how often it hit."""
+        self.lines(say("hits", self.language, fault=fault.text, hits=fault.hits) for fault in self.bench.faults)
+
+    # -- frames
+
+    def _found(self, words: list[str]) -> list[Frame]:
+        short = bench_names(self.bench)
+        return self.bench.do(lambda: [frame for frame in self.bench.frames
+                                      if (matches(frame, words, short) if words else is_shown(frame))])
+
+    def describe(self, frame: Frame, short: Callable[[str], str]) -> str:
+        """A frame in one line."""
+        number = ",".join(map(str, frame.journeys[:3])) + ("…" if len(frame.journeys) > 3 else "")
+        return (f"#{frame.number:<6} {(frame.when - self.bench.started) / 1e9:+9.3f} {frame.hop:8} "
+                f"{short(frame.source)} → {short(frame.target)}: {summary(frame)}  ({frame.size:,} B)"
+                + (f"  [{number}]" if number else "") + (f"  {frame.note}" if frame.note else ""))
+
+    def do_frames(self, *words: str) -> None:
+        """Those that match; all but the quiet ones without a filter."""
+        frames = self._found(list(words))
+        short = bench_names(self.bench)
+        if len(frames) > 150 or self.bench.forgotten:
+            self.print("earlier", count=max(len(frames) - 150, 0) + self.bench.forgotten)
+        self.lines(self.describe(frame, short) for frame in frames[-150:])
+
+    def _frame(self, number: str) -> Frame:
+        wanted = int(number.lstrip("#"))
+        frame = self.bench.do(lambda: next((each for each in self.bench.frames if each.number == wanted), None))
+        if frame is None:
+            raise BenchError("no_such_frame", number=number)
+        return frame
+
+    def do_show(self, number: str, raw: str = "") -> None:
+        """One frame: bytes, fields, its answer, its journey."""
+        frame = self._frame(number)
+        self.lines([self.describe(frame, bench_names(self.bench)), ""])
+        shown = frame.head if raw else mask(frame.head)
+        for at in range(0, min(len(shown), 512), 16):
+            part = shown[at:at + 16]
+            text = "".join(chr(byte) if 32 <= byte < 127 else "·" for byte in part)
+            self.lines([f"  {at:04x}  {part.hex(' '):47}  {text}"])
+        for field_ in explain(frame, self.language, hide=not raw):
+            self.lines([f"  {field_.name:14} {field_.value[:80]:30} {field_.meaning}".rstrip()])
+        if frame.answers:
+            self.print("answers", number=frame.answers.number, ms=(frame.when - frame.answers.when) / 1e6)
+        elif frame.answer:
+            self.print("answered_by", number=frame.answer.number, ms=(frame.answer.when - frame.when) / 1e6)
+        elif frame.kind == REQUEST:
+            self.print("unanswered")
+        for journey in frame.journeys[:5]:
+            self.print("in_journey", number=journey)
+
+    def do_watch(self, *words: str) -> None:
+        """From now on frames are shown as they pass."""
+        self.do_quiet()
+        wanted = list(words)
+
+        def show(frames: list[Frame]) -> None:
+            short = bench_names(self.bench)
+            lines = [self.describe(frame, short) for frame in frames
+                     if (matches(frame, wanted, short) if wanted else is_shown(frame))]
+            if lines:
+                self.lines(lines[-50:])
+
+        self._unwatch = self.bench.watch(show)
+
+    def do_quiet(self) -> None:
+        """Not any more."""
+        if self._unwatch:
+            self._unwatch()
+            self._unwatch = None
+
+    def do_wait(self, seconds: str, *words: str) -> bool:
+        """Waits for a frame that no earlier `wait` for the same has seen."""
+        came: queue.SimpleQueue[list[Frame]] = queue.SimpleQueue()
+        unwatch = self.bench.watch(came.put)
+        try:
+            deadline, frames = time.monotonic() + float(seconds), self.bench.do(lambda: list(self.bench.frames))
+            while True:
+                short = bench_names(self.bench)
+                for frame in frames:
+                    if frame.number > self.waited.get(words, 0) and matches(frame, list(words), short):
+                        self.waited[words] = frame.number
+                        self.lines([self.describe(frame, short)])
+                        return True
+                frames = came.get(timeout=max(deadline - time.monotonic(), 0.001))
+        except queue.Empty:
+            self.print("waited", seconds=seconds, what=" ".join(words))
+            return False
+        finally:
+            unwatch()
+
+    # -- messages
+
+    def do_follow(self, number: str) -> None:
+        """One message."""
+        journey = self.bench.do(lambda: self.bench.journeys.all.get(int(number.lstrip("#"))))
+        if journey is None:
+            raise BenchError("no_such_journey", number=number)
+        self.lines(self.bench.do(lambda: follow(journey, self.bench, self.language)))
+
+    def do_journeys(self) -> None:
+        """All messages, the last 150."""
+        marks = {True: "✓", False: "✗✗", None: "…"}
+        self.lines(self.bench.do(lambda: [
+            f"{journey.number:5} {journey.uid:16} {journey.sender} → {journey.target}: {journey.text[:40]}  "
+            f"{journey.refused or journey.answer} {marks[journey.verdict()]}"
+            for journey in list(self.bench.journeys.all.values())[-150:]]))
+
+    def do_counters(self) -> None:
+        """How many are where."""
+        self.print("counters", **self.bench.do(self.bench.journeys.counters))
+
+    def do_settle(self) -> bool:
+        """Now all should be there; False where something is lost or doubled."""
+        counters = self.bench.do(lambda: self.bench.journeys.counters(settled=True))
+        self.print("counters", **counters)
+        return not counters["lost"] and not counters["doubled"]
+
+    # -- diagrams, capture, lessons
+
+    def do_diagram(self, *words: str) -> None:
+        """Of the last frames, or of those that match."""
+        count = int(words[0]) if words and words[0].isdecimal() else 40
+        words = words[1:] if words and words[0].isdecimal() else words
+        self.lines(diagram(self.bench, self._found(list(words))[-count:], self._wide))
+
+    def do_mermaid(self, path: str, *words: str) -> None:
+        """Into a file."""
+        Path(path).write_text(mermaid(self.bench, self._found(list(words))[-200:]), "utf-8")
+        self.print("written", path=path)
+
+    def do_pcap(self, path: str) -> None:
+        """Begins a capture, or ends it."""
+        if path != "off":
+            self.bench.do(lambda: self.bench.start_capture(Path(path), self.capture_most, self.true_addresses))
+            return self.print("capture_on", path=path)
+        capture = self.bench.do(self.bench.stop_capture)
+        if capture:
+            key = "capture_full" if capture.is_full else "capture_off"
+            self.print(key, path=capture.path, packets=capture.packets, size=capture.size // MIB)
+
+    def do_lesson(self, path: str) -> bool:
+        """Plays it; False if a check did not hold."""
+        place = Path(path)
+        if not place.exists():
+            place = Path(__file__).resolve().parent / "assets" / "lessons" / f"{place.stem}.txt"
+        passed = count = 0
+        for step, holds, came in Lesson(place).play(self.bench):
+            text = step.text[self.language]
+            if step.kind == CHECK:
+                count, passed = count + 1, passed + bool(holds)
+                self.print("check_ok" if holds else "check_failed", check=text, came=came)
+            else:
+                self.lines([f"\n{text}\n" if step.kind == TITLE else text if step.kind in (TELL, EXPLAIN)
+                            else f"    {text}" if step.kind == TYPE else f"{step.kind} {text}"])
+            if step.kind == PREDICT and self.interactive:
+                input(say("predict", self.language))
+        self.print("lesson_done", passed=passed, count=count)
+        return passed == count
+
+    def do_clear(self) -> None:
+        """Forgets the record."""
+        self.bench.do(self.bench.clear)
+        self.print("cleared")
+
+
+# ---- start -------------------------------------------------------------------------------------
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; each option may come from the environment too."""
+    parser = argparse.ArgumentParser(description="The bench: sees, breaks and records what passes.")
+    home = common.realm_of_folder(Path(__file__).resolve().parent.name)
+    add_option(parser, "--local", action="store_true", help="every realm is on this computer")
+    add_option(parser, "--realm", default=home, choices=list(REALMS), help=f"the machine it runs on ({home})")
+    add_option(parser, "--bind", default="127.0.0.1", metavar="HOST", help="who may connect: 0.0.0.0 lets others in")
+    add_option(parser, "--hop", action="append", default=[], metavar="NAME=[HOST:]PORT>HOST:PORT",
+               help="any other pair; a NAME that begins with > is a link's. With --hop alone the realms have none")
+    add_option(parser, "--pcap", type=Path, metavar="FILE.pcapng", help="record all that passes, for Wireshark")
+    add_option(parser, "--pcap-most", type=int, default=256, metavar="MIB", help="the most that a capture takes (256)")
+    add_option(parser, "--pcap-true", action="store_true", help="a capture of this computer has its true addresses")
+    add_option(parser, "--lesson", metavar="FILE", help="play a lesson, then leave; status 1 if a check failed")
+    add_option(parser, "--script", metavar="FILE", help="carry out these commands, then leave; - is standard input")
+    add_option(parser, "--seed", type=int, metavar="N", help="the same chances again")
+    add_option(parser, "--language", default="id", choices=list(LANGUAGES), help="id or en (id)")
+    return parser.parse_args(arguments)
+
+
+def parse_hop(text: str) -> tuple[str, str, int, tuple[str, int]]:
+    """`NAME=[HOST:]PORT>HOST:PORT` -> name, host and port to listen at, target. Raises ValueError."""
+    name, _, places = text.partition("=")
+    here, _, target = places.rpartition(">")
+    host, port = common.parse_host_port(here if ":" in here else f"127.0.0.1:{here}")
+    if not name or not re.fullmatch(r">?[A-Za-z0-9._-]{1,32}", name):
+        raise ValueError(f"not a name: {name!r}")
+    return name.lower(), host, port, common.parse_host_port(target)
+
+
+def open_hops(bench: Bench, options: argparse.Namespace) -> None:
+    """The hops that the command line asks for. Raises OSError and ValueError."""
+    for text in options.hop:
+        name, host, port, target = parse_hop(text)
+        bench.add_hop(name, target, port, host)
+    if options.hop:
+        return
+    for row in common.realm_table(options.local).values():
+        address = "127.0.0.1" if row.name == options.realm else row.address
+        bench.add_hop(row.name, (address, row.port), row.port + CLIENT_OFFSET, options.bind)
+        bench.add_hop(f">{row.name}", (address, row.port), row.port + LINK_OFFSET, options.bind)
+
+
+def how_to_start(bench: Bench, options: argparse.Namespace) -> list[tuple[str, dict[str, object]]]:
+    """What a person types at the other terminals: the servers, and a client."""
+    if options.hop:
+        return []
+    lines, here = [], "127.0.0.1" if options.local else REALMS[options.realm].address
+    for row in REALMS.values():
+        place = "127.0.0.1" if row.name == options.realm else here
+        peers = " ".join(f"--peer {other.name}={place}:{bench.hops['>' + other.name].port}"
+                         for other in REALMS.values() if other is not row)
+        bind = " --bind 127.0.0.1" if options.local else ""
+        program = shlex.quote(f"{row.folder}/ChatServer.py")
+        lines.append(("start_server", {"realm": row.name, "line": f"python3 {program}{bind} {peers}"}))
+    first = bench.hops[options.realm]
+    client = shlex.quote(f"{REALMS[options.realm].folder}/ChatClient.py")
+    lines.append(("start_client", {"line": f"python3 {client} --server {here}:{first.port}"}))
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the bench as the command line says."""
+    options = parse_arguments(arguments)
+    language = LANGUAGES[options.language]
+    bench = Bench(options.seed)
+    console = Console(bench, language, sys.stdout, options.pcap_most * MIB, options.pcap_true)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        open_hops(bench, options)
+        if options.pcap:
+            console.do_pcap(str(options.pcap))
+    except (OSError, ValueError) as error:
+        bench.close()
+        sys.exit(str(error))
+    bench.start()
+    try:
+        for hop in bench.hops.values():
+            console.print("listening", hop=hop.name, here=f"{hop.host}:{hop.port}",
+                          target=f"{hop.target[0]}:{hop.target[1]}")
+        if options.lesson:
+            return int(not console.carry_out(f"lesson {options.lesson}"))
+        if options.script and options.script != "-":
+            return console.run(Path(options.script).read_text("utf-8").splitlines())
+        console.interactive = sys.stdin.isatty()
+        if console.interactive:
+            for key, fields in how_to_start(bench, options):
+                console.print(key, **fields)
+            console.print("type_help")
+            console.do_watch()
+        return console.run(sys.stdin)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        if bench.capture:
+            console.do_pcap("off")
+        bench.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
