@@ -5762,7 +5762,7 @@ class Documents(ChatTest):
         self.assertTrue((ROOT / REALMS["mesin2"].folder / "ChatServer.py").exists())
 
     def test_only_the_standard_library(self):
-        flet = {"flet", "fastapi", "uvicorn"}                   # the last two are what Flet's web server stands on
+        flet = {"flet", "fastapi", "uvicorn", "qrcode"}         # the others are what Flet brings along
         extra = {"common.py": set(), "run_tests.py": {"common", "playwright"}, "ChatServer.py": {"common"},
                  "ChatMark.py": {"common"}, "ChatLab.py": {"common"}, "ChatClient.py": {"common"} | flet}
         for path in self.PROGRAMS:
@@ -5900,6 +5900,137 @@ class Prompts(TwoRealms):
         self.assertEqual(prompt.end(), 1)
 
 
+class Terminal:
+    """The client's prompt on a terminal, as a person sees it."""
+
+    def __init__(self, server: Server, *options: str, home: Path | None = None) -> None:
+        import pty
+        program = ROOT / REALMS[server.realm].folder / "ChatClient.py"
+        self.home = home or Path(tempfile.mkdtemp(dir=SCRATCH))
+        self.screen, end = pty.openpty()
+        self.shown = b""
+        self.process = subprocess.Popen(
+            [sys.executable, str(program), "--prompt", "--server", f"127.0.0.1:{server.port}", *options],
+            stdin=end, stdout=end, stderr=end, start_new_session=True,
+            env={**os.environ, "XDG_STATE_HOME": str(self.home), "TERM": "xterm", "LANG": "C.UTF-8"})
+        os.close(end)
+
+    def type(self, line: str) -> None:
+        os.write(self.screen, f"{line}\r".encode())
+
+    def sees(self, text: str) -> str:
+        """Waits for a text, and takes what is on the screen up to it."""
+        deadline = time.monotonic() + PATIENCE
+        while text.encode() not in self.shown:
+            ready = select.select([self.screen], [], [], max(0, deadline - time.monotonic()))[0]
+            assert ready, f"{text!r} is not in {self.shown!r}"
+            self.shown += os.read(self.screen, 65536)
+        before, _, self.shown = self.shown.partition(text.encode())
+        return before.decode(errors="replace")
+
+    def end(self) -> None:
+        """The terminal is closed."""
+        if self.screen is not None:
+            os.close(self.screen)
+            self.screen = None
+            try:
+                self.process.wait(PATIENCE)
+            finally:
+                self.process.kill()
+                self.process.wait()
+
+
+@unittest.skipUnless(ON_LINUX, "needs a pseudo terminal")
+class Terminals(TwoRealms):
+    """The prompt on a terminal."""
+
+    def terminal(self, *options: str, **more: object) -> Terminal:
+        terminal = Terminal(self.here, *options, **more)
+        self.addCleanup(terminal.end)
+        return terminal
+
+    def login(self, person: Person, *options: str, **more: object) -> Terminal:
+        terminal = self.terminal(*options, **more)
+        terminal.sees("> ")
+        terminal.type(f"auth {person}")
+        terminal.sees("Password: ")
+        terminal.type("rahasia")
+        self.assertNotIn("rahasia", terminal.sees(f"{person}@mesin1> "))
+        return terminal
+
+    def test_plain_lines_go_to_whom_one_chats_with(self):
+        alice, bob = self.people("alice", "bob")
+        alice.ok("addgroup kelas")
+        terminal = self.login(alice)
+        terminal.type(f"chat {bob}")
+        terminal.sees(f"→ {bob}> ")
+        terminal.type("hello world")
+        terminal.sees("(#")
+        terminal.type("/chat kelas")
+        terminal.sees("→ kelas> ")
+        terminal.type("hallo semua")
+        terminal.sees("(#")
+        terminal.type("/realms")
+        terminal.sees("mesin2")
+        terminal.type("chat")
+        terminal.sees(f"{alice}@mesin1> ")
+        terminal.type("realms")
+        terminal.sees("mesin2")
+        self.assertEqual(bob.history(alice), ["hello world"])
+        self.assertEqual(alice.history("group:kelas"), ["hallo semua"])
+
+    def test_a_wrong_line_can_be_watched_on_the_wire(self):
+        alice = self.people("alice")[0]
+        terminal = self.login(alice)
+        terminal.type("!bogus")
+        terminal.sees('"code":"unknown_command"')
+        terminal.type("!send T")
+        terminal.sees('"code":"bad_arguments"')
+        terminal.type("!realms T")
+        terminal.sees('"status":"OK"')
+        terminal.type(f"!auth {alice} rahasia")
+        terminal.sees('"tokenid":"•••"')
+
+    def test_a_message_comes_above_the_line_that_is_typed(self):
+        alice, bob = self.people("alice", "bob")
+        terminal = self.login(alice)
+        os.write(terminal.screen, b"send some")
+        terminal.sees("send some")
+        bob.ok(f"send {alice} from bob")
+        terminal.sees("from bob\r\n")
+        terminal.sees("send some")
+        os.write(terminal.screen, b"\x15")
+        terminal.type("logout")
+        terminal.sees("mesin1> ")
+
+    def test_only_people_one_talks_with_come_and_go(self):
+        alice, bob, carol = self.people("alice", "bob", "carol")
+        terminal = self.login(alice, "--language", "en")
+        bob.ok(f"send {alice} from bob")
+        terminal.sees("from bob")
+        carol.again()
+        for person in (carol, bob):
+            person.close()
+        before = terminal.sees(" is offline")
+        self.assertIn(str(bob), before)
+        self.assertNotIn(str(carol), before)
+
+    def test_lines_are_recalled_after_a_restart_without_secrets(self):
+        alice = self.people("alice")[0]
+        first = self.login(alice)
+        first.type("passwd rahasia rahasia")
+        first.sees("> ")
+        first.type("info mesin2")
+        first.sees("henderson")
+        first.type("exit")
+        first.process.wait(PATIENCE)
+        self.assertEqual((first.home / "chat-history").read_text().split("\n"), ["info mesin2", "exit", ""])
+        second = self.terminal(home=first.home)
+        second.sees("> ")
+        os.write(second.screen, b"\x1b[A\x1b[A")
+        second.sees("info mesin2")
+
+
 class PromptConnection(TwoRealms):
     """What is below prompt and page: the connection, and the messages of a conversation."""
 
@@ -5949,16 +6080,16 @@ class PromptConnection(TwoRealms):
         chats, when = self.program.Chats("a@mesin1"), "2024-05-04T17:03:09.250Z"
         talk = chats.talk("b@mesin1")
 
-        def hear(number: int) -> None:
-            chats.take({"id": number, "ts": when, "from": "a@mesin1", "to": "b@mesin1", "msg": "ok"}, None)
+        def hear(number: int, **more: object) -> None:
+            chats.take({"id": number, "ts": when, "from": "a@mesin1", "to": "b@mesin1", "msg": "ok", **more})
 
-        def send() -> object:
-            message = self.program.Message("a@mesin1", self.program.local_time(when), "ok", state="sending")
-            return talk.add(message)
+        def send(**more: object) -> object:
+            moment = self.program.local_time(when)
+            return talk.add(self.program.Message("a@mesin1", moment, "ok", state="sending", **more))
 
         def answer(message: object, number: int) -> None:
-            talk.settle(message, number)
-            message.state = "stored"
+            message.state = "delivered"
+            talk.answer(message, number)
 
         first, second = send(), send()
         hear(5)                                                 # the reply to the first comes after its event
@@ -5968,9 +6099,25 @@ class PromptConnection(TwoRealms):
         third = send()
         hear(7)                                                 # the same words, from another page of the same user
         hear(8)
+        self.assertEqual([message.id for message in talk.messages], [5, 6, 0])
         answer(third, 8)
         self.assertEqual([message.id for message in talk.messages], [5, 6, 7, 8])
         self.assertIs(talk.messages[3], third)
+        send(file={"name": "large.bin", "size": 1})
+        hear(9)                                                 # a text need not wait until a file has gone out
+        self.assertEqual([message.id for message in talk.messages], [5, 6, 7, 8, 9, 0])
+
+    def test_a_message_that_was_refused_after_it_was_stored_is_there_once(self):
+        chats, when = self.program.Chats("a@mesin1"), "2024-05-04T17:03:09.250Z"
+        talk = chats.talk("b@mesin2")
+        message = talk.add(self.program.Message("a@mesin1", self.program.local_time(when), "ok", state="sending"))
+        stored = {"id": 5, "ts": when, "from": "a@mesin1", "to": "b@mesin2", "msg": "ok", "state": "failed",
+                  "code": "user_not_found"}
+        talk.add(self.program.Message.received(stored))         # `history` was read meanwhile
+        chats.take(stored)
+        message.state = "failed"
+        talk.answer(message, 5)
+        self.assertEqual(talk.messages, [message])
 
 
 # ---- the page in a browser -----------------------------------------------------------------------
@@ -6097,7 +6244,7 @@ class Page:
 
     def press(self, label: str) -> None:
         """A button that has no text but a picture."""
-        self.tab.get_by_label(label, exact=True).get_by_role("button").first.click()
+        self.tab.get_by_role("button", name=label, exact=True).first.click()
 
     def choose(self, text: str) -> None:
         """A row of a list: the first with that text in it."""
@@ -6109,7 +6256,7 @@ class Page:
             self.type("Server", f"127.0.0.1:{server.port}")
         self.type("User", str(user))
         self.type("Password", password, enter=True)
-        self.tab.get_by_label("New", exact=True).wait_for(state="attached")
+        self.tab.get_by_role("button", name="New", exact=True).wait_for(state="attached")
         self.tab.get_by_text(str(user), exact=True).wait_for(state="detached")     # the full name says that all came
 
     def register(self, user: str, full_name: str) -> None:
@@ -6131,6 +6278,13 @@ class Page:
         with self.tab.expect_file_chooser() as chooser:
             self.press("Attach a file")
         chooser.value.set_files([str(path) for path in paths])
+        self.sees("Caption")
+        self.click("Send")
+
+    def open_menu(self, number: int) -> None:
+        """The menu of the message of that id."""
+        box = self.bubble(number).bounding_box()
+        self.tab.mouse.click(box["x"] + 30, box["y"] + 20, button="right")
 
     def bubble(self, number: int) -> object:
         """The message of that id."""
@@ -6142,6 +6296,7 @@ class BrowserTest(TwoRealms):
     """Tests with pages of a real Chromium; one browser, one web server and two realms serve them all."""
 
     browser: object = None
+    player: object = None
     client: WebClient | None = None
 
     @classmethod
@@ -6158,7 +6313,7 @@ class BrowserTest(TwoRealms):
         """Starts the browser, once. It ends with this process."""
         if not BrowserTest.browser:
             from playwright.sync_api import sync_playwright
-            player = sync_playwright().start()
+            BrowserTest.player = player = sync_playwright().start()
             BrowserTest.browser = player.chromium.launch(executable_path=CHROMIUM, args=[
                 "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"])
             atexit.register(player.stop)
@@ -6229,7 +6384,7 @@ class BrowserLogin(BrowserTest):
         bob.ok(f"send {alice} unread")
         page = self.page_of(alice)
         page.sees("unread")
-        eventually(lambda: page.tab.title() == "(2) Chat", "the number of unread conversations in the title")
+        eventually(lambda: page.tab.title() == "(2) Chat · mesin1", "the number of unread conversations in the title")
         page.press("Commands, wire, realms")
         page.type(BrowserTools.COMMAND, f"history {carol}", enter=True)
         page.click("Wire")
@@ -6238,6 +6393,7 @@ class BrowserLogin(BrowserTest):
         eventually(lambda: page.tab.title() == "Chat", "the title without a number")
         page.login(bob)
         page.sees("You: unread")
+        page.press("Commands, wire, realms")
         for panel in ("Wire", "Commands"):
             page.click(panel)
             page.sees(f"history ••• {carol}", gone=True)
@@ -6253,6 +6409,78 @@ class BrowserLogin(BrowserTest):
         page.type("User", "messi")
         page.type("Password", "surabaya", enter=True)
         page.sees("Cannot reach 127.0.0.1:1")
+
+    def test_an_address_for_a_class_leads_to_the_realms_alone(self):
+        client = WebClient("--server", f"127.0.0.1:{self.here.port}", "--web-bind", "0.0.0.0")
+        self.addCleanup(client.stop)
+        page = Page(self.browser, re.sub(r"//.*:", "//127.0.0.1:", client.url))
+        self.keep(page)
+        page.sees("Password")
+        self.assertEqual(page.tab.get_by_label("Server", exact=True).count(), 0)
+        page.login("messi", "surabaya")
+        page.tab.evaluate(f"""() => {{
+            const key = Object.keys(localStorage).find(key => key.endsWith("chat.session.mesin1"));
+            localStorage[key] = localStorage[key].replace("{self.here.port}", "{self.there.port}");
+            sessionStorage.clear();
+        }}""")
+        page.tab.reload()
+        page.wake()
+        page.sees("Password")                                   # a session elsewhere is not gone on with
+
+    def test_what_is_loaded_is_small_and_asked_for_once(self):
+        context = self.browser.new_context()
+        self.addCleanup(context.close)
+        asked: list[tuple[str, int]] = []
+        for visit in range(2):
+            tab = context.new_page()
+            network = context.new_cdp_session(tab)
+            network.send("Network.enable")
+            network.on("Network.loadingFinished", lambda event: asked.append(("bytes", event["encodedDataLength"])))
+            tab.goto(self.client.url)
+            tab.wait_for_selector("flt-semantics-placeholder", state="attached")
+            tab.wait_for_load_state("networkidle")
+            total = sum(size for _, size in asked)
+            if visit == 0:
+                self.assertGreater(total, MIB)
+                self.assertLess(total, 6_000_000)
+            else:
+                self.assertLess(total, 50_000)                  # the page itself, which may have changed
+            asked.clear()
+            tab.close()
+
+    @unittest.skipUnless(ON_LINUX, "looks at processes")
+    def test_flet_run_without_a_window_serves_the_page(self):
+        folder = Path(tempfile.mkdtemp(dir=SCRATCH))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("CHAT_", "FLET_"))}
+        program = ROOT / REALMS["mesin1"].folder / "ChatClient.py"
+        environment |= {"HOME": str(folder), "DISPLAY": ":77"}
+        flet = subprocess.Popen(
+            [str(Path(sys.executable).parent / "flet"), "run", str(program)], stdin=subprocess.DEVNULL, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+        self.addCleanup(flet.stdout.close)
+        self.addCleanup(flet.wait)
+        self.addCleanup(flet.kill)
+        said = ""
+        while "http://" not in said:
+            line = first_line(flet)
+            self.assertTrue(line, said)
+            said += line
+        url = re.search(r"http://\S+", said)[0]
+        page = Page(self.browser, url)
+        self.keep(page)
+        page.sees("Password")
+        children = [int(pid) for thread in Path(f"/proc/{flet.pid}/task").glob("*/children")
+                    for pid in thread.read_text().split()]
+        flet.kill()
+        flet.wait()
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "the end of the program")
+
+    def test_letters_of_the_world_come_from_this_computer(self):
+        page = self.page()
+        page.sees("Password")
+        for family, there in (("notosansarabic", True), ("notosansjavanese", True), ("nosuchfont", False)):
+            reply = page.tab.request.get(f"{self.client.url}/assets/fonts/{family}/v1/name.woff2")
+            self.assertEqual(reply.status, 200 if there else 404, family)
 
     def test_the_language_is_the_browsers_and_can_be_switched(self):
         page = self.page(language="id-ID")
@@ -6312,7 +6540,10 @@ class BrowserTalk(BrowserTest):
         second.sees("hallo guys welcome")
         second.press("members")
         second.click("Leave the group")
-        first.sees("1 members")
+        first.sees("1 member:")
+        second.sees("Not a member of this group")
+        second.click("Join again")
+        first.sees("2 members")
 
     def test_files_byte_for_byte_and_pictures_inline(self):
         alice, bob = self.people("alice", "bob@")
@@ -6339,6 +6570,54 @@ class BrowserTalk(BrowserTest):
                     second.bubble(message["id"]).get_by_role("button").click()
                 self.assertEqual(download.value.suggested_filename, file.name)
                 self.assertEqual(Path(download.value.path()).read_bytes(), content)
+
+    def test_files_are_dropped_and_pasted_with_a_caption(self):
+        alice, bob = self.people("alice", "bob")
+        bob.ok(f"send {alice} hello")
+        page = self.page_of(alice)
+        page.choose("hello")
+        page.tab.locator(Page.MESSAGE).wait_for(state="attached")
+        for kind in ("drop", "paste"):
+            page.tab.evaluate("""kind => {
+                const files = new DataTransfer();
+                files.items.add(new File(["first of " + kind], "one.txt"));
+                files.items.add(new File(["second"], "two.txt"));
+                const given = kind === "drop" ? {dataTransfer: files} : {clipboardData: files};
+                const Kind = kind === "drop" ? DragEvent : ClipboardEvent;
+                document.body.dispatchEvent(new Kind(kind, {bubbles: true, cancelable: true, clientX: 500, ...given}));
+            }""", kind)
+            page.sees("2 files, ")
+            page.type("Caption", f"by {kind}", enter=True)
+            page.sees(f"You: by {kind}")
+        eventually(lambda: len(bob.history(alice)) == 7, "two files and a caption, twice")
+        sent = bob.ok(f"history {alice}")["messages"]
+        self.assertEqual([bob.fetch(message["file"]["id"]) for message in sent if message.get("file", {}).get("name")
+                          == "one.txt"], [b"first of drop", b"first of paste"])
+
+    def test_a_hidden_page_tells_of_what_comes(self):
+        alice, bob = self.people("alice", "bob")
+        bob.ok(f"send {alice} hello")
+        page = self.page_of(alice)
+        page.context.grant_permissions(["notifications"])
+        page.tab.evaluate("""() => {
+            window.shown = [];
+            window.Notification = class extends Notification {
+                constructor(title, more) {
+                    super(title, more);
+                    window.shown.push([title, more.body]);
+                    window.notice = this;
+                }
+            };
+        }""")
+        page.sees("hello")
+        page.tab.evaluate("Object.defineProperty(document, 'hidden', {value: true})")
+        bob.ok(f"send {alice} while away")
+        eventually(lambda: page.tab.evaluate("window.shown.length") > 0, "a notice")
+        title, text = page.tab.evaluate("window.shown[0]")
+        self.assertIn("mesin1", title)
+        self.assertIn("while away", text)
+        page.tab.evaluate("window.notice.onclick()")
+        page.tab.locator(Page.MESSAGE).wait_for(state="attached")      # the conversation is open
 
     def test_an_upload_can_be_cancelled(self):
         alice, bob = self.people("alice", "bob")
@@ -6392,6 +6671,38 @@ class BrowserTalk(BrowserTest):
         page.sees("waiting for the other realm", gone=True)
         self.assertEqual(bob.again().history(alice.address), ["hello", "while you were away"])
 
+    def test_code_and_what_a_screen_reader_hears(self):
+        alice, bob = self.people("alice", "bob")
+        lines = common.LINE_BREAK.join([
+            "see (https://id.wikipedia.org/wiki/TCP_(protokol)), `x = 1`.", "```python", "for i in x:", "\tprint(i)",
+            "```", f"@{alice} done"])
+        bob.ok(f"send {alice} {lines}")
+        page = self.page_of(alice, width=1280, height=720)
+        page.choose("done")
+        page.sees("    print(i)")                              # a tab is four wide
+        for name in ("Attach a file", "Send", "New", "Settings"):
+            page.tab.get_by_role("button", name=name, exact=True).wait_for(state="attached")
+        page.tab.get_by_text(re.compile(r"^Bob.*, \d\d:\d\d")).or_(page.tab.get_by_label(
+            re.compile(r"^Bob.*, \d\d:\d\d"))).first.wait_for(state="attached")
+        bob.ok(f"send {alice} announced")
+        page.tab.locator("flt-announcement-polite", has_text="announced").wait_for(state="attached")
+
+    def test_reply_and_info(self):
+        alice, bob = self.people("alice", "bob")
+        number = bob.ok(f"send {alice} what is TCP?")["id"]
+        page = self.page_of(alice)
+        page.choose("what is TCP?")
+        page.open_menu(number)
+        page.click("Info")
+        page.sees("delivered")
+        page.click("Close")
+        page.open_menu(number)
+        page.click("Reply")
+        page.sees("Replying to")
+        page.write("a protocol")
+        eventually(lambda: len(bob.history(alice)) == 2, "the reply")
+        self.assertEqual(bob.history(alice)[1], f"> what is TCP?{common.LINE_BREAK}a protocol")
+
     def test_drafts_stay_with_their_conversation(self):
         alice, bob, carol = self.people("alice", "bob", "carol")
         bob.ok(f"send {alice} from bob")
@@ -6402,7 +6713,7 @@ class BrowserTalk(BrowserTest):
         page.choose("from carol")
         page.sees(carol.address)                                # until then the field is still bob's
         page.write("to carol")
-        page.choose("from bob")
+        page.choose("Draft: unfinished")
         page.sees(bob.address)
         page.focus(page.tab.locator(Page.MESSAGE))
         page.tab.keyboard.press("Enter")
@@ -6449,7 +6760,7 @@ class BrowserTools(BrowserTest):
         page.press("Settings")
         page.click("Commands, wire, realms")
         page.type(self.COMMAND, f"auth {alice} rahasia", enter=True)
-        page.sees(f"Selamat datang, {alice.address}")
+        page.sees(f"Welcome, {alice.address}")
         page.type(self.COMMAND, f"send {bob} hello from the prompt", enter=True)
         page.sees("You: hello from the prompt")                # the chat shows it too
         page.type(self.COMMAND, "send nobody hello", enter=True)
@@ -6479,6 +6790,78 @@ class BrowserTools(BrowserTest):
         page.sees("connected")
 
 
+@unittest.skipUnless("conversations" in COMMANDS, "the server keeps no conversations yet")
+class BrowserReading(BrowserTest):
+    """What one has read is known everywhere, and to those who wrote it."""
+
+    def test_what_was_read_is_read_on_every_page(self):
+        alice, bob = self.people("alice", "bob@")
+        bob.ok_all(f"send {alice.address} number {number}" for number in range(3))
+        first, second = self.page_of(alice), self.page_of(alice)
+        for page in (first, second):
+            eventually(lambda page=page: page.tab.title() == "(1) Chat · mesin1", "the unread conversation")
+        first.choose("number 2")
+        first.sees("number 0")
+        for page in (first, second):
+            eventually(lambda page=page: page.tab.title() == "Chat · mesin1", "that it was read")
+        third = self.page_of(alice)
+        third.sees("number 2")
+        self.assertEqual(third.tab.title(), "Chat · mesin1")
+
+    def test_who_wrote_sees_that_it_was_read(self):
+        alice, bob = self.people("alice", "bob@")
+        alice.ok(f"send {bob.address} have you read this?")
+        first, second = self.page_of(alice), self.page_of(bob)
+        first.choose("have you read this?")
+        first.sees("stored")
+        second.choose("have you read this?")
+        first.sees("read: Bob")
+
+    def test_a_message_is_found_and_gone_to(self):
+        alice, bob = self.people("alice", "bob")
+        bob.ok(f"send {alice} the needle")
+        bob.ok_all(f"send {alice} hay {number}" for number in range(400))
+        alice.ok(f"read {bob} {alice.ok('conversations')['conversations'][0]['last']['id']}")
+        page = self.page_of(alice)
+        page.choose("hay 399")
+        page.press("Search messages")
+        page.type("Search messages", "NEEDLE", enter=True)
+        page.choose("the needle")
+        page.sees("hay 0")
+
+    def test_a_conversation_opens_at_the_first_unread_message(self):
+        alice, bob = self.people("alice", "bob")
+        bob.ok_all(f"send {alice} old {number}" for number in range(80))
+        newest = alice.ok("conversations")["conversations"][0]["last"]["id"]
+        alice.ok(f"read {bob} {newest}")
+        bob.ok_all(f"send {alice} new {number}" for number in range(120))
+        page = self.page_of(alice)
+        page.choose("new 119")
+        page.sees("New messages")
+        page.sees("new 0")
+        self.assertEqual(page.tab.get_by_text("new 119", exact=True).count(), 0)
+        page.tab.get_by_role("button", name=re.compile(r"^\d+ new$")).click()
+        page.bubble(bob.ok(f"history {alice}")["messages"][-1]["id"]).wait_for(state="attached")
+        eventually(lambda: alice.ok("conversations")["conversations"][0]["unread"] == 0, "that all was read")
+
+    def test_a_page_opens_as_quickly_with_all_that_was_ever_received(self):
+        few, many, bob = self.people("few", "many", "bob")
+        bob.ok(f"send {few} newest")
+        bob.ok_all(f"send {many} number {number}" for number in range(20_000))
+        bob.ok(f"send {many} newest")
+        seconds = {}
+        for person in (few, many):
+            page = self.page()
+            page.type("User", str(person))
+            page.type("Password", "rahasia")
+            started = time.monotonic()
+            page.tab.keyboard.press("Enter")
+            page.sees("newest")
+            seconds[person] = time.monotonic() - started
+        print(f"1 message: {seconds[few]:.2f} s, 20,001: {seconds[many]:.2f} s ... ", end="")
+        self.assertLess(seconds[many], 2 * seconds[few] + 0.3)
+
+
 class BrowserMeasure(BrowserTest):
     """A long conversation stays quick."""
 
@@ -6506,6 +6889,101 @@ class BrowserMeasure(BrowserTest):
         self.assertLess(opening, 1.5)
         self.assertLess(statistics.median(delays), 0.15)
 
+    def test_scrolling_to_the_first_message_and_back(self):
+        alice, bob = self.people("alice", "bob")
+        bob.ok_all(f"send {alice} number {number} " + "lorem ipsum " * (number % 20) for number in range(2600))
+        page = self.page_of(alice)
+        page.choose("number 2599")
+        page.tab.mouse.move(700, 400)
+        for turn, text in ((-4000, "number 0 "), (4000, "number 2599 ")):
+            found = page.tab.locator('[flt-semantics-identifier^="msg-"]', has_text=text)
+
+            for _ in range(1200):
+                page.tab.mouse.wheel(0, turn)
+                page.tab.wait_for_timeout(30)
+                if found.count():
+                    break
+            else:
+                self.fail(f"never seen: {text}")
+
+
+@unittest.skipUnless(CHROMIUM and shutil.which("Xvfb") and shutil.which("xdotool"), "needs Chromium, Xvfb, xdotool")
+class BrowserKeys(TwoRealms):
+    """Real keys in a real window: without one nobody sees what a browser takes for itself."""
+
+    def setUp(self):
+        read, write = os.pipe()
+        self.display = subprocess.Popen(["Xvfb", "-displayfd", str(write), "-screen", "0", "1280x800x24"],
+                                        pass_fds=[write], stderr=subprocess.DEVNULL)
+        self.addCleanup(self.display.wait)
+        self.addCleanup(self.display.terminate)
+        os.close(write)
+        with os.fdopen(read) as number:
+            self.environment = {**os.environ, "DISPLAY": f":{number.readline().strip()}"}
+        self.client = WebClient("--server", f"127.0.0.1:{self.here.port}")
+        self.addCleanup(self.client.stop)
+        BrowserTest.start_browser()
+        browser = BrowserTest.player.chromium.launch(
+            executable_path=CHROMIUM, headless=False, env=self.environment,
+            args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,800"])
+        self.addCleanup(browser.close)
+        self.tab = browser.new_page(viewport=None, locale="en-US")
+        self.tab.goto(self.client.url)
+
+    def keys(self, *keys: str) -> None:
+        subprocess.run(["xdotool", "key", "--clearmodifiers", *keys], env=self.environment, check=True)
+
+    def type(self, text: str) -> None:
+        subprocess.run(["xdotool", "type", "--delay", "30", text], env=self.environment, check=True)
+
+    def focused(self, tag: str) -> None:
+        """Waits until a field of that kind has the focus in the page."""
+        eventually(lambda: self.tab.evaluate("document.activeElement.tagName") == tag, f"the focus in a field {tag}")
+
+    def login(self, person: Person) -> None:
+        self.focused("INPUT")
+        self.type(str(person))
+        self.keys("Tab")
+        self.type("rahasia")
+        self.keys("Return")
+        eventually(lambda: self.tab.title().startswith("(1)"), "the message in the title")
+
+    def test_tab_completes_and_keeps_what_was_typed(self):
+        alice = self.people("alice")[0]
+        zoe = Person(self.here, "zoe", "register zoe rahasia Zoe Indonesia")
+        self.keep(zoe)
+        zoe.ok(f"send {alice} from zoe")
+        self.login(alice)
+        self.tab.mouse.click(206, 30)                           # the command panel
+        self.focused("INPUT")
+        self.type("send zo")
+        self.keys("Tab")
+        eventually(lambda: self.tab.evaluate("document.activeElement.value") == "send zoe ", "the completion")
+        self.type("after Tab")
+        self.keys("Return")
+        eventually(lambda: zoe.history(alice) == ["from zoe", "after Tab"], "the completed command")
+
+    def test_ctrl_k_finds_and_escape_goes_back(self):
+        alice, bob, carol = self.people("alice", "bob", "carol")
+        bob.ok(f"send {alice} from bob")
+        self.login(alice)
+        self.keys("ctrl+k")
+        self.focused("INPUT")
+        self.type(str(carol))
+        self.keys("Return")                                     # with whom there is no conversation yet
+        self.focused("TEXTAREA")
+        self.type("found you")
+        self.keys("Return")
+        eventually(lambda: carol.history(alice) == ["found you"], "the message to whom was found")
+        self.keys("ctrl+k")
+        self.focused("INPUT")
+        self.keys("Escape")
+        self.focused("TEXTAREA")
+        self.type("and again")
+        self.keys("Return")
+        eventually(lambda: carol.history(alice) == ["found you", "and again"], "a message typed after Escape")
+        self.assertTrue(self.tab.url.startswith(self.client.url))
+
 
 @unittest.skipUnless(CHROMIUM, "there is no Chromium on this computer")
 class BrowserDemo(ChatTest):
@@ -6525,8 +7003,14 @@ class BrowserDemo(ChatTest):
         page.write("side by side", number=0)
         page.sees("You: side by side")
         page.sees("send ••• henderson@mesin2 side by side")
-        children = {int(pid) for pid in Path(f"/proc/{client.process.pid}/task/{client.process.pid}/children")
-                    .read_text().split()} if ON_LINUX else set()
+        page.tab.get_by_role("switch").nth(1).click()
+        page.sees("off")
+        page.sees("henderson@mesin2 · unknown")
+        page.sees("messi@mesin1 · unknown")
+        page.tab.get_by_role("switch").nth(1).click()
+        page.sees("henderson@mesin2 · online")
+        children = {int(pid) for thread in Path(f"/proc/{client.process.pid}/task").glob("*/children")
+                    for pid in thread.read_text().split()}
         self.assertEqual(len(children), 2 if ON_LINUX else 0)
         client.stop()
         self.assertFalse([pid for pid in children if Path(f"/proc/{pid}").exists()])

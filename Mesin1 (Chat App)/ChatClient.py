@@ -7,18 +7,21 @@ In this order, each part using only what stands above it:
   typed commands     a line as a person types it -> a request -> lines to show
   prompt             the terminal, or a script from a pipe
   what a chat shows  conversations and messages, no control in them
-  the page's parts   ChatView (one whole chat), Tools and Wire below it, Window (a browser's page)
+  the page's parts   ChatView (one whole chat: LoginView, TalkList, TalkView), Tools and Wire below it, Window
   serving the page   to browsers or in a window; the demo's two realms
 """
 from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
+import bisect
 import collections
 import concurrent.futures
 import contextlib
-import ctypes
+import getpass
 import glob
+import gzip
 import hashlib
 import itertools
 import json
@@ -41,7 +44,7 @@ import webbrowser
 import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -60,132 +63,26 @@ FRAME_HEAD = 2048              # bytes of a frame that an observer is shown: a m
 
 # ---- texts -------------------------------------------------------------------------------------
 
-TEXTS = {                      # key: (Indonesian, English)
-    "banner": ("Chat realm {realm}, server {place}. Mulai dengan: auth USER PASSWORD. Bantuan: help. Keluar: Ctrl-D.",
-               "Chat realm {realm}, server {place}. Begin with: auth USER PASSWORD. Help: help. Leave: Ctrl-D."),
-    "welcome": ("Selamat datang, {user}", "Welcome, {user}"),
-    "unreachable": ("Tidak dapat terhubung ke {place}", "Cannot reach {place}"),
-    "lost": ("Koneksi terputus, dicoba lagi dalam {seconds} detik", "Connection lost, next attempt in {seconds} s"),
-    "again_up": ("Terhubung kembali", "Connected again"),
-    "ended": ("Sesi telah berakhir, silakan login lagi", "The session has ended, please log in again"),
-    "queued": ("menunggu realm tujuan", "waiting for the other realm"),
-    "queued_count": ("{count} menunggu", "{count} waiting"),
-    "nothing_new": ("Tidak ada pesan baru", "No new messages"),
-    "nothing": ("Kosong", "Nothing here"), "more": ("masih ada lagi", "there is more"),
-    "saved": ("Disimpan: {path} ({size})", "Saved: {path} ({size})"),
-    "no_file": ("Tidak dapat membaca file {path}", "Cannot read the file {path}"),
-    "damaged": ("Isi file rusak dalam perjalanan", "The file was damaged on its way"),
-    "failed": ("GAGAL: {reason}", "FAILED: {reason}"),
-    "cancelled": ("Dibatalkan", "Cancelled"),
-    "waiting": ("Belum terjawab, ditunggu: {line}", "Not answered yet, waiting: {line}"),
-    "online": ("{user} online", "{user} is online"), "offline": ("{user} offline", "{user} is offline"),
-    "created": ("{user} membuat group {group}", "{user} made the group {group}"),
-    "joined": ("{user} masuk ke group {group}", "{user} joined the group {group}"),
-    "left": ("{user} keluar dari group {group}", "{user} left the group {group}"),
-    "up": ("Realm {realm} terhubung", "Realm {realm} is connected"),
-    "down": ("Realm {realm} terputus", "Realm {realm} is cut off"),
-    "file": ("[file {id}] {name}, {size}", "[file {id}] {name}, {size}"),
-    "members": ("anggota", "members"),
-    # the page: login
-    "title": ("Chat", "Chat"),
-    "login": ("Login", "Log in"), "register": ("Daftar", "Register"),
-    "no_account": ("Belum punya akun? Daftar", "No account yet? Register"),
-    "have_account": ("Sudah punya akun? Login", "Have an account? Log in"),
-    "choose_realm": ("Realm", "Realm"), "server": ("Server", "Server"),
-    "this_computer": ("Server di komputer ini", "The server is on this computer"),
-    "user": ("User", "User"), "password": ("Password", "Password"),
-    "nama": ("Nama lengkap", "Full name"), "negara": ("Negara", "Country"),
-    "needed": ("Harus diisi", "Please fill in"), "no_spaces": ("Tanpa spasi", "No spaces"),
-    "bad_name": ("1 sampai 32 dari a-z 0-9 . _ -", "1 to 32 of a-z 0-9 . _ -"),
-    "bad_server": ("Bentuknya: host:port", "Write host:port"),
-    # conversations
-    "find": ("Cari percakapan (Ctrl+K)", "Find a conversation (Ctrl+K)"),
-    "none_found": ("Tidak ada yang cocok", "Nothing matches"),
-    "no_talks": ("Belum ada percakapan.\nMulai dengan tombol di atas.",
-                 "No conversations yet.\nBegin with the button above."),
-    "no_messages": ("Belum ada pesan", "No messages yet"),
-    "choose_talk": ("Pilih percakapan untuk mulai chat", "Choose a conversation"),
-    "new": ("Baru", "New"), "new_message": ("Pesan baru", "New message"),
-    "new_group": ("Group baru", "New group"), "join_group": ("Masuk ke group", "Join a group"),
-    "leave_group": ("Keluar dari group", "Leave the group"),
-    "group_name": ("Nama group", "Name of the group"),
-    "person_hint": ("Nama, atau user@realm", "Name, or user@realm"),
-    "group_hint": ("Group, atau group@realm", "Group, or group@realm"),
-    "not_a_member": ("Bukan anggota group ini", "Not a member of this group"),
-    "is_online": ("online", "online"), "is_offline": ("offline", "offline"),
-    "you": ("Anda", "You"), "back": ("Kembali", "Back"),
-    # messages
-    "message": ("Pesan", "Message"), "attach": ("Lampirkan file", "Attach a file"),
-    "write": ("Tulis pesan", "Write a message"), "send": ("Kirim", "Send"),
-    "save": ("Simpan", "Save"), "cancel": ("Batal", "Cancel"),
-    "again": ("Kirim lagi", "Send again"),
-    "new_messages": ("Pesan baru", "New messages"), "newest": ("Terbaru", "Newest"),
-    "count_new": ("{count} pesan baru", "{count} new"),
-    "is_sending": ("sedang dikirim", "sending"), "is_stored": ("tersimpan di server", "stored"),
-    "is_queued": ("menunggu", "queued"), "is_failed": ("gagal", "failed"),
-    "today": ("Hari ini", "Today"), "yesterday": ("Kemarin", "Yesterday"),
-    "weekdays": ("Senin Selasa Rabu Kamis Jumat Sabtu Minggu",
-                 "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
-    "months": ("Januari Februari Maret April Mei Juni Juli Agustus September Oktober November Desember",
-               "January February March April May June July August September October November December"),
-    "too_long": ("Terlalu panjang: paling banyak {size}", "Too long: at most {size}"),
-    "file_too_large": ("{name} terlalu besar: paling banyak {size}", "{name} is too large: at most {size}"),
-    "trying": ("Menghubungkan …", "Connecting …"), "went_wrong": ("Terjadi kesalahan", "Something went wrong"),
-    "copied": ("Disalin", "Copied"),
-    # settings and tools
-    "settings": ("Pengaturan", "Settings"),
-    "system": ("Tema sistem", "System theme"),
-    "light": ("Terang", "Light"), "dark": ("Gelap", "Dark"),
-    "other_language": ("English", "Bahasa Indonesia"),
-    "logout": ("Logout", "Log out"),
-    "tools": ("Command, wire, realm", "Commands, wire, realms"),
-    "commands": ("Command", "Commands"),
-    "command": ("Ketik command, misalnya: send messi hello", "Type a command, such as: send messi hello"),
-    "wire": ("Wire", "Wire"), "realms": ("Realm", "Realms"),
-    "filter": ("Saring", "Filter"), "pause": ("Jeda", "Pause"),
-    "resume": ("Lanjutkan", "Resume"),
-    "copy": ("Salin", "Copy"), "clear": ("Bersihkan", "Clear"),
-    "close": ("Tutup", "Close"), "ok": ("OK", "OK"),
-    "turn_off": ("Matikan server {realm}", "Turn the server of {realm} off"),
-    "turn_on": ("Nyalakan server {realm}", "Turn the server of {realm} on"),
-    "link_local": ("realm ini", "this realm"),
-    "link_up": ("terhubung", "connected"), "link_down": ("terputus", "cut off"),
-    "no_realms": ("Login dahulu", "Log in first"),
-    # start
-    "open_url": ("Buka {url}", "Open {url}"),
-    "demo_failed": ("Server demo tidak dapat dimulai", "The demo's servers did not start"),
-    "demo_hello": ("Halo dari {realm}! \U0001f44b", "Hello from {realm}!"),
-    "demo_answer": ("Halo juga, pesanmu sampai di {realm} \U0001f389", "Hello, you reached {realm}!"),
-}
-REASONS = {                    # in English, by the code of the refusal; the server's own words are Indonesian
-    "bad_credentials": "No such user, or a wrong password", "user_exists": "This user exists already",
-    "user_not_found": "No such user", "group_not_found": "No such group",
-    "group_exists": "This group exists already", "already_member": "Already a member",
-    "not_member": "Not a member of this group", "realm_not_found": "No such realm",
-    "file_not_found": "No such file", "bad_name": "1 to 32 of a-z 0-9 . _ -",
-    "bad_arguments": "The arguments don't fit", "unknown_command": "No such command",
-    "session_not_found": "Please log in first", "rate_limited": "Too many attempts",
-    "too_large": "The file is too large", "too_long": "Too long", "busy": "The server is full",
-}
+ASSETS = Path(__file__).resolve().parent / "assets"
+TEXTS = json.loads((ASSETS / "texts.json").read_text("utf-8"))     # key: [Indonesian, English], or the text of both
 INDONESIAN, ENGLISH = 0, 1
 
 
 def say(key: str, language: int = INDONESIAN, **fields: object) -> str:
-    """A text of the block above in one of the two languages."""
-    return TEXTS[key][language].format(**fields)
+    text = TEXTS[key]
+    return (text if isinstance(text, str) else text[language]).format(**fields)
 
 
 def show_size(size: float) -> str:
-    """A number of bytes for people: `3.2 KB`."""
+    """A number of bytes for people, in the units of the limits: `3.2 KB`, `64 MB`."""
     for unit in ("B", "KB", "MB"):
-        if size < 1000:
+        if size < 1024:
             break
-        size, unit = size / 1000, "GB"
-    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+        size, unit = size / 1024, "GB"
+    return f"{size:.0f} {unit}" if size >= 100 or size == int(size) else f"{size:.1f} {unit}"
 
 
 def local_time(ts: str) -> datetime:
-    """A message's `ts` on this computer's clock."""
     return datetime.fromisoformat(ts.replace("Z", "+00:00")).astimezone()
 
 
@@ -203,7 +100,9 @@ def reason(error: Exception, language: int = INDONESIAN) -> str:
         return say("unreachable", language, place=error)
     if not isinstance(error, ChatError):
         return str(error)
-    words = REASONS.get(error.code, error.message) if language == ENGLISH else error.message
+    usage = error.message.partition(": ")[2] if error.code == "bad_arguments" else ""
+    words = say(f"code.{error.code}", language) if f"code.{error.code}" in TEXTS and language else error.message
+    words += f": {usage}" if usage and usage not in words else ""
     return f"{words} ({error.fields['retry_after']} s)" if "retry_after" in error.fields else words
 
 
@@ -246,7 +145,6 @@ class ArrivingFile:
         self._size = reply["file_size"]
 
     def write(self, text: bytes) -> None:
-        """Takes a piece of base64."""
         self._store(self._decoder.feed(text))
 
     def finish(self, reply: dict) -> Path:
@@ -314,7 +212,8 @@ class ServerConnection:
     login it raises OSError instead. Files go over connections of their own, so that talk does not wait for them.
 
     After `subscribe`, `on_event` is called with each event as it came, each message once; also with the connection's
-    own: `{"event": "connection", "state": "up" | "lost" | "ended", "retry": seconds}`. `on_frame` sees every Frame.
+    own: `{"event": "connection", "state": "up" | "lost" | "ended", "retry": seconds}`, or the state "restored" when the
+    server was put back to an older copy of its data. `on_frame` sees every Frame.
     """
 
     def __init__(self, host: str, port: int, realm: str, on_event: Callable[[dict], None] = lambda event: None,
@@ -330,7 +229,7 @@ class ServerConnection:
         self._tag = f"{secrets.token_hex(6)}."     # no two clients share a tag
         self._count = itertools.count(1)
         self._pending: dict[str, Pending] = {}
-        self._wake = asyncio.Event()
+        self._wake, self._hurry = asyncio.Event(), asyncio.Event()
         self._writer: asyncio.StreamWriter | None = None       # while the connection is up
         self._failures = 0                         # attempts since the last answer
         self._agreeing: asyncio.Task | None = None
@@ -347,6 +246,15 @@ class ServerConnection:
         elif word == "logout":
             self.token = None
         return reply
+
+    async def send_raw(self, line: str) -> dict:
+        """The reply to a line as it is, right or wrong, with the token where it says T."""
+        words = line.split(" ")
+        command = COMMANDS.get(words[0].lower())
+        if self.token and command and "T" in command.names and words[1:2] == ["T"]:
+            words[1] = self.token
+        words = [f"@{self._tag}{next(self._count)}", *words]
+        return await self._begin(f"{' '.join(words)}\r\n".encode(errors="replace"), patient=False)
 
     async def resume(self, user: str, token: str) -> None:
         """Goes on with the session of another connection. Raises ChatError, OSError."""
@@ -394,6 +302,11 @@ class ServerConnection:
 
         return await self._persist(fetch)
 
+    def try_now(self) -> None:
+        """Ends the wait until the next attempt to connect."""
+        self._failures = 0
+        self._hurry.set()
+
     async def close(self) -> None:
         """Ends the connection for good, and whoever still waits for an answer."""
         self._task.cancel()
@@ -403,7 +316,9 @@ class ServerConnection:
 
     def _line(self, word: str, *arguments: str, token: str | None = None) -> bytes:
         """A request under a new tag. Raises ChatError where it needs a login that there is not."""
-        command, token = COMMANDS[word], token or self.token
+        command, token = COMMANDS.get(word), token or self.token
+        if not command:                            # of a newer version than this one
+            raise ChatError("unknown_command")
         words = [f"@{self._tag}{next(self._count)}", word, *arguments]
         if "T" in command.names and (token or command.caller == USER):
             if not token:
@@ -443,7 +358,10 @@ class ServerConnection:
         async def agree() -> None:
             with contextlib.suppress(ChatError, OSError):
                 reply = self._checked(await answer, line)
-                if not after:                      # else the messages up to there are still to come
+                if after and reply["last_id"] < int(after[0]):
+                    self.last_id = reply["last_id"]
+                    self._notify(state="restored")
+                elif not after:                    # else the messages up to there are still to come
                     self.last_id = max(self.last_id or 0, reply["last_id"])
 
         self._agreeing = asyncio.ensure_future(agree())
@@ -475,7 +393,9 @@ class ServerConnection:
                 delay = backoff(self._failures)
                 self._failures += 1
                 self._notify(state="lost", retry=delay)
-                await asyncio.sleep(delay)
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._hurry.wait(), delay)
+            self._hurry.clear()
 
     async def _connect(self, limit: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         try:
@@ -603,7 +523,7 @@ class ServerConnection:
 # ---- typed commands ----------------------------------------------------------------------------
 
 
-SECRET = re.compile(r"\s*(auth|register|passwd)\b", re.IGNORECASE)     # lines with a password are not recalled
+SECRET = re.compile(r"[\s!/]*(auth|register|passwd)\b", re.IGNORECASE)     # lines with a password are not recalled
 
 
 def parse_typed(line: str, logged_in: bool) -> tuple[Command, list[str]]:
@@ -637,50 +557,72 @@ def parameter_after(words: list[str]) -> str:
     return names[len(words) - 1] if len(words) <= len(names) else ""
 
 
-async def perform(conn: ServerConnection, line: str, downloads: Path,
-                  progress: Progress = unwatched) -> list[str]:
-    """Carries out a typed line: the lines to show. Raises ChatError, OSError."""
+Paint = Callable[[str], str]                                # an address -> its name as it is shown
+Choose = Callable[[str], Awaitable[tuple[Path, str]]]       # the path of a file to send as typed -> the file, its name
+Fetch = Callable[[str], Awaitable[Path]]                    # the id of a message's file -> where it now lies
+
+
+def unpainted(name: str) -> str:
+    """The Paint of a page, or of a pipe."""
+    return name
+
+
+async def perform(conn: ServerConnection, line: str, language: int, choose: Choose, fetch: Fetch,
+                  progress: Progress = unwatched, paint: Paint = unpainted) -> list[str]:
+    """Carries out a typed line: the lines to show, in that language. Raises ChatError, OSError."""
+    if line.startswith("!"):                       # as it is, so that a wrong command can be watched
+        reply = json.dumps(await conn.send_raw(line[1:].strip()), separators=(",", ":"), ensure_ascii=False)
+        return [clean(common.mask(reply.encode()).decode())]
     command, arguments = parse_typed(line, bool(conn.token))
     if command.word == "help":
-        return common.help_text(*arguments).split("\n")
+        return common.help_text(*arguments).split("\n") if arguments else [
+            f"{each.prompt_usage:<48} {each.english if language else each.indonesian}" for each in PUBLIC_COMMANDS]
     if command.word == "getfile":
-        path = await conn.fetch_file(arguments[0], downloads, progress)
-        return [say("saved", path=path, size=show_size(path.stat().st_size))]
+        path = await fetch(arguments[0])
+        return [say("saved", language, path=path, size=show_size(path.stat().st_size))]
     if command.takes_file:
-        path = Path(arguments.pop().strip("'\"")).expanduser()
+        path, name = await choose(arguments.pop())
         try:
-            reply = await conn.send_file(command.word, *arguments, path=path, progress=progress)
+            reply = await conn.send_file(command.word, *arguments, path=path, name=name, progress=progress)
         except OSError:
-            raise Refused({"message": say("no_file", path=path)}) from None
+            raise Refused({"message": say("no_file", language, path=path)}) from None
     else:
         reply = await conn.request(command.word, *arguments)
     if command.word in ("auth", "register"):
-        return [say("welcome", user=f"{conn.user}@{conn.realm}")]
-    return describe(command.word, reply, conn.realm) or [reply.get("message") or say("nothing")]
+        return [say("welcome", language, user=f"{conn.user}@{conn.realm}")]
+    return describe(command.word, reply, conn.realm, language, paint)
 
 
-def describe(word: str, reply: dict, home: str) -> list[str]:
-    """A reply as lines for people; empty where its own message says it all, or there is nothing."""
+def describe(word: str, reply: dict, home: str, language: int, paint: Paint = unpainted) -> list[str]:
+    lines = []
     if word == "inbox":
-        lines = [describe_message(message, home) for part in reply["messages"].values() for message in part]
-        return (lines or [say("nothing_new")]) + [say("more")] * bool(reply.get("more"))
-    if word in ("history", "getrealminbox"):
-        return [describe_message(message, home) for message in reply["messages"]]
-    if word == "info":
-        return [f"{'●' if person['online'] else '○'} {short(person['user'] + '@' + person['realm'], home):<20} "
-                f"{person['nama']}, {person['negara']}" for person in reply["users"]]
-    if word == "groups":
-        return [f"{'●' if group['member'] else '○'} {short(group['group'], home):<20} {say('members')}: "
-                + ", ".join(short(member, home) for member in group["members"]) for group in reply["groups"]]
-    if word == "realms":
-        return [f"{name:<12} {row['address']}:{row['port']}  {row['link']}" +
-                (f", {say('queued_count', count=row['queued'])}" if row.get("queued") else "") +
-                (f", {row['rtt_ms']:.0f} ms" if row.get("rtt_ms") is not None else "")
-                for name, row in reply["realms"].items()]
-    if "id" in reply:
-        queued = f", {say('queued')}" if reply.get("queued") else ""
-        return [f"{reply.get('message') or 'OK'} (#{reply['id']}{queued})"]
-    return []
+        lines = describe_messages([each for part in reply["messages"].values() for each in part], home, language, paint)
+        lines = lines or [say("nothing_new", language)]
+    elif word in ("history", "getrealminbox", "search"):
+        lines = describe_messages(reply["messages"], home, language, paint)
+    elif word == "conversations":
+        lines = [f"{short(row.get('group') or row['with'], home):<20} {row['unread'] or ''}"
+                 for row in reply["conversations"]]
+    elif word == "info":
+        lines = [f"{'●' if person['online'] else '○'} {short(person['user'] + '@' + person['realm'], home):<20} "
+                 + clean(f"{person['nama']}, {person['negara']}") for person in reply["users"]]
+    elif word == "groups":
+        lines = [f"{'●' if group['member'] else '○'} {short(group['group'], home):<20} "
+                 f"{group.get('count', len(group['members']))} {say('members', language)}: "
+                 + ", ".join(short(member, home) for member in group["members"]) for group in reply["groups"]]
+    elif word == "realms":
+        lines = [f"{name:<12} {row['address']}:{row['port']}  {row['link']}" +
+                 (f", {say('queued_count', language, count=row['queued'])}" if row.get("queued") else "") +
+                 (f", {row['rtt_ms']:.0f} ms" if row.get("rtt_ms") is not None else "")
+                 for name, row in reply["realms"].items()]
+    elif "id" in reply:
+        words = say("queued" if reply.get("queued") else "is_delivered", language)
+        lines = [f"{(reply.get('message') if language == INDONESIAN else '') or say('sent', language)} "
+                 f"(#{reply['id']}, {words})"]
+    else:
+        done = reply.get("message") if language == INDONESIAN else ""
+        return [str(done or say("done" if "message" in reply else "nothing", language))]
+    return (lines or [say("nothing", language)]) + [say("more", language)] * bool(reply.get("more"))
 
 
 def short(address: str, home: str) -> str:
@@ -688,35 +630,39 @@ def short(address: str, home: str) -> str:
     return address.removesuffix(f"@{home}")
 
 
-def describe_message(message: dict, home: str) -> str:
+def describe_messages(messages: list[dict], home: str, language: int, paint: Paint) -> list[str]:
+    """Messages as lines, with a line for each new day before today."""
+    lines, day = [], datetime.now().date()
+    for message in messages:
+        moment = local_time(message["ts"])
+        if moment.date() != day:
+            day = moment.date()
+            lines.append(f"── {show_day(moment, language)} ──")
+        lines.append(describe_message(message, home, paint))
+    return lines
+
+
+def show_day(moment: datetime, language: int) -> str:
+    days = (datetime.now().date() - moment.date()).days
+    if days in (0, 1):
+        return say("yesterday" if days else "today", language)
+    return f"{say('weekdays', language).split()[moment.weekday()]}, {moment.day} " \
+        f"{say('months', language).split()[moment.month - 1]} {moment.year}"
+
+
+def describe_message(message: dict, home: str, paint: Paint) -> str:
     """A message as one line, a line break in it as an arrow."""
     group = f"{short(message['group'], home)} | " if "group" in message else ""
     if "file" in message:
         text = say("file", **{**message["file"], "size": show_size(message["file"]["size"])})
     else:
         text = " ↵ ".join(message["msg"].split(LINE_BREAK))
-    moment = local_time(message["ts"])
-    day = "" if moment.date() == datetime.now().date() else f"{moment:%d-%m} "
-    return clean(f"[{day}{moment:%H:%M}] {group}{short(message['from'], home)}: {text}")
+    return f"[{local_time(message['ts']):%H:%M:%S}] {group}{paint(short(message['from'], home))}: {clean(text)}"
 
 
 def clean(text: str) -> str:
     """Text that can't steer a terminal."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-
-
-def describe_event(event: dict, home: str) -> str:
-    """An event as one line."""
-    kind = event["event"]
-    if kind == "message":
-        return describe_message(event, home)
-    if kind == "presence":
-        return say("online" if event["online"] else "offline", user=short(event["user"], home))
-    if kind == "group":
-        return say(event["change"], user=short(event["user"], home), group=short(event["group"], home))
-    if kind == "realm":
-        return say(event["link"], realm=event["realm"])
-    return ""
 
 
 # ---- prompt ------------------------------------------------------------------------------------
@@ -730,14 +676,19 @@ class Prompt:
     """
 
     PATIENCE = 3.0             # seconds that the next line waits for an answer; later the answer comes in between
+    COLORS = (31, 32, 33, 34, 35, 36, 91, 92, 93, 94, 95, 96)      # of names, by their checksum
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.place = "{}:{}".format(*options.place)
         self.downloads = options.downloads
         self.is_script = not (sys.stdin.isatty() and sys.stdout.isatty())
+        language = options.language or os.environ.get("LANG", "") if not self.is_script else "id"
+        self.language = ENGLISH if language.startswith("en") else INDONESIAN
         self.readline: Any = None                  # Python's module, where there is one
-        self.editor: Any = None                    # and the library below it
         self.names: set[str] = set()               # people and groups, for completion
+        self.partners: set[str] = set()            # whom one talks with: their coming and going is told
+        self.talk = ""                             # where plain lines go: "send USER" or "sendgroup GROUP"
+        self.day = datetime.now().date()           # of the newest message shown
         self.typing = ""                           # the prompt, while it is on the screen
         self.was_lost = False
         self.drawn = 0.0                           # when the progress line was
@@ -746,39 +697,54 @@ class Prompt:
         self.conn = self.start(self.connect(options)).result()
 
     async def connect(self, options: argparse.Namespace) -> ServerConnection:
-        """Makes the connection within its loop."""
         hear = (lambda event: None) if self.is_script else self.hear
         return ServerConnection(*options.place, options.realm, hear, tls=options.context)
 
     def start(self, work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future:
-        """Begins the work in the loop."""
         return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def say(self, key: str, **fields: object) -> str:
+        return say(key, self.language, **fields)
+
+    def paint(self, name: str) -> str:
+        if self.is_script or "NO_COLOR" in os.environ:
+            return name
+        return f"\033[{self.COLORS[zlib.crc32(name.encode()) % len(self.COLORS)]}m{name}\033[0m"
 
     async def carry_out(self, line: str) -> tuple[list[str], bool]:
         """A typed line -> the lines to show, and whether it went well."""
         try:
-            return await perform(self.conn, line, self.downloads, self.show_progress), True
+            return await perform(self.conn, line, self.language, self.choose, self.fetch, self.show_progress,
+                                 self.paint), True
         except (ChatError, OSError) as error:
-            return [say("failed", reason=reason(error))], False
+            return [self.say("failed", reason=reason(error, self.language))], False
+
+    @staticmethod
+    async def choose(typed: str) -> tuple[Path, str]:
+        path = Path(typed.strip("'\"")).expanduser()
+        return path, path.name
+
+    async def fetch(self, file_id: str) -> Path:
+        return await self.conn.fetch_file(file_id, self.downloads, self.show_progress)
 
     def run_script(self) -> int:
         """Carries out standard input, one line of result for each command; 1 if any failed."""
-        status = 0
+        failed = False
         for line in sys.stdin:
             if line.strip() and not line.lstrip().startswith("#"):
                 lines, well = self.start(self.carry_out(line)).result()
-                status |= not well
+                failed = failed or not well
                 print(" | ".join(lines), flush=True)
-        return status
+        return int(failed)
 
     def run_terminal(self) -> int:
         """Reads lines until Ctrl-D, then waits for what is not answered yet."""
         self.prepare_readline()
-        self.show(say("banner", realm=self.conn.realm, place=self.place))
+        self.show(self.say("banner", realm=self.conn.realm, place=self.place))
         unanswered: dict[concurrent.futures.Future, str] = {}
         while True:
             try:
-                line = self.read_line().strip()
+                line = self.understand(self.read_line().strip())
             except KeyboardInterrupt:
                 print()
                 continue
@@ -791,13 +757,37 @@ class Prompt:
                 future = self.start(self.answer(line))
                 unanswered[future] = line
                 word = line.split()[0].lower()
-                patience = None if word == "getfile" or "file" in word else self.PATIENCE
-                self.wait(future, patience)
+                self.wait(future, None if word == "getfile" or "file" in word else self.PATIENCE)
             unanswered = {future: line for future, line in unanswered.items() if not future.done()}
         for future, line in unanswered.items():
-            self.show(say("waiting", line=line))
+            self.show(self.say("waiting", line=line))
             self.wait(future)
         return 0
+
+    def understand(self, line: str) -> str:
+        """A line as it was typed -> the command that it means, or nothing where it was for the prompt itself."""
+        word, *rest = line.removeprefix("/").split() or [""]
+        if word == "auth" and len(rest) == 1:      # the password is asked for, and not shown
+            return f"{line.removeprefix('/')} {getpass.getpass('Password: ')}"
+        if word == "chat" and (line.startswith("/") or not self.talk):
+            target = rest[0] if rest else ""
+            is_group = self.start(self.is_group(target)).result() if target and self.conn.token else False
+            self.talk = f"{'sendgroup' if is_group else 'send'} {target}" if target else ""
+            return ""
+        if line == "chat":
+            self.talk = ""
+            return ""
+        if self.talk and line and not line.startswith(("/", "!")):
+            return f"{self.talk} {line}"
+        return line.removeprefix("/")
+
+    async def is_group(self, target: str) -> bool:
+        """Whether one is in a group of that name."""
+        with contextlib.suppress(ChatError, OSError):
+            address = "@".join(common.parse_address(target, self.conn.realm))
+            groups = (await self.conn.request("groups"))["groups"]
+            return any(row["group"] == address and row["member"] for row in groups)
+        return False
 
     def wait(self, future: concurrent.futures.Future, seconds: float | None = None) -> None:
         """Lets it come to its end; Ctrl-C cancels it."""
@@ -805,44 +795,66 @@ class Prompt:
             concurrent.futures.wait([future], seconds)
         except KeyboardInterrupt:
             future.cancel()
-            self.show(say("cancelled"))
+            self.show(self.say("cancelled"))
 
     async def answer(self, line: str) -> None:
-        """Carries out a line and shows what came of it."""
         lines, well = await self.carry_out(line)
         self.show(*lines)
-        word = line.split()[0].lower()
+        word, *rest = line.lower().split()
+        if word.startswith("send") and rest:
+            self.partners.add(short(rest[0], self.conn.realm))
         if well and word in ("auth", "register", "addgroup", "joingroup", "info"):
             with contextlib.suppress(ChatError, OSError):
                 if word in ("auth", "register"):
                     await self.conn.subscribe()
-                home = self.conn.realm
-                for realm in (await self.conn.request("realms"))["realms"]:
-                    people = (await self.conn.request("info", realm))["users"]
-                    self.names |= {short(f"{person['user']}@{realm}", home) for person in people}
-                groups = (await self.conn.request("groups"))["groups"]
-                self.names |= {short(group["group"], home) for group in groups}
+                    await self.tell_unread()
+                await self.learn_names()
+
+    async def tell_unread(self) -> None:
+        """How many messages of whom are unread, where the server counts them."""
+        rows = (await self.conn.request("conversations"))["conversations"] if "conversations" in COMMANDS else []
+        unread = [f"{self.paint(short(row.get('group') or row['with'], self.conn.realm))} {row['unread']}"
+                  for row in rows if row["unread"]]
+        if unread:
+            self.show(self.say("unread", names=", ".join(unread)))
+
+    async def learn_names(self) -> None:
+        home = self.conn.realm
+        for realm in (await self.conn.request("realms"))["realms"]:
+            with contextlib.suppress(ChatError):   # it is cut off
+                people = (await self.conn.request("info", realm))["users"]
+                self.names |= {short(f"{person['user']}@{realm}", home) for person in people}
+        groups = (await self.conn.request("groups"))["groups"]
+        self.names |= {short(group["group"], home) for group in groups}
 
     def hear(self, event: dict) -> None:
-        """Shows what comes in by itself."""
-        home, who = self.conn.realm, event.get("from") or event.get("user")
-        if event["event"] == "connection":
+        home, kind = self.conn.realm, event["event"]
+        who = short(event.get("from") or event.get("user") or "", home)
+        if kind == "connection":
             if event["state"] == "lost":
-                self.show(say("lost", seconds=f"{event['retry']:.1f}"))
+                self.show(self.say("lost", seconds=f"{event['retry']:.1f}"))
             elif event["state"] == "ended" or self.was_lost:
-                self.show(say("ended" if event["state"] == "ended" else "again_up"))
+                self.show(self.say("ended" if event["state"] == "ended" else "again_up"))
             self.was_lost = event["state"] == "lost"
-        elif who != f"{self.conn.user}@{home}":
-            if who:
-                self.names.add(short(who, home))
-            self.show(describe_event(event, home))
+        elif who == self.conn.user:
+            return
+        elif kind == "message":
+            self.names.add(who)
+            self.partners.add(who)
+            self.show(*describe_messages([event], home, self.language, self.paint))
+        elif kind == "presence" and who in self.partners:
+            self.show(self.say("online" if event["online"] else "offline", user=self.paint(who)))
+        elif kind == "group":
+            self.show(self.say(event["change"], user=self.paint(who), group=short(event["group"], home)))
+        elif kind == "realm":
+            self.show(self.say(event["link"], realm=event["realm"]))
 
     # -- the terminal
 
     def read_line(self) -> str:
         """A line with editing, history and completion where Python has readline."""
         user = f"{self.conn.user}@{self.conn.realm}" if self.conn.token else self.conn.realm
-        self.typing = f"{user}> "
+        self.typing = f"{user} → {self.talk.partition(' ')[2]}> " if self.talk else f"{user}> "
         try:
             line = input(self.typing)
         finally:
@@ -854,19 +866,13 @@ class Prompt:
 
     def show(self, *lines: str) -> None:
         """Prints lines; a line that is being typed is taken off the screen and put back below them."""
-        typing = self.typing
-        if typing and self.editor:
-            self.editor.rl_clear_visible_line()
-            self.editor.fflush(None)
-        sys.stdout.write(("" if typing and self.editor else "\r\033[K") + "".join(line + "\n" for line in lines))
-        if typing and not self.editor:
-            sys.stdout.write(typing)
+        typed = self.typing + self.readline.get_line_buffer() if self.typing and self.readline else self.typing
+        rows_above = max(0, len(typed) - 1) // shutil.get_terminal_size().columns
+        erase = f"\033[{rows_above}A" if rows_above else ""
+        sys.stdout.write(f"\r{erase}\033[J" + "".join(line + "\n" for line in lines) + typed)
         sys.stdout.flush()
-        if typing and self.editor:
-            self.editor.rl_forced_update_display()
 
     def show_progress(self, done: int, size: int) -> None:
-        """A line that counts, for a file large enough to wait for."""
         if self.is_script or size < 1_000_000 or time.monotonic() - self.drawn < 0.1 and done < size:
             return
         self.drawn = time.monotonic()
@@ -874,20 +880,23 @@ class Prompt:
         sys.stdout.flush()
 
     def prepare_readline(self) -> None:
-        """Completion and history, where there is readline."""
         with contextlib.suppress(ImportError):
             import readline
             self.readline = readline
-            with contextlib.suppress(OSError, AttributeError):     # what Python's module doesn't offer of the library
-                library = ctypes.CDLL(readline.__file__)
-                self.editor = library.rl_clear_visible_line and library.rl_forced_update_display and library
             readline.set_completer(self.complete)
             readline.set_completer_delims(" ")
             readline.parse_and_bind("bind ^I rl_complete" if "libedit" in (readline.__doc__ or "") else "tab: complete")
+            history = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "chat-history"
+            with contextlib.suppress(OSError):     # what was typed before; lines with a password are not in it
+                history.parent.mkdir(parents=True, exist_ok=True)
+                history.touch(0o600)
+                readline.read_history_file(history)
+                readline.set_history_length(1000)
+                atexit.register(readline.write_history_file, history)
 
     def complete(self, text: str, number: int) -> str | None:
         """The completion of that number: a command, a name, or a path, by its place in the line."""
-        words = self.readline.get_line_buffer()[: self.readline.get_begidx()].split()
+        words = self.readline.get_line_buffer()[: self.readline.get_begidx()].removeprefix("/").split()
         kind = parameter_after(words)
         if kind == "COMMAND":
             choices = [command.word + " " for command in PUBLIC_COMMANDS]
@@ -896,12 +905,12 @@ class Prompt:
             choices = [path + ("/" if os.path.isdir(path) else "") for path in paths]
         else:
             choices = [name + " " for name in sorted(self.names | set(REALMS))]
-        matching = [choice for choice in choices if choice.startswith(text)]
+        slash = "/" if text.startswith("/") and not words else ""
+        matching = [slash + choice for choice in choices if choice.startswith(text.removeprefix(slash))]
         return matching[number] if number < len(matching) else None
 
 
 def run_prompt(options: argparse.Namespace) -> int:
-    """A script's status, or a terminal's."""
     prompt = Prompt(options)
     try:
         return prompt.run_script() if prompt.is_script else prompt.run_terminal()
@@ -921,8 +930,9 @@ class Message:
     text: str = ""
     file: dict | None = None
     id: int = 0
-    state: str = "stored"      # or sending, queued, failed
-    reason: str = ""
+    uid: str = ""
+    state: str = "delivered"   # or sending, queued, failed
+    fault: Exception | None = None     # why it failed
     done: float = 0.0          # how much of its file has gone out or come in
     picked: Any = None         # what the file picker gave for one that goes out
     path: Path | None = None   # where that file lies
@@ -931,80 +941,110 @@ class Message:
 
     @classmethod
     def received(cls, fields: dict) -> Message:
-        """A message as the server gives it."""
-        text = fields.get("msg", "").replace(LINE_BREAK, "\n")
-        return cls(fields["from"], local_time(fields["ts"]), text, fields.get("file"), fields["id"])
+        text = fields.get("msg", "").replace(LINE_BREAK, "\n").expandtabs(4).translate(STEERING)
+        message = cls(fields["from"], local_time(fields["ts"]), text, fields.get("file"), fields["id"])
+        message.uid = fields.get("uid", "")
+        message.settle(fields)
+        return message
 
-    def is_awaited(self, message: Message) -> bool:
-        """Whether that one, from the server, seems to be this one, on its way."""
-        one, other = ((each.sender, each.text, (each.file or {}).get("name")) for each in (self, message))
-        return not self.id and self.state == "sending" and one == other
+    def settle(self, fields: dict) -> None:
+        """Takes the state that a message of the server's, a reply or a `status` event says."""
+        self.state = fields.get("state") or ("queued" if fields.get("queued") else "delivered")
+        code = fields.get("code", "")
+        self.fault = Refused({"code": code, "message": common.ERRORS.get(code, code)}) if code else None
+
+    @property
+    def place(self) -> int:
+        """Where it stands: by id, those on their way last."""
+        return self.id or sys.maxsize
 
 
 @dataclass(eq=False)
 class Conversation:
-    """The messages with one person or in one group, as far as they are here, in the order of their ids."""
+    """The messages with one person or in one group: without a gap, from some message to the newest."""
 
     KEPT: ClassVar = 100       # messages while nobody looks at it; the others are read again when needed
 
     key: str                   # the address, a group's with a # in front
     messages: list[Message] = field(default_factory=list)
+    held: list[dict] = field(default_factory=list)     # own events that came while own messages were unanswered
     complete: bool = True      # whether its first message is here
     loading: bool = False      # whether older ones are being read
     unread: int = 0
-    first_new: int = 0         # the id above which the line "new messages" stands
+    read: int = 0              # the id up to which one has read
+    read_by: dict[str, int] = field(default_factory=dict)      # and each of the others
+    first_new: int = 0         # the id at which the line "new messages" stands
     draft: str = ""
     members: list[str] = field(default_factory=list)
+    count: int = 0             # of the members, which may be more than their names
+    rank: float = 0            # its place where it has no message: the id of then, or for one begun here a great one
 
     @property
     def address(self) -> str:
-        """The person's or the group's."""
         return self.key.lstrip("#")
 
     @property
     def is_group(self) -> bool:
-        """Whether it is a group's."""
         return self.key.startswith("#")
 
     @property
     def last(self) -> Message | None:
-        """The newest message."""
         return self.messages[-1] if self.messages else None
 
-    def add(self, message: Message, is_new: bool = False) -> Message:
-        """Puts a message in its place; one that is here already, or a new one that was on its way, is given instead."""
-        known = None
-        if message.id:
-            known = next((each for each in reversed(self.messages) if each.id == message.id), None)
-        if is_new and not known:
-            known = next((each for each in self.messages if each.is_awaited(message)), None)
-        if known:
-            known.id, known.file = message.id, message.file
-        else:
-            self.messages.append(message)
-        self.sort()
+    @property
+    def age(self) -> float:
+        """The newest conversation has the greatest."""
+        return max(self.rank, self.messages[-1].place if self.messages else 0)
+
+    def index(self, number: int) -> int:
+        """The index of the first message that is not older than that id."""
+        return bisect.bisect_left(self.messages, number, key=lambda message: message.place)
+
+    def find(self, number: int) -> Message | None:
+        found = self.messages[self.index(number):][:1]
+        return found[0] if found and found[0].id == number else None
+
+    def add(self, message: Message) -> Message:
+        """Puts a message in its place; where it is here already, that one is given instead."""
+        known = self.find(message.id) if message.id else None
+        if not known:
+            self.messages.insert(self.index(message.place + 1), message)
         return known or message
 
-    def settle(self, message: Message, number: int) -> None:
-        """Gives a message that went out its id: its event may have been taken for that of another one like it."""
-        for twin in self.messages:
-            if twin is not message and twin.id == number:
-                twin.id = message.id
-                if not twin.id and twin.state != "sending":
-                    self.messages.remove(twin)
-                break
+    def awaits(self, fields: dict) -> bool:
+        """Whether an own event may be of a message whose reply has not come: only the reply's id can tell."""
+        return any(message.state == "sending" and not message.id and bool(message.file) == ("file" in fields)
+                   for message in self.messages)
+
+    def answer(self, message: Message, number: int) -> None:
+        """Gives a message that went out its id, if it got one, and takes in the events that waited for that."""
+        self.messages = [each for each in self.messages if each is not message and each.id != number]
         message.id = number
-        self.sort()
+        self.add(message)
+        held, self.held = self.held, []
+        for fields in held:
+            if self.awaits(fields):
+                self.held.append(fields)
+            else:
+                self.add(Message.received(fields))
+
+    def readers(self, message: Message) -> list[str]:
+        """Who of the others has read a message."""
+        return [address for address, number in self.read_by.items() if 0 < message.id <= number]
+
+    def mark(self, number: int) -> bool:
+        """Notes that one has read up to an id, where that is news."""
+        if number <= self.read:
+            return False
+        self.read = number
+        newer = [message for message in self.messages[self.index(number + 1):] if message.id]
+        self.unread = min(self.unread, len(newer))
+        return True
 
     def trim(self) -> None:
-        """Lets go of old messages, if there are many."""
         if len(self.messages) > 2 * self.KEPT:
             del self.messages[: -self.KEPT]
             self.complete = False
-
-    def sort(self) -> None:
-        """By id, those on their way last."""
-        self.messages.sort(key=lambda message: message.id or sys.maxsize)
 
 
 class Chats:
@@ -1016,51 +1056,78 @@ class Chats:
         self.talks: dict[str, Conversation] = {}
         self.open_groups: list[str] = []           # those one could join
         self.realms: dict[str, dict] = {}
-        self.marks: dict[str, int] = {}            # key: the id of the last message that was read
+        self.groups_known = False                  # whether `groups` has been answered
+        self.cut_off = False                       # whether the server can't be reached
 
     def talk(self, key: str) -> Conversation:
-        """The conversation of that key, an empty one if there was none."""
         return self.talks.setdefault(key, Conversation(key))
 
-    def take(self, fields: dict, current: Conversation | None) -> tuple[Conversation, Message]:
-        """A message that came as an event."""
+    def key_of(self, fields: dict) -> str:
         if "group" in fields:
-            key = f"#{fields['group']}"
-        else:
-            key = fields["to"] if fields["from"] == self.own else fields["from"]
-        talk = self.talk(key)
-        message = talk.add(Message.received(fields), is_new=True)
-        if message.sender == self.own:
+            return f"#{fields['group']}"
+        return fields["to"] if fields["from"] == self.own else fields["from"]
+
+    def take(self, fields: dict) -> Conversation:
+        """A message that came as an event: its conversation."""
+        talk, number = self.talk(self.key_of(fields)), fields["id"]
+        if fields["from"] == self.own:
+            if talk.awaits(fields) and not talk.find(number):
+                talk.held.append(fields)
+                return talk
             talk.unread = talk.first_new = 0
-        elif message.id > self.marks.get(key, 0):
+        elif number > talk.read and not talk.find(number):
             talk.unread += 1
-            talk.first_new = talk.first_new or message.id
-        if talk is not current:
-            talk.trim()
-        return talk, message
+            talk.first_new = talk.first_new or number
+        talk.add(Message.received(fields))
+        return talk
+
+    def take_conversations(self, rows: list[dict]) -> None:
+        """Rows of `conversations`. What is unread is the server's to count."""
+        for row in rows:
+            talk = self.talk(f"#{row['group']}" if "group" in row else row["with"])
+            if row["last"] and not talk.find(row["last"]["id"]):
+                if talk.messages:                  # there may be a gap before it
+                    talk.messages = [message for message in talk.messages if not message.id]
+                talk.add(Message.received(row["last"]))
+            talk.complete = not row["last"] or talk.complete and len(talk.messages) > 1
+            talk.unread, talk.read, talk.read_by = row["unread"], row["read"], row["read_by"]
+            talk.rank = max(talk.rank, row["at"])
+            if not talk.is_group:
+                self.people.setdefault(talk.key, {"nama": row["name"], "negara": "", "online": None})
+
+    def take_read(self, event: dict) -> None:
+        """How far somebody has read; one's own reading may be news from another device."""
+        talk = self.talks.get(f"#{event['group']}" if "group" in event else event["with"])
+        if talk and event["user"] == self.own:
+            talk.mark(event["id"])
+        elif talk:
+            talk.read_by[event["user"]] = event["id"]
 
     def take_groups(self, rows: list[dict]) -> None:
-        """The reply to `groups`."""
         for talk in self.talks.values():
             talk.members = []
+        self.groups_known = True
         self.open_groups = [row["group"] for row in rows if not row["member"]]
         for row in rows:
             if row["member"]:
-                self.talk(f"#{row['group']}").members = row["members"]
+                talk = self.talk(f"#{row['group']}")
+                talk.members, talk.count = row["members"], row.get("count", len(row["members"]))
 
     def name_of(self, key: str) -> str:
         """A person's full name, else what stands before the realm."""
         return self.people[key]["nama"] if key in self.people else key.lstrip("#").partition("@")[0]
 
-    def is_online(self, address: str) -> bool:
-        """Whether that person is there."""
+    def is_online(self, address: str) -> bool | None:
+        """Whether that person is there; None where nobody can tell, since the server or its realm is cut off."""
+        link = self.realms.get(address.partition("@")[2], {}).get("link", "down")
+        if self.cut_off or address.startswith("#") or link not in ("local", "up"):
+            return None
         return bool(self.people.get(address, {}).get("online"))
 
     def listed(self, words: str = "") -> list[Conversation]:
-        """The conversations that match, the newest first."""
         found = [talk for talk in self.talks.values()
                  if words.lower() in f"{talk.address} {self.name_of(talk.key)}".lower()]
-        return sorted(found, key=lambda talk: talk.last.when.timestamp() if talk.last else 0, reverse=True)
+        return sorted(found, key=lambda talk: talk.age, reverse=True)
 
 
 # ---- the page's parts ----------------------------------------------------------------------------
@@ -1070,7 +1137,12 @@ StillList: Any = None                              # a list whose items the page
 StillBox: Any = None                               # likewise a box
 
 HUES = ("BLUE", "TEAL", "DEEP_ORANGE", "PURPLE", "INDIGO", "PINK", "GREEN", "BROWN", "CYAN", "DEEP_PURPLE", "RED")
-LINK = re.compile(r"(https?://[^\s<>\"']+[^\s<>\"'.,;:!?)\]])")
+FENCED = re.compile(r"```(?:\w*\n)?(.*?)\n?```", re.DOTALL)
+MARKED = re.compile(r"`([^`\n]+)`|((?:https?://|www\.)[^\s<>\"']+|[\w.+-]+@[\w-]+\.[\w.-]*\w)|(@[\w.-]*\w)")
+STEERING = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])     # letters that turn lines around
+KEYS = (("Ctrl+K", "key_find"), ("Alt+↑ Alt+↓", "key_step"), ("↑ ↓ Enter", "key_take"), ("Esc", "key_back"),
+        ("Enter", "key_send"), ("Shift+Enter", "key_line"), ("Ctrl+Shift+C", "code"), ("Tab", "key_complete"),
+        ("?", "keys"))
 IMAGES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".webp": "image/webp"}
 
 
@@ -1084,15 +1156,13 @@ def load_flet() -> None:
 
 
 def color_of(name: str) -> str:
-    """A name's colour, always the same."""
     return getattr(ft.Colors, HUES[zlib.crc32(name.encode()) % len(HUES)] + "_400")
 
 
-def avatar(name: str, key: str, online: bool = False) -> Any:
+def avatar(name: str, key: str, online: bool | None = False) -> Any:
     """A disc with initials in the colour of the name; for a person who is there, with a dot."""
     letters = "".join(word[0] for word in re.findall(r"[^\s._]+", name)[:2]).upper()
-    disc = ft.CircleAvatar(
-        content=ft.Icon(ft.Icons.GROUPS, color=ft.Colors.WHITE, size=20) if key.startswith("#")
+    disc = ft.CircleAvatar(content=ft.Icon(ft.Icons.GROUPS, color=ft.Colors.WHITE, size=20) if key.startswith("#")
         else ft.Text(letters or "?", size=15, weight=ft.FontWeight.W_600, color=ft.Colors.WHITE),
         bgcolor=color_of(key), radius=20)
     if not online:
@@ -1102,18 +1172,55 @@ def avatar(name: str, key: str, online: bool = False) -> Any:
     return ft.Stack([disc, dot], width=40, height=40)
 
 
-def linked(text: str) -> Any:
-    """A text whose web addresses can be clicked."""
-    parts = LINK.split(text)                       # a text, an address, a text …
-    if len(parts) == 1:
-        return ft.Text(text, size=14.5)
-    style = ft.TextStyle(color=ft.Colors.PRIMARY, decoration=ft.TextDecoration.UNDERLINE)
-    return ft.Text(size=14.5, spans=[ft.TextSpan(part, style=style, url=part) if number % 2 else ft.TextSpan(part)
-                                     for number, part in enumerate(parts)])
+def show_text(text: str, own: str, copy_button: Callable[[str], Any]) -> Any:
+    """A text with its code, its links, and where it names one's own user."""
+    parts = []
+    for number, part in enumerate(FENCED.split(text)):             # a text, code, a text …
+        if number % 2:
+            code = ft.Text(part, font_family="Mono", size=13, no_wrap=True)
+            parts.append(ft.Container(ft.Row([
+                ft.Row([code], scroll=ft.ScrollMode.AUTO, expand=True), copy_button(part)],
+                vertical_alignment=ft.CrossAxisAlignment.START), border_radius=8, padding=ft.Padding(10, 4, 2, 4),
+                bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST))
+        elif part.strip():
+            parts.append(ft.Text(size=14.5, spans=mark_up(part.strip("\n"), own)))
+    return parts[0] if len(parts) == 1 else ft.Column(parts, spacing=4, tight=True)
+
+
+def mark_up(text: str, own: str) -> list[Any]:
+    """A text as spans: code, links, and names that begin with @."""
+    spans, done = [], 0
+    link = ft.TextStyle(color=ft.Colors.PRIMARY, decoration=ft.TextDecoration.UNDERLINE)
+    for found in MARKED.finditer(text):
+        code, url, name = found.groups()
+        whole = found[0]
+        if url:                                    # what ends a sentence, or closes an earlier bracket, is not of it
+            whole = whole.rstrip(".,;:!?")
+            while whole.endswith(")") and whole.count("(") < whole.count(")"):
+                whole = whole[:-1].rstrip(".,;:!?")
+            scheme = "" if whole.startswith("http") else "https://" if whole.startswith("www.") else "mailto:"
+        spans.append(ft.TextSpan(text[done:found.start()]))
+        done = found.start() + len(whole)
+        if url:
+            spans.append(ft.TextSpan(whole, style=link, url=scheme + whole, semantics_label=whole))
+        elif code:
+            spans.append(ft.TextSpan(code, style=ft.TextStyle(
+                font_family="Mono", bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST)))
+        else:
+            spans.append(ft.TextSpan(name, style=ft.TextStyle(
+                weight=ft.FontWeight.BOLD, color=ft.Colors.PRIMARY,
+                bgcolor=ft.Colors.TERTIARY_CONTAINER if name[1:] == own.partition("@")[0] else None)))
+    return [*spans, ft.TextSpan(text[done:])]
+
+
+def split_quote(text: str) -> tuple[str, str]:
+    """A message's text -> what it quotes at its beginning, without the marks, and the rest."""
+    lines = text.split("\n")
+    count = next((number for number, line in enumerate(lines) if not line.startswith("> ")), len(lines))
+    return "\n".join(line[2:] for line in lines[:count]), "\n".join(lines[count:])
 
 
 def small(text: str, **keywords: Any) -> Any:
-    """A quiet text."""
     return ft.Text(text, **{"size": 12, "color": ft.Colors.ON_SURFACE_VARIANT, **keywords})
 
 
@@ -1130,14 +1237,12 @@ def round_border() -> Any:
 
 
 def blank(icon: str, text: str) -> Any:
-    """What stands where there is nothing."""
     return ft.Container(expand=True, alignment=ft.Alignment.CENTER, padding=30, content=ft.Column(
         [ft.Icon(icon, size=56, color=ft.Colors.OUTLINE_VARIANT), small(text, size=14, text_align=ft.TextAlign.CENTER)],
         horizontal_alignment=ft.CrossAxisAlignment.CENTER, tight=True, spacing=12))
 
 
 def pill(text: str) -> Any:
-    """A day, or another remark between messages."""
     return ft.Row([ft.Container(small(text), padding=ft.Padding(12, 4, 12, 4), border_radius=12,
                                 bgcolor=ft.Colors.SURFACE_CONTAINER_HIGH)], alignment=ft.MainAxisAlignment.CENTER)
 
@@ -1149,138 +1254,58 @@ class Part:
         self.window, self.page, self.say, self.on = window, window.page, window.say, window.on
 
     def button(self, icon: str, key: str, work: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
-        """A picture to click; the text says what it does."""
-        return ft.IconButton(icon, tooltip=self.say(key), on_click=self.on(work, *arguments), **more)
+        return ft.IconButton(self.named(icon, key), tooltip=self.say(key), on_click=self.on(work, *arguments), **more)
+
+    def named(self, icon: str, key: str) -> Any:
+        """A picture with a name for screen readers, which a button's tooltip is not."""
+        return ft.Icon(icon, semantics_label=self.say(key))
+
+    def field(self, arrows: Callable[[int], Any] | None = None, **more: Any) -> Any:
+        """A field to type in; while it has the focus `arrows` hears of the keys up (-1) and down (1)."""
+        def focus(has_focus: bool) -> None:
+            if has_focus:
+                self.window.focused = entry, arrows
+            elif self.window.focused[0] is entry:
+                self.window.focused = None, None
+
+        entry = ft.TextField(dense=True, on_focus=self.on(focus, True), on_blur=self.on(focus, False), **more)
+        return entry
 
     def item(self, icon: str, key: str, work: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
-        """A row of a menu."""
         return ft.PopupMenuItem(icon=icon, content=self.say(key), on_click=self.on(work, *arguments), **more)
+
+    def menu(self, icon: str, key: str, items: list[Any]) -> Any:
+        return ft.PopupMenuButton(icon=self.named(icon, key), tooltip=self.say(key), items=items)
 
 
 # ---- one chat ------------------------------------------------------------------------------------
 
 
 class ChatView(Part):
-    """A whole chat: login, conversations, messages, tools. `root` goes on a page, beside others if need be."""
+    """A whole chat: the connection, what is said over it, and the views of it. `root` goes on a page."""
 
-    PAGE = 50                  # messages shown at once, and more with each scroll to the top
-    MOST = 400                 # rows that stay on the page while one reads the newest
-    LOOK_BACK = 2000           # rows at most when one scrolls up; `history` has the rest
     SIDE = 320                 # width of the list of conversations
     NARROW = 640               # below this, the list or the conversation
-    PICTURE = 8_000_000        # bytes of a picture that is shown without being asked for
 
     def __init__(self, window: Window, realm: str, host: str, port: int, login: tuple[str, str] | None = None) -> None:
         super().__init__(window)
         self.realm, self.host, self.port, self.login = realm, host, port, login
         self.conn: ServerConnection | None = None
         self.chats = Chats()
-        self.current: Conversation | None = None
+        self.shown: TalkView | None = None         # the conversation that is open
         self.width = 1000.0
         self.retry_at = 0.0
-        self.dirty: set[Conversation] = set()      # whose tiles are to be drawn again
-        self.fresh: list[Message] = []             # those of the current conversation that are to be drawn
-        self.flushing: asyncio.TimerHandle | None = None
-        self.tiles: dict[str, Any] = {}
-        self.rows: dict[Message, Any] = {}
-        self.bars: dict[Message, Any] = {}         # of the files among them
-        self.first = 0                             # index of the oldest message that has a row
-        self.at_bottom, self.held = True, 0
+        self.drawing: asyncio.TimerHandle | None = None
         self.banner_text = ft.Text("", size=13, color=ft.Colors.ON_ERROR_CONTAINER)
         cloud = ft.Icon(ft.Icons.CLOUD_OFF, size=18, color=ft.Colors.ON_ERROR_CONTAINER)
-        self.banner = ft.Container(ft.Row([cloud, self.banner_text], alignment=ft.MainAxisAlignment.CENTER),
-                                   bgcolor=ft.Colors.ERROR_CONTAINER, padding=8, visible=False)
+        try_now = ft.TextButton(self.say("try_now"), on_click=self.on(lambda: self.conn.try_now()), height=30)
+        self.banner = ft.Container(ft.Row([cloud, self.banner_text, try_now], alignment=ft.MainAxisAlignment.CENTER),
+                                   bgcolor=ft.Colors.ERROR_CONTAINER, padding=4, visible=False)
         self.body = ft.Container(expand=True)
-        self.tools = Tools(self)
+        self.form, self.list, self.tools = LoginView(self), TalkList(self), Tools(self)
         self.root = ft.Column([self.banner, self.body, self.tools.root], spacing=0, expand=True)
 
-    # -- login
-
-    def show_login(self, registering: bool = False, values: dict[str, str] | None = None) -> None:
-        """The form for login, or for a new account."""
-        say, values, self.current, self.registering = self.say, values or {}, None, registering
-
-        def entry(key: str, **more: Any) -> Any:
-            return ft.TextField(label=say(key), value=values.get(key, ""), dense=True, on_submit=self.on(self.enter),
-                                **more)
-
-        self.here = ft.Checkbox(label=say("this_computer"), value=self.host in ("127.0.0.1", "localhost"),
-                                on_change=self.on(self.choose_realm))
-        self.form = {
-            "server": entry("server", hint_text="host:port", on_change=self.on(self.choose_realm, True)),
-            "user": entry("user", autofocus=not values.get("user")),
-            "password": entry("password", password=True, can_reveal_password=True, autofocus=bool(values.get("user")))}
-        if registering:
-            self.form |= {"nama": entry("nama"), "negara": entry("negara")}
-        self.form["server"].value = values.get("server") or f"{self.host}:{self.port}"
-        self.choices = ft.Row(wrap=True, spacing=8, run_spacing=8)
-        self.draw_choices()
-        self.enter_button = ft.FilledButton(say("register" if registering else "login"), height=44,
-                                            on_click=self.on(self.enter))
-        other = ft.TextButton(say("have_account" if registering else "no_account"), on_click=self.on(
-            lambda: self.show_login(not registering, {key: self.form[key].value for key in ("server", "user")})))
-        head = [ft.Icon(ft.Icons.FORUM, color=ft.Colors.PRIMARY, size=34),
-                ft.Text(say("title"), size=24, weight=ft.FontWeight.W_600, expand=True), self.settings_menu()]
-        card = ft.Container(width=400, padding=28, border_radius=20, bgcolor=ft.Colors.SURFACE, content=ft.Column(
-            [ft.Row(head), small(say("choose_realm")), self.choices, self.here, *self.form.values(), self.enter_button,
-             other], spacing=14, tight=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH))
-        self.body.content = ft.Container(
-            ft.Column([card], scroll=ft.ScrollMode.AUTO, horizontal_alignment=ft.CrossAxisAlignment.CENTER,
-                      alignment=ft.MainAxisAlignment.CENTER),
-            alignment=ft.Alignment.CENTER, bgcolor=ft.Colors.SURFACE_CONTAINER, padding=12, expand=True)
-        self.window.update(self.root)
-
-    def draw_choices(self) -> None:
-        """The realms of the table, the one that the server field names marked."""
-        self.choices.controls = [
-            ft.Chip(label=ft.Text(f"{row.name}  {row.address}:{row.port}", size=12), show_checkmark=True,
-                    selected=self.form["server"].value == f"{row.address}:{row.port}",
-                    on_select=self.on(self.choose_realm, row.name))
-            for row in common.realm_table(self.here.value).values()]
-
-    def choose_realm(self, name: str | bool = "") -> None:
-        """A click on a realm, or on `this computer`; or `True`: the server field was typed in."""
-        table = common.realm_table(self.here.value)
-        if name is not True:
-            self.realm = name or self.realm
-            if self.realm in table:
-                self.form["server"].value = f"{table[self.realm].address}:{table[self.realm].port}"
-        self.draw_choices()
-        self.window.update(self.choices, self.form["server"])
-
-    async def enter(self) -> None:
-        """Logs in, or registers; what is wrong stands beside its field."""
-        if self.enter_button.disabled:             # Enter was pressed twice
-            return
-        values = {key: entry.value.strip() for key, entry in self.form.items()}
-        faults = {}
-        try:
-            self.host, self.port = common.parse_host_port(values["server"])
-        except ValueError:
-            faults["server"] = self.say("bad_server")
-        try:
-            common.fold_name(values["user"])
-        except ChatError:
-            faults["user"] = self.say("bad_name")
-        if re.search(r"\s", values["password"]):
-            faults["password"] = self.say("no_spaces")
-        faults |= {key: self.say("needed") for key, value in values.items() if not value}
-        if not faults:
-            self.enter_button.disabled = True
-            self.window.update(self.enter_button)
-            words = [re.sub(r"\s+", "_", value) for key, value in values.items() if key != "server"]
-            try:
-                await self.fresh_connection().request("register" if self.registering else "auth", *words)
-                return await self.entered()
-            except ConnectionError:
-                faults["server"] = self.say("unreachable", place=values["server"])
-            except ChatError as refusal:
-                places = {"user_exists": "user", "bad_name": "user", "too_long": list(self.form)[-1]}
-                faults[places.get(refusal.code, "password")] = self.window.reason(refusal)
-            self.enter_button.disabled = False
-        for key, entry in self.form.items():
-            entry.error = faults.get(key)
-        self.window.update(self.root)
+    # -- the session
 
     def fresh_connection(self, host: str = "", port: int = 0) -> ServerConnection:
         """A connection to the server that the form names, or to that one."""
@@ -1298,13 +1323,13 @@ class ChatView(Part):
         with contextlib.suppress(ChatError, OSError):
             if self.login:
                 await self.fresh_connection().request("auth", *self.login)
-            elif "token" in stored:
+            elif "token" in stored and self.form.allows(stored["host"], stored["port"]):
                 await self.fresh_connection(stored["host"], stored["port"]).resume(stored["user"], stored["token"])
             if self.conn:
                 return await self.entered()
-        if "host" in stored and not self.window.options.server:
+        if "host" in stored and not self.window.options.server and not self.form.is_fixed:
             self.host, self.port = stored["host"], stored["port"]
-        self.show_login(values={"user": stored.get("user", "")})
+        self.form.show(values={"user": stored.get("user", "")})
 
     @property
     def session_key(self) -> str:
@@ -1312,19 +1337,36 @@ class ChatView(Part):
         return f"session.{self.realm if self.login else self.window.options.realm}"
 
     async def entered(self) -> None:
-        """After a login: gathers what there is, then shows it."""
         conn = self.conn
         realms = (await conn.request("realms"))["realms"]
         conn.realm = self.realm = next((name for name, row in realms.items() if row["link"] == "local"), self.realm)
-        self.chats, self.current = Chats(f"{conn.user}@{conn.realm}"), None
+        self.chats, self.shown = Chats(f"{conn.user}@{conn.realm}"), None
         self.chats.realms = realms
         self.tools.serve(self.chats.own)
         self.tools.draw_realms()
-        self.chats.marks = await self.window.recall(f"marks.{self.chats.own}") or {}
         await self.remember_session()
         self.show_chat()
-        await asyncio.gather(self.read_people(), self.read_groups(), conn.subscribe(0))
-        self.show_self()
+        await self.read_conversations()
+        await asyncio.gather(self.read_people(), self.read_groups())
+        self.list.draw_self()
+
+    async def read_conversations(self) -> None:
+        """What a page opens with: each conversation's last message and what is unread; events come from here on."""
+        try:
+            if self.conn.last_id is None:
+                await self.conn.subscribe()
+            before: tuple[str, ...] = ()
+            while True:
+                reply = await self.conn.request("conversations", *before)
+                self.chats.take_conversations(reply["conversations"])
+                self.draw_soon()
+                if not reply["more"]:
+                    break
+                before = (str(reply["conversations"][-1]["at"]),)
+        except ChatError as refusal:
+            if refusal.code != "unknown_command":
+                raise
+            await self.conn.subscribe(0)           # an older server tells all that one ever received
 
     async def remember_session(self) -> None:
         """The page's storage keeps user and token, so that a reload goes on; never the password."""
@@ -1332,58 +1374,88 @@ class ChatView(Part):
         await self.window.store(self.session_key, {key: value for key, value in session.items() if value})
 
     async def read_people(self) -> None:
-        """The people of all realms that can be asked."""
         async def ask(realm: str) -> None:
-            with contextlib.suppress(ChatError):
-                rows = (await self.conn.request("info", realm))["users"]
-                self.chats.people |= {f"{row['user']}@{row['realm']}": row for row in rows}
+            with contextlib.suppress(ChatError):   # it is cut off
+                await self.read_realm(realm)
 
         await asyncio.gather(*map(ask, self.chats.realms))
-        self.changed(*self.chats.talks.values())
+        self.draw_soon()
+
+    async def read_realm(self, realm: str) -> dict:
+        """The people of a realm, as many as one reply holds. Raises ChatError."""
+        reply = await self.conn.request("info", realm)
+        self.chats.people |= {f"{row['user']}@{row['realm']}": row for row in reply["users"]}
+        return reply
+
+    async def check_person(self, address: str) -> None:
+        """Raises ChatError where a person's realm says that there is nobody of that name."""
+        reply = await self.read_realm(address.partition("@")[2])
+        if address not in self.chats.people and not reply.get("more"):
+            raise ChatError("user_not_found")
 
     async def read_groups(self) -> None:
-        """One's groups with their members."""
         self.chats.take_groups((await self.conn.request("groups"))["groups"])
-        self.changed(*[talk for talk in self.chats.talks.values() if talk.is_group])
+        self.draw_soon()
 
     async def leave(self) -> None:
-        """Logs out."""
         with contextlib.suppress(ChatError):
             await self.conn.request("logout")
         await self.left()
 
     async def left(self, note: str = "") -> None:
-        """After the session's end."""
-        self.banner.visible = False
-        self.chats = Chats()
+        self.banner.visible = self.tools.root.visible = False
+        self.tools.draw()
+        self.chats, self.shown = Chats(), None
         self.window.count_unread()
         await self.remember_session()
-        self.show_login(values={"user": self.conn.user})
+        self.form.show(values={"user": self.conn.user})
         if note:
             self.window.toast(note)
 
     # -- what comes in
 
     def hear(self, event: dict) -> None:
-        """An event of the connection."""
         kind = event["event"]
         if kind == "message":
-            talk, message = self.chats.take(event, self.current)
-            if talk is self.current and talk.first_new == message.id and self.at_bottom and self.window.visible:
-                talk.first_new = 0                 # it is being looked at
-            self.draw_soon(talk, message=message)
+            self.hear_message(event)
         elif kind == "connection":
             self.hear_connection(event)
+        elif kind == "status":
+            for message in filter(None, (talk.find(event["id"]) for talk in self.chats.talks.values())):
+                message.settle(event)
+            self.draw_soon()
+        elif kind == "read":
+            self.chats.take_read(event)
+            self.draw_soon()
         elif kind == "presence":
             if event["user"] in self.chats.people:
                 self.chats.people[event["user"]]["online"] = event["online"]
-                self.changed(*[talk for key, talk in self.chats.talks.items() if key == event["user"]])
+                self.draw_soon()
             else:
                 self.window.spawn(self.read_people())
         elif kind == "group":
             self.window.spawn(self.read_groups())
         elif kind == "realm":
-            self.window.spawn(self.read_realms())
+            self.chats.realms.get(event["realm"], {})["link"] = event["link"]
+            self.draw_soon()
+            for read in (self.read_realms, self.read_people):
+                self.window.spawn(read())
+
+    def hear_message(self, event: dict) -> None:
+        """A message, from someone or from another page of one's own."""
+        talk = self.chats.take(event)
+        if event["from"] != self.chats.own and event["id"] > talk.read:
+            self.window.notify(self, talk, event)
+        shown = self.shown if self.shown and self.shown.talk is talk else None
+        if not shown:
+            talk.trim()
+        elif shown.at_bottom and self.window.visible:
+            talk.first_new = 0 if talk.first_new == event["id"] else talk.first_new      # it is being looked at
+            shown.mark_read()
+            if event["from"] != self.chats.own:    # to a screen reader; the others hear of the title
+                text = event["file"]["name"] if "file" in event else event["msg"]
+                self.window.spawn(self.window.speaker.announce_message(f"{self.chats.name_of(event['from'])}: {text}"))
+        self.draw_soon()
 
     def hear_connection(self, event: dict) -> None:
         """The connection was lost, came back, or the session ended."""
@@ -1391,14 +1463,18 @@ class ChatView(Part):
             self.window.spawn(self.left(self.say("ended")))
         elif event["state"] == "lost" and self.conn.token:
             self.retry_at = time.monotonic() + event["retry"]
-            if not self.banner.visible:
-                self.banner.visible = True
+            if not self.chats.cut_off:
+                self.chats.cut_off = self.banner.visible = True
                 self.window.spawn(self.count_down())
-        elif event["state"] == "up" and self.banner.visible:
-            self.banner.visible = False
+                self.tools.draw_realms()
+                self.draw_soon()
+        elif event["state"] == "up" and self.chats.cut_off:
+            self.chats.cut_off = self.banner.visible = False
             self.window.update(self.root)
-            self.window.spawn(self.read_people())
-            self.window.spawn(self.read_groups())
+            for read in (self.read_realms, self.read_people, self.read_groups, self.read_conversations):
+                self.window.spawn(read())
+        elif event["state"] == "restored":
+            self.window.spawn(self.entered())
 
     async def count_down(self) -> None:
         """Says when the next attempt will be, until the connection is back."""
@@ -1421,431 +1497,20 @@ class ChatView(Part):
                     if message.state == "queued" and row.get("queued"):
                         waiting = True
                     elif message.state == "queued":
-                        message.state, message.reason = "stored", ""
-                        self.draw_message(message)
+                        message.state = "delivered"
+            self.draw_soon()
             if waiting:
                 await asyncio.sleep(1)
 
-    def changed(self, *talks: Conversation) -> None:
-        """After news of the people in these conversations."""
-        self.draw_soon(*talks)
-        self.draw_header()
-
-    def draw_soon(self, *talks: Conversation, message: Message | None = None) -> None:
-        """Gathers into one drawing what came at once: these conversations' tiles, and a message of the last."""
-        self.dirty.update(talks)
-        if message and talks[-1] is self.current:
-            self.fresh.append(message)
-        if not self.flushing:
-            self.flushing = asyncio.get_running_loop().call_later(0.01, self.draw_now)
-
-    def draw_now(self) -> None:
-        """Draws the tiles and messages that have changed."""
-        self.flushing = None
-        if not self.chats.own or not self.window.holds(self.tiles_holder):
-            return
-        dirty, self.dirty, fresh, self.fresh = self.dirty, set(), self.fresh, []
-        new = [message for message in dict.fromkeys(fresh) if message not in self.rows]
-        for message in fresh:
-            self.draw_message(message)
-        if new and self.current:
-            if self.at_bottom and len(self.rows) + len(new) < self.MOST and self.current.messages[-len(new):] == new:
-                for message in new:
-                    self.list.controls.insert(0, self.row_of(self.current.messages.index(message)))
-                self.window.update(self.holder)
-            elif self.at_bottom:
-                self.draw_messages()
-            else:
-                self.held += len(new)
-                self.draw_jump()
-            self.mark_read()
-        for talk in dirty.intersection(self.chats.talks.values()):     # none of who was logged in before
-            self.draw_tile(talk)
-        self.draw_list()
-
-    # -- the list of conversations
-
-    def show_chat(self) -> None:
-        """The list of conversations, and beside it the one that is open."""
-        say = self.say
-        self.tiles.clear()
-        self.filter = ft.TextField(
-            hint_text=say("find"), dense=True, prefix_icon=ft.Icons.SEARCH, filled=True, border=round_border(),
-            on_change=self.on(self.draw_list), on_submit=self.on(self.step, 0))
-        self.list_view = StillList(expand=True, padding=ft.Padding(8, 4, 8, 4), spacing=2)
-        self.tiles_holder = ft.Container(self.list_view, expand=True)
-        menu = ft.PopupMenuButton(icon=ft.Icons.EDIT_SQUARE, tooltip=say("new"), items=[
-            self.item(ft.Icons.PERSON_ADD, "new_message", self.ask_person),
-            self.item(ft.Icons.GROUP_ADD, "new_group", self.ask, "new_group", "group_name", "addgroup"),
-            self.item(ft.Icons.LOGIN, "join_group", self.ask_join)])
-        self.self_box = ft.Container(expand=True)
-        self.show_self()
-        head = ft.Row([self.self_box, self.button(ft.Icons.TERMINAL, "tools", self.tools.toggle), menu,
-                       self.settings_menu()], spacing=4)
-        self.side = ft.Container(ft.Column([
-            ft.Container(head, padding=ft.Padding(14, 10, 6, 0)),
-            ft.Container(ft.Semantics(content=self.filter, label=say("find")), padding=ft.Padding(12, 0, 12, 0)),
-            self.tiles_holder], spacing=8, expand=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH),
-            bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
-        self.pane = ft.Container(expand=True, bgcolor=ft.Colors.SURFACE)
-        self.body.content = ft.Row([self.side, self.pane], spacing=0, expand=True,
-                                   vertical_alignment=ft.CrossAxisAlignment.STRETCH)
-        self.show_nothing()
-        self.lay_out()
-        self.draw_list()
-        self.window.update(self.root)
-
-    def show_self(self) -> None:
-        """Whose chat it is."""
-        name = self.chats.name_of(self.chats.own)
-        self.self_box.content = ft.Row([avatar(name, self.chats.own), two_lines(name, self.chats.own)], spacing=10)
-        self.window.update(self.self_box)
-
-    def settings_menu(self) -> Any:
-        """Theme, language, logout."""
-        window = self.window
-        themes = (("system", ft.Icons.BRIGHTNESS_AUTO), ("light", ft.Icons.LIGHT_MODE), ("dark", ft.Icons.DARK_MODE))
-        items = [self.item(icon, theme, window.set_theme, theme, checked=window.settings["theme"] == theme)
-                 for theme, icon in themes]
-        items += [ft.PopupMenuItem(), self.item(ft.Icons.TRANSLATE, "other_language", window.switch_language),
-                  self.item(ft.Icons.TERMINAL, "tools", self.tools.toggle)]
-        if self.chats.own:
-            items += [ft.PopupMenuItem(), self.item(ft.Icons.LOGOUT, "logout", self.leave)]
-        return ft.PopupMenuButton(icon=ft.Icons.MORE_VERT, tooltip=self.say("settings"), items=items)
-
-    def lay_out(self) -> None:
-        """Side by side where it is wide; the list or the conversation where it is narrow."""
-        if not self.chats.own:
-            return
-        self.side.visible = not (self.is_narrow and self.current)
-        self.pane.visible = not self.is_narrow or bool(self.current)
-        self.side.width = None if self.is_narrow else min(self.SIDE, self.width * 0.4)
-        self.side.expand = self.is_narrow
-
-    @property
-    def is_narrow(self) -> bool:
-        """Whether there is room for the list or the conversation only, as on a phone."""
-        return self.width < self.NARROW
-
-    def resize(self, width: float) -> None:
-        """The view's own width."""
-        was_narrow, self.width = self.is_narrow, width
-        self.lay_out()
-        if self.current and was_narrow != self.is_narrow:
-            self.open(self.current.key)
-
-    def draw_list(self) -> None:
-        """The tiles in their order, those that match what is looked for."""
-        talks = self.chats.listed(self.filter.value or "")
-        for talk in talks:
-            if talk.key not in self.tiles:
-                self.draw_tile(talk)
-        self.list_view.controls = [self.tiles[talk.key] for talk in talks]
-        self.tiles_holder.content = self.list_view if talks else blank(
-            ft.Icons.SEARCH_OFF if self.filter.value else ft.Icons.CHAT_BUBBLE_OUTLINE,
-            self.say("none_found" if self.filter.value else "no_talks"))
-        self.window.update(self.tiles_holder)
-        self.window.count_unread()
-
-    def draw_tile(self, talk: Conversation) -> None:
-        """One conversation in the list."""
-        last, name = talk.last, self.title_of(talk.key)
-        if talk.key not in self.tiles:
-            self.tiles[talk.key] = StillBox(border_radius=14, padding=ft.Padding(10, 8, 10, 8), ink=True,
-                                            on_click=self.on(self.open, talk.key))
-        tile = self.tiles[talk.key]
-        end = [small(self.window.show_day(last.when, short_form=True), size=11)] if last else []
-        if talk.unread:
-            end.append(ft.Container(ft.Text(str(talk.unread), size=11, color=ft.Colors.ON_PRIMARY), border_radius=10,
-                                    bgcolor=ft.Colors.PRIMARY, padding=ft.Padding(7, 2, 7, 2)))
-        tile.bgcolor = ft.Colors.SECONDARY_CONTAINER if talk is self.current else None
-        tile.content = ft.Row([
-            avatar(name, talk.key, self.chats.is_online(talk.key)), two_lines(name, self.preview(talk)),
-            ft.Column(end, spacing=4, horizontal_alignment=ft.CrossAxisAlignment.END, tight=True)], spacing=12)
-        self.window.update(tile)
-
-    def title_of(self, key: str) -> str:
-        """A person's name, or a group's; with the realm where it is another's."""
-        name, realm = self.chats.name_of(key), key.partition("@")[2]
-        return name if realm in ("", self.realm) else f"{name} · {realm}"
-
-    def preview(self, talk: Conversation) -> str:
-        """The last message in few words."""
-        if not talk.last:
-            return self.say("no_messages")
-        who = self.say("you") if talk.last.sender == self.chats.own else \
-            self.chats.name_of(talk.last.sender) if talk.is_group else ""
-        text = talk.last.file["name"] if talk.last.file else talk.last.text.replace("\n", " ")[:120]
-        return f"{who}: {text}" if who else text
-
-    # -- the conversation that is open
-
-    def step(self, by: int) -> None:
-        """The conversation above or below the one that is open; the first that matches if there is none, or by 0."""
-        if talks := self.chats.listed(self.filter.value or ""):
-            place = talks.index(self.current) + by if by and self.current in talks else 0
-            self.open(talks[place % len(talks)].key)
-
-    def show_nothing(self) -> None:
-        """No conversation is open."""
-        self.keep_draft()
-        self.current = None
-        self.pane.content = blank(ft.Icons.FORUM_OUTLINED, self.say("choose_talk"))
-
-    def keep_draft(self) -> None:
-        """What was typed stays with its conversation."""
-        if self.current:
-            self.current.draft = self.input.value or ""
-            self.current.first_new = 0
-            self.current.trim()
-
-    def close_talk(self) -> None:
-        """Back to the list, on a phone."""
-        self.draw_soon(*{self.current} - {None})
-        self.show_nothing()
-        self.lay_out()
-        self.window.update(self.root)
-
-    def open(self, key: str) -> None:
-        """Shows a conversation, its newest messages and what was typed in it."""
-        self.keep_draft()
-        before, talk = self.current, self.chats.talk(key)
-        self.current = talk
-        self.holder = ft.Container(expand=True)
-        self.header = ft.Container(padding=ft.Padding(14, 8, 14, 8), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
-        self.jump = ft.Container(visible=False, bottom=10, right=18, content=ft.FilledTonalButton(
-            "", icon=ft.Icons.ARROW_DOWNWARD, on_click=self.on(self.draw_messages)))
-        self.input_error = ft.Text("", color=ft.Colors.ERROR, size=12, visible=False)
-        self.input_box = ft.Container(expand=True)
-        self.fresh_input(talk.draft)
-        composer = ft.Container(ft.Column([self.input_error, ft.Row([
-            self.button(ft.Icons.ATTACH_FILE, "attach", self.attach), self.input_box,
-            self.button(ft.Icons.SEND_ROUNDED, "send", self.send, True, icon_color=ft.Colors.PRIMARY)],
-            vertical_alignment=ft.CrossAxisAlignment.END, spacing=4)], spacing=4, tight=True),
-            padding=ft.Padding(8, 6, 8, 10), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
-        self.pane.content = ft.Column([self.header, ft.Stack([self.holder, self.jump], expand=True), composer],
-                                      spacing=0, expand=True)
-        self.draw_header()
-        self.draw_messages()
-        self.lay_out()
-        self.mark_read()
-        self.draw_soon(*{before, talk} - {None})
-        self.window.update(self.root)
-        if len(talk.messages) < self.PAGE and not talk.complete:
-            self.window.spawn(self.load_older())
-
-    def draw_header(self) -> None:
-        """Whose conversation it is."""
-        if not self.current:
-            return
-        talk, say = self.current, self.say
-        online = self.chats.is_online(talk.key)
-        if talk.is_group:
-            names = ", ".join(short(member, self.realm) for member in talk.members[:8])
-            state = f"{len(talk.members)} {say('members')}: {names}" if talk.members else say("not_a_member")
-        else:
-            state = f"{talk.address} · {say('is_online' if online else 'is_offline')}"
-        title = self.title_of(talk.key)
-        parts = [avatar(title, talk.key, online), two_lines(title, state, 16)]
-        if self.is_narrow:
-            parts.insert(0, self.button(ft.Icons.ARROW_BACK, "back", self.close_talk))
-        if talk.is_group:
-            parts.append(self.button(ft.Icons.GROUPS, "members", self.show_members))
-        self.header.content = ft.Row(parts, spacing=12)
-        self.window.update(self.header)
-
-    def draw_messages(self) -> None:
-        """The newest messages of the conversation, in a list that stands at its end."""
-        for gathered in (self.rows, self.bars, self.fresh):
-            gathered.clear()
-        self.list = StillList(expand=True, reverse=True, spacing=3, on_scroll=self.window.heard(self.scrolled),
-                              scroll_interval=60, padding=ft.Padding(16, 10, 16, 10), key=secrets.token_hex(4))
-        self.holder.content = ft.SelectionArea(self.list)
-        count = len(self.current.messages)
-        self.first = max(0, count - self.PAGE)
-        self.at_bottom, self.held = True, 0
-        self.list.controls = [self.row_of(number) for number in reversed(range(self.first, count))]
-        self.jump.visible = False
-        self.window.update(self.holder, self.jump.parent)
-
-    def draw_message(self, message: Message) -> None:
-        """One message again, after its state has changed."""
-        if message in self.rows and self.current and message in self.current.messages:
-            self.rows[message].content = self.draw_row(self.current.messages.index(message))
-            self.window.update(self.rows[message])
-
-    def row_of(self, number: int) -> Any:
-        """A message of the current conversation as a row of the list."""
-        message = self.current.messages[number]
-        self.rows[message] = StillBox(content=self.draw_row(number))
-        return self.rows[message]
-
-    def draw_row(self, number: int) -> Any:
-        """A bubble, with what stands above it: a new day, or that from here on all is new."""
-        talk = self.current
-        message, before = talk.messages[number], talk.messages[number - 1] if number else None
-        above = []
-        if not before or before.when.date() != message.when.date():
-            above.append(pill(self.window.show_day(message.when)))
-        if talk.first_new and message.id >= talk.first_new and (not before or before.id < talk.first_new):
-            line = {"color": ft.Colors.PRIMARY, "expand": True}
-            words = small(self.say("new_messages"), color=ft.Colors.PRIMARY)
-            above.append(ft.Row([ft.Divider(**line), words, ft.Divider(**line)]))
-        follows = bool(not above and before.sender == message.sender
-                       and (message.when - before.when).total_seconds() < 300)
-        bubble = ft.Semantics(content=self.draw_bubble(message, follows), identifier=f"msg-{message.id}",
-                              container=True)
-        return ft.Column([*above, bubble], spacing=8) if above else bubble
-
-    def draw_bubble(self, message: Message, follows: bool) -> Any:
-        """A message; one's own stands on the right. One that follows another of its sender has no name."""
-        mine, failed = message.sender == self.chats.own, message.state == "failed"
-        color = ft.Colors.ERROR if failed else ft.Colors.ON_SURFACE_VARIANT
-        parts = [self.draw_file(message) if message.file else linked(message.text)]
-        if self.current.is_group and not mine and not follows:
-            parts.insert(0, ft.Text(self.title_of(message.sender), size=12, weight=ft.FontWeight.W_600,
-                                    color=color_of(message.sender)))
-        foot = [small(message.reason, size=11, color=color)] if message.reason else []
-        foot.append(small(f"{message.when:%H:%M}", size=10.5))
-        if mine:
-            icon = {"sending": ft.Icons.SCHEDULE, "stored": ft.Icons.DONE, "queued": ft.Icons.HOURGLASS_TOP,
-                    "failed": ft.Icons.ERROR_OUTLINE}[message.state]
-            foot.append(ft.Icon(icon, size=13, color=color, semantics_label=self.say(f"is_{message.state}")))
-        parts.append(ft.Row(foot, spacing=4, tight=True))
-        if failed:
-            parts.append(ft.TextButton(self.say("again"), icon=ft.Icons.REFRESH,
-                                       on_click=self.on(self.send_again, message)))
-        content = ft.Column(parts, spacing=2, tight=True,
-                            horizontal_alignment=ft.CrossAxisAlignment.END if mine else ft.CrossAxisAlignment.START)
-        if message.text:
-            content = ft.ContextMenu(content=content, secondary_items=[
-                self.item(ft.Icons.COPY, "copy", self.window.copy, message.text)])
-        edge = 4 if follows else 16
-        bubble = ft.Container(
-            content, bgcolor=ft.Colors.PRIMARY_CONTAINER if mine else ft.Colors.SURFACE_CONTAINER_HIGH, expand=True,
-            border_radius=ft.BorderRadius(16 if mine else edge, edge if mine else 16, 16, 16), expand_loose=True,
-            padding=ft.Padding(12, 7, 12, 5), margin=ft.Margin.only(top=0 if follows else 6))
-        gap = ft.Container(width=max(48, self.width - (0 if self.is_narrow else self.SIDE) - 620))
-        return ft.Row([gap, bubble] if mine else [bubble, gap], spacing=0,
-                      alignment=ft.MainAxisAlignment.END if mine else ft.MainAxisAlignment.START)
-
-    def draw_file(self, message: Message) -> Any:
-        """A picture, or a card with the file's name and size; a bar while it is on its way."""
-        name, size = message.file["name"], message.file["size"]
-        is_picture = Path(name).suffix.lower() in IMAGES and size <= self.PICTURE
-        if is_picture and message.id and not message.source and not message.task:
-            message.task = self.window.spawn(self.load_picture(message))
-        if is_picture and message.source:
-            picture = ft.Image(src=message.source, fit=ft.BoxFit.CONTAIN, border_radius=10, semantics_label=name,
-                               error_content=ft.Icon(ft.Icons.BROKEN_IMAGE))
-            return ft.Container(picture, width=280, height=200, ink=True, tooltip=name,
-                                on_click=self.on(self.enlarge, message))
-        moving = message.task is not None and not is_picture or message.state == "sending"
-        if moving:
-            button = self.button(ft.Icons.CLOSE, "cancel", self.cancel, message, icon_size=20)
-        else:
-            button = self.button(ft.Icons.DOWNLOAD, "save", self.save, message, icon_size=20, disabled=not message.id)
-        icon = ft.Icons.IMAGE if is_picture else ft.Icons.INSERT_DRIVE_FILE
-        card = ft.Row([
-            ft.Container(ft.Icon(icon, color=ft.Colors.ON_PRIMARY, size=20), bgcolor=ft.Colors.PRIMARY,
-                         border_radius=10, padding=9),
-            ft.Column([ft.Text(name, max_lines=2, overflow=ft.TextOverflow.ELLIPSIS, size=13.5),
-                       small(show_size(size), size=11)], spacing=0, expand=True, tight=True), button], spacing=10)
-        bar = self.bars[message] = ft.ProgressBar(value=message.done, bar_height=5, border_radius=3, visible=moving)
-        return ft.Container(ft.Column([card, bar], tight=True, spacing=4), width=290)
-
-    # -- reading
-
-    async def scrolled(self, event: Any) -> None:
-        """Near the top older messages come, at the bottom those held back."""
-        self.at_bottom = event.pixels < 40
-        if self.at_bottom and self.held:
-            self.draw_messages()
-        elif event.pixels > event.max_scroll_extent - 600:
-            await self.load_older()
-        if not self.at_bottom and not self.jump.visible and event.pixels > 600 or self.at_bottom and self.jump.visible:
-            self.draw_jump()
-
-    def draw_jump(self) -> None:
-        """The way to the newest, with how many are new."""
-        self.jump.visible = not self.at_bottom
-        self.jump.content.content = self.say("count_new", count=self.held) if self.held else self.say("newest")
-        self.window.update(self.jump.parent)
-
-    async def load_older(self) -> None:
-        """One more page above those that are shown."""
-        talk = self.current
-        if not talk or talk.loading or not self.first and talk.complete or len(self.rows) >= self.LOOK_BACK:
-            return
-        talk.loading = True
-        try:
-            if self.first < self.PAGE and not talk.complete:
-                oldest = next((str(message.id) for message in talk.messages if message.id), "9" * 15)
-                target = talk.key.replace("#", "group:")
-                reply = await self.conn.request("history", target, oldest, str(2 * self.PAGE))
-                before = len(talk.messages)
-                for fields in reply["messages"]:
-                    talk.add(Message.received(fields))
-                talk.complete = not reply["more"]
-                if talk is self.current:
-                    self.first += len(talk.messages) - before
-            if talk is self.current and self.first:
-                was, self.first = self.first, max(0, self.first - self.PAGE)
-                self.list.controls.extend(self.row_of(number) for number in reversed(range(self.first, was)))
-                self.window.update(self.holder)
-                if was < len(talk.messages):       # what was the oldest may now belong to those above
-                    self.draw_message(talk.messages[was])
-        finally:
-            talk.loading = False
-
-    def mark_read(self) -> None:
-        """All of the open conversation has been seen, if the page is."""
-        talk = self.current
-        if not talk or not self.window.visible or not talk.last:
-            return
-        newest = next((message.id for message in reversed(talk.messages) if message.id), 0)
-        talk.unread = 0
-        self.dirty.add(talk)
-        if newest > self.chats.marks.get(talk.key, 0):
-            self.chats.marks[talk.key] = newest
-            self.window.store_soon(f"marks.{self.chats.own}", self.chats.marks)
-
-    # -- writing
-
-    def fresh_input(self, text: str = "") -> None:
-        """An empty field that has the focus: Flet can't give it to one that was there before."""
-        self.input = ft.TextField(
-            value=text, hint_text=self.say("write"), multiline=True, shift_enter=True,
-            min_lines=1, max_lines=6, dense=True, filled=True, autofocus=True, key=secrets.token_hex(4),
-            border=round_border(), on_submit=self.on(self.send))
-        self.input_box.content = ft.Semantics(content=self.input, label=self.say("message"))     # hints come and go
-
-    async def send(self, by_button: bool = False) -> None:
-        """Sends what was typed."""
-        text, talk = (self.input.value or "").strip(), self.current
-        too_long = len(text.replace("\n", LINE_BREAK).encode()) > common.MAX_TEXT
-        if too_long != self.input_error.visible:
-            self.input_error.visible = too_long
-            self.input_error.value = self.say("too_long", size=show_size(common.MAX_TEXT))
-            self.window.update(self.input_error.parent)
-        if too_long or not text:
-            return
-        if by_button:
-            self.fresh_input()
-            self.window.update(self.input_box)
-        else:
-            self.input.value = ""
-            self.window.update(self.input)
-        await self.send_message(talk, Message(self.chats.own, datetime.now().astimezone(), text, state="sending"))
+    # -- what goes out
 
     async def send_message(self, talk: Conversation, message: Message) -> None:
-        """Sends a message or a file, and shows how it fares."""
         talk.add(message)
         talk.unread = talk.first_new = 0
-        if not self.at_bottom and talk is self.current:
-            self.draw_messages()
-        self.draw_soon(talk, message=message)
-        group, moved = "group" if talk.is_group else "", False
+        if self.shown and self.shown.talk is talk:
+            self.shown.go_to_newest()
+        self.draw_soon()
+        number, group = 0, "group" if talk.is_group else ""
         try:
             if message.picked and not message.path:    # in a browser, the file first comes to this program
                 message.path = await self.window.upload(message.picked, self.show_progress(message, 0)) \
@@ -1856,81 +1521,41 @@ class ChatView(Part):
                     progress=self.show_progress(message, self.page.web and 0.5))
             else:
                 reply = await self.conn.request(f"send{group}", talk.address, message.text)
-            before = list(talk.messages)
-            talk.settle(message, reply["id"])
-            moved = before != talk.messages
-            message.file = reply.get("file", message.file)
-            message.state, message.reason = "stored", ""
-            if reply.get("queued"):
-                message.state, message.reason = "queued", self.say("queued")
+            number, message.file = reply["id"], reply.get("file", message.file)
+            message.settle(reply)
             if message.path and self.page.web:     # what the browser sent has gone on
                 message.path.unlink(missing_ok=True)
         except asyncio.CancelledError:
             talk.messages.remove(message)
-            moved = True
+            return self.draw_soon()
         except (ChatError, OSError) as refusal:
-            message.state, message.reason = "failed", self.window.reason(refusal)
+            message.state, message.fault = "failed", refusal
+            number = refusal.fields.get("id", 0) if isinstance(refusal, ChatError) else 0
         message.task = None
-        if talk is self.current and moved:
-            self.draw_messages()
-        self.draw_soon(talk, message=None if moved else message)
+        talk.answer(message, number)
+        self.draw_soon()
 
-    async def send_again(self, message: Message) -> None:
-        """After a failure."""
-        self.current.messages.remove(message)
-        message.state, message.reason = "sending", ""
-        self.draw_messages()
-        message.task = self.window.spawn(self.send_message(self.current, message))
+    def send_again(self, talk: Conversation, message: Message) -> None:
+        talk.messages.remove(message)
+        message.id, message.state, message.fault = 0, "sending", None
+        message.task = self.window.spawn(self.send_message(talk, message))
 
-    async def attach(self) -> None:
-        """Picks files and sends them."""
-        talk = self.current
-        for picked in await self.window.picker.pick_files(allow_multiple=True) or []:
-            most = self.window.options.max_file * MIB
-            if picked.size > most:
-                self.window.toast(self.say("file_too_large", name=picked.name, size=show_size(most)))
-                continue
-            message = Message(self.chats.own, datetime.now().astimezone(), state="sending", picked=picked,
-                              file={"name": picked.name, "size": picked.size})
-            message.task = self.window.spawn(self.send_message(talk, message))
+    def discard(self, talk: Conversation, message: Message) -> None:
+        talk.messages.remove(message)
+        self.draw_soon()
 
     def show_progress(self, message: Message, start: float) -> Progress:
-        """A callback that moves the message's bar: in a browser, the second half of it."""
         drawn = 0.0
 
         def show(done: int, size: int) -> None:
             nonlocal drawn
             part = 0.5 if self.page.web and message.state == "sending" else 1
             message.done = start + part * (done / size if size else 1)
-            if message in self.bars and time.monotonic() - drawn > 0.15:
+            if time.monotonic() - drawn > 0.15 and self.shown:
                 drawn = time.monotonic()
-                self.bars[message].value = message.done        # that alone: a button drawn anew would miss its click
-                self.window.update(self.bars[message])
+                self.shown.move_bar(message)
 
         return show
-
-    def cancel(self, message: Message) -> None:
-        """Ends a transfer."""
-        if message.task:
-            message.task.cancel()
-
-    async def load_picture(self, message: Message) -> None:
-        """Fetches a picture, to be shown where it stands."""
-        try:
-            path = await self.conn.fetch_file(str(message.file["id"]), self.window.new_folder())
-            message.source = self.window.publish(path)
-        except (ChatError, OSError) as refusal:
-            message.reason = self.window.reason(refusal)
-            message.source = "none"
-        message.task = None
-        self.draw_message(message)
-
-    def enlarge(self, message: Message) -> None:
-        """A picture as large as the page."""
-        viewer = ft.InteractiveViewer(ft.Image(src=message.source, fit=ft.BoxFit.CONTAIN), max_scale=8,
-                                      width=self.page.width * 0.85, height=self.page.height * 0.7)
-        self.window.show_dialog(message.file["name"], viewer, [
-            ft.TextButton(self.say("save"), on_click=self.on(self.save, message))])
 
     async def fetch(self, file_id: str, progress: Progress = unwatched) -> Path:
         """Brings a file to the person: a browser's download, or in the folder of downloads."""
@@ -1940,7 +1565,6 @@ class ChatView(Part):
         return path
 
     async def save(self, message: Message) -> None:
-        """Saves the file of a message."""
         if message.task:
             return
 
@@ -1949,86 +1573,963 @@ class ChatView(Part):
                 await self.fetch(str(message.file["id"]), self.show_progress(message, 0))
             finally:
                 message.task = None
-                self.draw_message(message)
+                self.draw_soon()
 
         message.done = 0.0
         message.task = self.window.spawn(fetch())
-        self.draw_message(message)
+        self.draw_soon()
+
+    # -- what is shown
+
+    def draw_soon(self) -> None:
+        """Gathers into one drawing what happens at once."""
+        if not self.drawing:
+            self.drawing = asyncio.get_running_loop().call_later(0.01, self.draw)
+
+    def draw(self) -> None:
+        self.drawing = None
+        if self.chats.own and self.window.holds(self.list.holder):
+            if self.shown:
+                self.shown.draw()
+            self.list.draw()
+            self.window.count_unread()
+
+    def show_chat(self) -> None:
+        self.pane = ft.Container(expand=True, bgcolor=ft.Colors.SURFACE)
+        self.body.content = ft.Row([self.list.build(), self.pane], spacing=0, expand=True,
+                                   vertical_alignment=ft.CrossAxisAlignment.STRETCH)
+        self.close_talk()
+
+    def open(self, key: str) -> None:
+        self.put_away()
+        talk = self.chats.talk(key)
+        talk.rank = talk.rank or (0 if talk.messages else (self.conn.last_id or 0) + 0.5)
+        self.shown = TalkView(self, talk)
+        self.pane.content = self.shown.root
+        self.lay_out()
+        self.shown.draw()
+        self.draw_soon()
+        self.window.update(self.root)
+        if self.is_narrow and self.page.web:       # so that the browser's Back returns to the list
+            self.window.spawn(self.page.push_route("/talk"))
+        self.window.spawn(self.shown.fill())
+
+    def put_away(self) -> None:
+        if self.shown:
+            talk, self.shown = self.shown.put_away(), None
+            talk.trim()
+
+    def close_talk(self) -> None:
+        """No conversation is open: on a phone, back to the list."""
+        self.put_away()
+        self.pane.content = blank(ft.Icons.FORUM_OUTLINED, self.say("choose_talk"))
+        self.lay_out()
+        self.list.draw()
+        self.window.update(self.root)
+
+    def step(self, by: int) -> None:
+        """The conversation above or below the one that is open; the first that matches if there is none, or by 0."""
+        if talks := self.chats.listed(self.list.filter.value or ""):
+            current = self.shown and self.shown.talk
+            place = talks.index(current) + by if by and current in talks else 0
+            self.open(talks[place % len(talks)].key)
+
+    async def find(self) -> None:
+        if self.is_narrow and self.shown:
+            self.close_talk()
+        await self.list.filter.focus()
+
+    def escape(self) -> None:
+        """Closes what is open, one after another, and goes back to the message field."""
+        if self.tools.root.visible:
+            self.tools.toggle()
+        elif self.is_narrow and self.shown:
+            return self.close_talk()
+        self.list.fresh_filter()
+        self.list.draw()
+        if self.shown:
+            self.shown.take_focus()
+
+    def settings_menu(self) -> Any:
+        window = self.window
+        themes = (("system", ft.Icons.BRIGHTNESS_AUTO), ("light", ft.Icons.LIGHT_MODE), ("dark", ft.Icons.DARK_MODE))
+        items = [self.item(icon, theme, window.set_theme, theme, checked=window.settings["theme"] == theme)
+                 for theme, icon in themes]
+        items += [ft.PopupMenuItem(), self.item(ft.Icons.TRANSLATE, "other_language", window.switch_language),
+                  self.item(ft.Icons.NOTIFICATIONS, "notices", window.switch_notices,
+                            checked=window.settings["notices"]),
+                  self.item(ft.Icons.KEYBOARD, "keys", window.show_keys),
+                  self.item(ft.Icons.TERMINAL, "tools", self.tools.toggle)]
+        if self.chats.own:
+            items += [ft.PopupMenuItem(), self.item(ft.Icons.LOGOUT, "logout", self.leave)]
+        return self.menu(ft.Icons.MORE_VERT, "settings", items)
+
+    def lay_out(self) -> None:
+        """Side by side where it is wide; the list or the conversation where it is narrow."""
+        if not self.chats.own:
+            return
+        side = self.list.root
+        side.visible = not (self.is_narrow and self.shown)
+        self.pane.visible = not self.is_narrow or bool(self.shown)
+        side.width = None if self.is_narrow else min(self.SIDE, self.width * 0.4)
+        side.expand = self.is_narrow
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether there is room for the list or the conversation only, as on a phone."""
+        return self.width < self.NARROW
+
+    def resize(self, width: float) -> None:
+        was_narrow, self.width = self.is_narrow, width
+        self.lay_out()
+        if self.shown and was_narrow != self.is_narrow:
+            self.open(self.shown.talk.key)
+
+
+class ChatPart(Part):
+    """One of the views that a chat consists of."""
+
+    def __init__(self, view: ChatView) -> None:
+        super().__init__(view.window)
+        self.view = view
+
+    @property
+    def chats(self) -> Chats:
+        return self.view.chats
+
+    def title_of(self, key: str) -> str:
+        """A person's name, or a group's; with the realm where it is another's."""
+        name, realm = self.chats.name_of(key), key.partition("@")[2]
+        return name if realm in ("", self.view.realm) else f"{name} · {realm}"
+
+
+class LoginView(ChatPart):
+    """The form for login, or for a new account."""
+
+    def show(self, registering: bool = False, values: dict[str, str] | None = None) -> None:
+        say, view, values, self.registering = self.say, self.view, values or {}, registering
+
+        def entry(key: str, **more: Any) -> Any:
+            return ft.TextField(label=say(key), value=values.get(key, ""), dense=True, on_submit=self.on(self.enter),
+                                **more)
+
+        self.here = ft.Checkbox(label=say("this_computer"), value=view.host in ("127.0.0.1", "localhost"),
+                                on_change=self.on(self.fill_server), visible=not self.is_fixed)
+        self.fields = {"server": entry("server", hint_text="host:port", on_change=self.on(self.draw_choices),
+                            visible=not self.is_fixed), "user": entry("user", autofocus=not values.get("user")),
+            "password": entry("password", password=True, can_reveal_password=True, autofocus=bool(values.get("user")))}
+        if registering:
+            self.fields |= {"nama": entry("nama"), "negara": entry("negara")}
+        self.fields["server"].value = values.get("server") or f"{view.host}:{view.port}"
+        self.choices = ft.Row(wrap=True, spacing=8, run_spacing=8)
+        self.draw_choices()
+        self.enter_button = ft.FilledButton(say("register" if registering else "login"), height=44,
+                                            on_click=self.on(self.enter))
+        other = ft.TextButton(say("have_account" if registering else "no_account"), on_click=self.on(
+            lambda: self.show(not registering, {key: self.fields[key].value for key in ("server", "user")})))
+        head = [ft.Icon(ft.Icons.FORUM, color=ft.Colors.PRIMARY, size=34),
+                ft.Text(say("title"), size=24, weight=ft.FontWeight.W_600, expand=True), view.settings_menu()]
+        card = ft.Container(width=400, padding=28, border_radius=20, bgcolor=ft.Colors.SURFACE, content=ft.Column(
+            [ft.Row(head), small(say("choose_realm")), self.choices, self.here, *self.fields.values(),
+             self.enter_button, other], spacing=14, tight=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH))
+        view.body.content = ft.Container(
+            ft.Column([card], scroll=ft.ScrollMode.AUTO, horizontal_alignment=ft.CrossAxisAlignment.CENTER,
+                      alignment=ft.MainAxisAlignment.CENTER),
+            alignment=ft.Alignment.CENTER, bgcolor=ft.Colors.SURFACE_CONTAINER, padding=12, expand=True)
+        self.window.update(view.root)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the server is the table's: a page that others can open must be no way to any host of ours."""
+        return bool(self.window.options.web_bind)
+
+    @property
+    def table(self) -> dict[str, common.Realm]:
+        """The realms that one can log in at."""
+        options, demo = self.window.options, self.window.demo
+        if demo:
+            return {name: common.Realm(name, "127.0.0.1", port, "") for name, port in demo.ports.items()}
+        table = common.realm_table(options.local if self.is_fixed else bool(self.here.value))
+        host, port = options.place
+        row = common.Realm(options.realm, host, port, "")
+        return {**table, options.realm: row} if self.is_fixed else table
+
+    def draw_choices(self) -> None:
+        """The realms of the table, the one that the server field names marked."""
+        self.choices.controls = [
+            ft.Chip(label=ft.Text(f"{row.name}  {row.address}:{row.port}", size=12), show_checkmark=True,
+                    selected=self.fields["server"].value == f"{row.address}:{row.port}",
+                    on_select=self.on(self.choose_realm, row.name)) for row in self.table.values()]
+        self.window.update(self.choices)
+
+    def choose_realm(self, name: str) -> None:
+        self.view.realm = name
+        self.fill_server()
+
+    def fill_server(self) -> None:
+        """Writes the chosen realm's address into the server field."""
+        if row := self.table.get(self.view.realm):
+            self.fields["server"].value = f"{row.address}:{row.port}"
+        self.draw_choices()
+        self.window.update(self.fields["server"])
+
+    def allows(self, host: str, port: int) -> bool:
+        """Whether this page may lead to that server."""
+        return not self.is_fixed or (host, port) in [(row.address, row.port) for row in self.table.values()]
+
+    async def enter(self) -> None:
+        """Logs in, or registers; what is wrong stands beside its field."""
+        if self.enter_button.disabled:             # Enter was pressed twice
+            return
+        values = {key: entry.value.strip() for key, entry in self.fields.items()}
+        faults = self.faults_of(values)
+        if not faults:
+            self.enter_button.disabled = True
+            self.window.update(self.enter_button)
+            words = [re.sub(r"\s+", "_", value) for key, value in values.items() if key != "server"]
+            try:
+                await self.view.fresh_connection().request("register" if self.registering else "auth", *words)
+                return await self.view.entered()
+            except ConnectionError:
+                faults["server"] = self.say("unreachable", place=values["server"])
+            except ChatError as refusal:
+                places = {"user_exists": "user", "bad_name": "user", "too_long": list(self.fields)[-1]}
+                faults[places.get(refusal.code, "password")] = self.window.reason(refusal)
+            self.enter_button.disabled = False
+        for key, entry in self.fields.items():
+            entry.error = faults.get(key)
+        self.window.update(self.view.root)
+
+    def faults_of(self, values: dict[str, str]) -> dict[str, str]:
+        """What can be seen to be wrong before the server is asked, by field."""
+        faults = {}
+        try:
+            self.view.host, self.view.port = common.parse_host_port(values["server"])
+            if not self.allows(self.view.host, self.view.port):
+                raise ValueError
+        except ValueError:
+            faults["server"] = self.say("bad_server")
+        try:
+            common.fold_name(values["user"])
+        except ChatError:
+            faults["user"] = self.say("bad_name")
+        if re.search(r"\s", values["password"]):
+            faults["password"] = self.say("no_spaces")
+        return faults | {key: self.say("needed") for key, value in values.items() if not value}
+
+
+class TalkList(ChatPart):
+    """The list of conversations, what one looks for in it, and the ways to begin another."""
+
+    def build(self) -> Any:
+        self.tiles: dict[str, tuple[tuple, Any]] = {}      # key: what it was drawn from, the tile
+        self.marked = 0                            # the row that Enter takes, while one looks for something
+        self.filter_box = ft.Container(padding=ft.Padding(12, 0, 12, 0))
+        self.fresh_filter()
+        self.list = StillList(expand=True, padding=ft.Padding(8, 4, 8, 4), spacing=2)
+        self.holder = ft.Container(self.list, expand=True)
+        menu = self.menu(ft.Icons.EDIT_SQUARE, "new", [self.item(ft.Icons.PERSON_ADD, "new_message", self.ask_person),
+            self.item(ft.Icons.GROUP_ADD, "new_group", self.ask, "new_group", "group_name", "addgroup"),
+            self.item(ft.Icons.LOGIN, "join_group", self.ask_join)])
+        self.self_box = ft.Container(expand=True)
+        self.draw_self()
+        head = ft.Row([self.self_box, self.button(ft.Icons.TERMINAL, "tools", self.view.tools.toggle), menu,
+                       self.view.settings_menu()], spacing=4)
+        self.root = ft.Container(ft.Column([ft.Container(head, padding=ft.Padding(14, 10, 6, 0)),
+            self.filter_box, self.holder], spacing=8, expand=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH),
+            bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
+        return self.root
+
+    def draw_self(self) -> None:
+        name = self.chats.name_of(self.chats.own)
+        self.self_box.content = ft.Row([avatar(name, self.chats.own), two_lines(name, self.chats.own)], spacing=10)
+        self.window.update(self.self_box)
+
+    def draw(self) -> None:
+        """The tiles in their order, those that match what is looked for."""
+        self.keys = self.found()
+        tiles = [self.tile(key, bool(self.filter.value) and number == self.marked)
+                 for number, key in enumerate(self.keys)]
+        if tiles:
+            self.list.controls, self.holder.content = tiles, self.list
+        else:
+            self.holder.content = blank(ft.Icons.SEARCH_OFF if self.filter.value else ft.Icons.CHAT_BUBBLE_OUTLINE,
+                                        self.say("none_found" if self.filter.value else "no_talks"))
+        self.window.update(self.holder)
+
+    def fresh_filter(self) -> None:
+        """An empty field without the focus: where one has it, Flet gives it to no other."""
+        self.filter = self.field(
+            self.move_mark, hint_text=self.say("find"), prefix_icon=ft.Icons.SEARCH, filled=True, border=round_border(),
+            key=secrets.token_hex(4), on_change=self.on(self.look), on_submit=self.on(self.take_marked))
+        self.filter_box.content = ft.Semantics(content=self.filter, label=self.say("find"))
+        self.window.update(self.filter_box)
+
+    def found(self) -> list[str]:
+        """The conversations that match; where one looks for something, then the people and groups that match too."""
+        words, chats = (self.filter.value or "").lower(), self.chats
+        keys = [talk.key for talk in chats.listed(words)]
+        if words:
+            others = [*chats.people, *[f"#{group}" for group in chats.open_groups]]
+            keys += [key for key in others if key not in chats.talks and key != chats.own
+                     and words in f"{key} {chats.name_of(key)}".lower()][:30]
+        return keys
+
+    def look(self) -> None:
+        self.marked = 0
+        self.draw()
+
+    def move_mark(self, by: int) -> None:
+        if self.filter.value and self.keys:
+            self.marked = (self.marked + by) % len(self.keys)
+            self.draw()
+
+    async def take_marked(self) -> None:
+        if self.keys:
+            await self.take(self.keys[min(self.marked, len(self.keys) - 1) if self.filter.value else 0])
+
+    async def take(self, key: str) -> None:
+        """Opens a conversation; where it is a group that one is not in, after joining it."""
+        if key.startswith("#") and key not in self.chats.talks:
+            await self.view.conn.request("joingroup", short(key.lstrip("#"), self.view.realm))
+            self.chats.talk(key).complete = False
+            await self.view.read_groups()
+        self.view.open(key)
+        self.empty_filter()
+
+    def empty_filter(self) -> None:
+        if self.filter.value:
+            self.filter.value = ""
+            self.window.update(self.filter)
+            self.draw()
+
+    def tile(self, key: str, is_marked: bool) -> Any:
+        """A conversation, person or group in the list; drawn anew only if something about it has changed."""
+        talk, shown = self.chats.talks.get(key), self.view.shown
+        last = talk and talk.last
+        below = self.preview(talk) if talk else self.say("join_group" if key.startswith("#") else "new_message")
+        version = (self.title_of(key), below, self.chats.is_online(key), talk.unread if talk else 0,
+                   last and self.window.show_day(last.when, short_form=True),
+                   is_marked or bool(talk and shown and shown.talk is talk))
+        known, tile = self.tiles.get(key, (None, None))
+        if known != version:
+            tile = self.draw_tile(key, *version)
+            self.tiles[key] = version, tile
+        return tile
+
+    def draw_tile(self, key: str, name: str, preview: str, online: bool, unread: int, day: str | None,
+                  is_marked: bool) -> Any:
+        end = [small(day, size=11)] if day else []
+        if unread:
+            end.append(ft.Container(ft.Text(str(unread), size=11, color=ft.Colors.ON_PRIMARY), border_radius=10,
+                                    bgcolor=ft.Colors.PRIMARY, padding=ft.Padding(7, 2, 7, 2)))
+        content = ft.Row([avatar(name, key, online), two_lines(name, preview),
+            ft.Column(end, spacing=4, horizontal_alignment=ft.CrossAxisAlignment.END, tight=True)], spacing=12)
+        return ft.Container(content, border_radius=14, padding=ft.Padding(10, 8, 10, 8), ink=True,
+                            bgcolor=ft.Colors.SECONDARY_CONTAINER if is_marked else None,
+                            on_click=self.on(self.take, key))
+
+    def preview(self, talk: Conversation) -> str:
+        if talk.draft and not (self.view.shown and self.view.shown.talk is talk):
+            return f"{self.say('draft')}: {' '.join(talk.draft.split())[:120]}"
+        if not talk.last:
+            return self.say("no_messages")
+        who = self.say("you") if talk.last.sender == self.chats.own else \
+            self.chats.name_of(talk.last.sender) if talk.is_group else ""
+        text = talk.last.file["name"] if talk.last.file else split_quote(talk.last.text)[1].replace("\n", " ")[:120]
+        return f"{who}: {text}" if who else text
 
     # -- dialogs
 
     def ask_person(self) -> None:
-        """Someone to write to, of any realm."""
         chats = self.chats
         people = sorted((address for address in chats.people if address != chats.own),
                         key=lambda address: (not chats.is_online(address), chats.name_of(address)))
         self.ask("new_message", "person_hint", "", [
             (address, chats.name_of(address), f"{address} · {chats.people[address]['negara']}") for address in people])
-        self.window.spawn(self.read_people())
+        self.window.spawn(self.view.read_people())
 
     async def ask_join(self) -> None:
-        """A group to join, of any realm."""
-        await self.read_groups()
+        await self.view.read_groups()
+        for realm, row in self.chats.realms.items():
+            with contextlib.suppress(ChatError):   # it is cut off, or the server is an older one
+                if row["link"] == "up":
+                    rows = (await self.view.conn.request("groups", realm))["groups"]
+                    self.chats.open_groups += [row["group"] for row in rows
+                                               if not row["member"] and row["group"] not in self.chats.open_groups]
         self.ask("join_group", "group_hint", "joingroup", [
-            (f"#{address}", short(address, self.realm), address) for address in self.chats.open_groups])
+            (f"#{address}", short(address, self.view.realm), address) for address in self.chats.open_groups])
 
     def ask(self, title: str, hint: str, word: str, rows: list[tuple[str, str, str]] | None = None) -> None:
         """A dialog to type a name into, or to pick a row of: what is chosen is opened, a group after its command."""
+        marked = 0
+
         def matching() -> list[tuple[str, str, str]]:
             words = entry.value.lower()
-            return [row for row in rows or () if words in f"{row[1]} {row[2]}".lower()]
+            return [row for row in rows or () if words in f"{row[1]} {row[2]}".lower()][:100]
 
         async def submit() -> None:
-            keys = [key for key, _, _ in matching()] if entry.value.strip() else []
+            keys = [key for key, _, _ in matching()]
             try:
-                typed = ("#" if word else "") + "@".join(common.parse_address(entry.value.strip(), self.realm))
-            except ChatError as refusal:           # it may still be a part of someone's full name
-                typed, entry.error = "", self.window.reason(refusal)
-            if typed or keys:
-                return await take(typed if typed in keys or not keys else keys[0])
-            self.window.update(entry)
+                typed = ("#" if word else "") + "@".join(common.parse_address(entry.value.strip(), self.view.realm))
+                if marked or typed not in keys and keys:       # else what was typed is whole, and goes first
+                    typed = keys[marked]
+                if word:
+                    await self.view.conn.request(word, short(typed.lstrip("#"), self.view.realm))
+                    await self.view.read_groups()
+                    self.chats.talk(typed).complete = word == "addgroup"
+                elif typed not in keys:
+                    await self.view.check_person(typed)
+            except ChatError as refusal:
+                entry.error = self.window.reason(refusal)
+                return self.window.update(entry)
+            self.page.pop_dialog()
+            self.view.open(typed)
 
         async def take(key: str) -> None:
-            if word:
-                try:
-                    await self.conn.request(word, short(key.lstrip("#"), self.realm))
-                except ChatError as refusal:
-                    entry.error = self.window.reason(refusal)
-                    return self.window.update(entry)
-                await self.read_groups()
-                self.chats.talk(key).complete = word == "addgroup"
-            self.page.pop_dialog()
-            self.open(key)
+            entry.value = short(key.lstrip("#"), self.view.realm)
+            await submit()
 
-        def draw() -> None:
-            listing.controls = [self.list_tile(key, name, below, on_click=self.on(take, key))
-                                for key, name, below in matching()[:100]]
+        def draw(by: int | None = None) -> None:
+            nonlocal marked
+            found = matching()
+            marked = (marked + by) % max(1, len(found)) if by else 0
+            listing.controls = [self.list_tile(key, name, below, on_click=self.on(take, key), selected=number == marked,
+                               selected_tile_color=ft.Colors.SECONDARY_CONTAINER)
+                for number, (key, name, below) in enumerate(found)]
             self.window.update(listing)
 
-        entry = ft.TextField(label=self.say(hint), autofocus=True, dense=True, on_change=self.on(draw),
-                             on_submit=self.on(submit))
+        entry = self.field(draw, label=self.say(hint), autofocus=True, on_change=self.on(draw),
+                           on_submit=self.on(submit))
         listing = ft.ListView(expand=True, spacing=0)
         draw()
         content = ft.Column([entry, listing], width=380, height=80 if rows is None else 380,
                             horizontal_alignment=ft.CrossAxisAlignment.STRETCH)
-        self.window.show_dialog(self.say(title), content, [
-            ft.FilledButton(self.say("ok"), on_click=self.on(submit))])
+        self.window.show_dialog(self.say(title), content, [ft.FilledButton(self.say("ok"), on_click=self.on(submit))])
 
     def list_tile(self, key: str, name: str, below: str, **more: Any) -> Any:
-        """A person or a group in a dialog."""
         return ft.ListTile(leading=avatar(name, key, self.chats.is_online(key)), title=two_lines(name, below), **more)
 
+
+class TalkView(ChatPart):
+    """The conversation that is open. Its rows are a function of its messages and of the window that is shown."""
+
+    PAGE = 50                  # messages shown at once, and more with each scroll to the top
+    MOST = 400                 # rows that stay while one reads the newest
+    LOOK_BACK = 2000           # rows at most: past this the window moves
+    UNREAD = 1000              # what `conversations` counts to
+    PICTURE = 8_000_000        # bytes of a picture that is shown without being asked for
+
+    def __init__(self, view: ChatView, talk: Conversation) -> None:
+        super().__init__(view)
+        self.talk = talk
+        self.first = max(0, len(talk.messages) - self.PAGE)        # the index of the oldest message that is shown
+        self.last_id = 0                           # of the newest one shown; 0: whatever is the newest
+        self.at_bottom = True
+        self.rows: dict[Message, tuple[tuple, Any]] = {}           # each with what it was drawn from
+        self.bars: dict[Message, Any] = {}         # of the files among them
+        self.head: tuple = ()                      # what the header was drawn from
+        self.holder = ft.Container(expand=True)
+        self.header = ft.Container(padding=ft.Padding(14, 8, 14, 8), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
+        self.jump = ft.Container(visible=False, bottom=10, right=18, content=ft.FilledTonalButton(
+            "", icon=ft.Icons.ARROW_DOWNWARD, on_click=self.on(self.go_to_newest)))
+        self.input_error = ft.Text("", color=ft.Colors.ERROR, size=12, visible=False)
+        self.input_box = ft.Container(expand=True)
+        self.quoted: Message | None = None         # what the next message replies to
+        self.reply_bar = ft.Row(visible=False, spacing=8)
+        self.fresh_input(talk.draft)
+        self.composer = ft.Container(ft.Column([self.reply_bar, self.input_error, ft.Row([
+            self.button(ft.Icons.ATTACH_FILE, "attach", self.attach),
+            self.button(ft.Icons.CODE, "code", self.fence), self.input_box,
+            self.button(ft.Icons.SEND_ROUNDED, "send", self.send, True, icon_color=ft.Colors.PRIMARY)],
+            vertical_alignment=ft.CrossAxisAlignment.END, spacing=4)], spacing=4, tight=True),
+            padding=ft.Padding(8, 6, 8, 10), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
+        self.left_note = ft.Container(ft.Row([
+            small(self.say("not_a_member"), expand=True),
+            ft.FilledTonalButton(self.say("join_again"), on_click=self.on(self.join_again))]),
+            padding=14, visible=False)
+        self.root = ft.Column([self.header, ft.Stack([self.holder, self.jump], expand=True), self.composer,
+                               self.left_note], spacing=0, expand=True)
+        self.fresh_list()
+
+    def put_away(self) -> Conversation:
+        self.talk.draft, self.talk.first_new = self.input.value or "", 0
+        return self.talk
+
+    # -- what is shown
+
+    def fresh_list(self) -> None:
+        self.list = StillList(expand=True, reverse=True, spacing=3, on_scroll=self.window.heard(self.scrolled),
+                              scroll_interval=60, padding=ft.Padding(16, 10, 16, 10), key=secrets.token_hex(4))
+        self.holder.content = ft.SelectionArea(self.list)
+
+    def draw(self) -> None:
+        """The header, the rows of the window, and the way to what is newer, as they stand."""
+        self.draw_header()
+        messages, count = self.talk.messages, self.end
+        if not self.last_id and count - self.first > self.MOST:
+            self.first = count - self.PAGE
+        self.rows = {message: self.rows.get(message, ((), None)) for message in messages[self.first:count]}
+        rows = [self.row(number) for number in reversed(range(self.first, count))]
+        if list(map(id, rows)) != list(map(id, self.list.controls)):
+            self.list.controls = rows
+            self.window.update(self.holder)
+        self.draw_jump()
+
+    @property
+    def end(self) -> int:
+        """The index behind the newest message that is shown."""
+        return self.talk.index(self.last_id + 1) if self.last_id else len(self.talk.messages)
+
+    def draw_header(self) -> None:
+        talk, say, online = self.talk, self.say, self.chats.is_online(self.talk.key)
+        if talk.is_group:
+            names = ", ".join(short(member, self.view.realm) for member in talk.members[:8])
+            names += ", …" if len(talk.members) > 8 else ""
+            state = f"{self.count_members(talk)}: {names}" if talk.members else say("not_a_member")
+        else:
+            state = f"{talk.address} · {say({None: 'is_unknown', True: 'is_online', False: 'is_offline'}[online])}"
+        title = self.title_of(talk.key)
+        muted = talk.key in self.window.settings["muted"]
+        head = title, state, online, self.view.is_narrow, muted
+        if head == self.head:
+            return
+        self.head = head
+        parts = [avatar(title, talk.key, online), two_lines(title, state, 16)]
+        if self.view.is_narrow:
+            parts.insert(0, self.button(ft.Icons.ARROW_BACK, "back", self.view.close_talk))
+        parts.append(self.button(ft.Icons.NOTIFICATIONS_OFF if muted else ft.Icons.NOTIFICATIONS_NONE,
+                                 "unmute" if muted else "mute", self.window.mute, talk, icon_size=20))
+        if "search" in COMMANDS:
+            parts.append(self.button(ft.Icons.SEARCH, "search", self.search, icon_size=20))
+        if talk.is_group:
+            parts.append(self.button(ft.Icons.GROUPS, "members", self.show_members))
+        self.header.content = ft.Row(parts, spacing=12)
+        self.left_note.visible = talk.is_group and not talk.members and bool(self.chats.groups_known)
+        self.composer.visible = not self.left_note.visible
+        self.window.update(self.header, self.root)
+
+    async def join_again(self) -> None:
+        await self.view.conn.request("joingroup", short(self.talk.address, self.view.realm))
+        await self.view.read_groups()
+
+    def draw_jump(self) -> None:
+        """The way to the newest, with how many are below."""
+        below = len(self.talk.messages) - self.end
+        words = self.say("count_new", count=below) if below else self.say("newest")
+        if (self.jump.visible, self.jump.content.content) != (not self.at_bottom, words):
+            self.jump.visible, self.jump.content.content = not self.at_bottom, words
+            self.window.update(self.jump.parent)
+
+    def row(self, number: int) -> Any:
+        """A message as a row of the list; drawn anew only if something about it has changed."""
+        message, before = self.talk.messages[number], self.talk.messages[number - 1] if number else None
+        day = not before or before.when.date() != message.when.date()
+        line = bool(0 < self.talk.first_new <= message.id and (not before or before.id < self.talk.first_new))
+        follows = bool(not day and not line and before.sender == message.sender
+                       and (message.when - before.when).total_seconds() < 300)
+        version = (message.id, message.state, message.fault, message.source, message.task is None, day, line, follows,
+                   self.talk.is_group and self.title_of(message.sender),
+                   tuple(self.talk.readers(message)) if message.sender == self.chats.own else ())
+        known, row = self.rows[message]
+        if known != version:
+            row = self.draw_row(message, day, line, follows)
+            self.rows[message] = version, row
+        return row
+
+    def draw_row(self, message: Message, day: bool, line: bool, follows: bool) -> Any:
+        """A bubble, with what stands above it: a new day, or that from here on all is new."""
+        above = [pill(self.window.show_day(message.when))] if day else []
+        if line:
+            style = {"color": ft.Colors.PRIMARY, "expand": True}
+            words = small(self.say("new_messages"), color=ft.Colors.PRIMARY)
+            above.append(ft.Row([ft.Divider(**style), words, ft.Divider(**style)]))
+        who = self.say("you") if message.sender == self.chats.own else self.title_of(message.sender)
+        bubble = ft.Semantics(content=self.draw_bubble(message, follows), identifier=f"msg-{message.id}",
+                              label=f"{who}, {message.when:%H:%M}", container=True)
+        return ft.Column([*above, bubble], spacing=8) if above else bubble
+
+    def draw_bubble(self, message: Message, follows: bool) -> Any:
+        """A message; one's own stands on the right. One that follows another of its sender has no name."""
+        mine, failed = message.sender == self.chats.own, message.state == "failed"
+        def copy_button(code: str) -> Any:
+            return self.button(ft.Icons.COPY, "copy", self.window.copy, code, icon_size=15)
+
+        quoted, text = split_quote(message.text)
+        parts = [self.draw_file(message) if message.file else show_text(text, self.chats.own, copy_button)]
+        if quoted:
+            parts.insert(0, ft.Container(
+                small(quoted, max_lines=4, overflow=ft.TextOverflow.ELLIPSIS), ink=True, padding=ft.Padding(8, 2, 8, 2),
+                border=ft.Border.only(left=ft.BorderSide(3, ft.Colors.PRIMARY)),
+                on_click=self.on(self.go_to_quoted, message, quoted)))
+        if self.talk.is_group and not mine and not follows:
+            parts.insert(0, ft.Text(self.title_of(message.sender), size=12, weight=ft.FontWeight.W_600,
+                                    color=color_of(message.sender)))
+        parts.append(self.draw_foot(message, mine, ft.Colors.ERROR if failed else ft.Colors.ON_SURFACE_VARIANT))
+        if failed and mine:
+            parts.append(ft.Row([
+                ft.TextButton(self.say("again"), icon=ft.Icons.REFRESH,
+                              on_click=self.on(self.view.send_again, self.talk, message)),
+                ft.TextButton(self.say("discard"), icon=ft.Icons.DELETE_OUTLINE,
+                              on_click=self.on(self.view.discard, self.talk, message))], tight=True))
+        content = ft.Column(parts, spacing=2, tight=True,
+                            horizontal_alignment=ft.CrossAxisAlignment.END if mine else ft.CrossAxisAlignment.START)
+        items = [(ft.Icons.REPLY, "reply", self.reply), (ft.Icons.COPY, "copy", self.copy),
+                 (ft.Icons.INFO_OUTLINE, "info", self.show_info), (ft.Icons.FORWARD, "forward", self.forward)]
+        menu = [self.item(icon, key, work, message) for icon, key, work in items if message.text or key == "info"]
+        content = ft.ContextMenu(content=content, secondary_items=menu, primary_items=menu,
+                                 primary_trigger=ft.ContextMenuTrigger.LONG_PRESS)
+        edge = 4 if follows else 16
+        bubble = ft.Container(
+            content, bgcolor=ft.Colors.PRIMARY_CONTAINER if mine else ft.Colors.SURFACE_CONTAINER_HIGH, expand=True,
+            border_radius=ft.BorderRadius(16 if mine else edge, edge if mine else 16, 16, 16), expand_loose=True,
+            padding=ft.Padding(12, 7, 12, 5), margin=ft.Margin.only(top=0 if follows else 6))
+        gap = ft.Container(width=max(48, self.view.width - (0 if self.view.is_narrow else self.view.SIDE) - 620))
+        return ft.Row([gap, bubble] if mine else [bubble, gap], spacing=0,
+                      alignment=ft.MainAxisAlignment.END if mine else ft.MainAxisAlignment.START)
+
+    def draw_foot(self, message: Message, mine: bool, color: str) -> Any:
+        """Why a message is not there yet, when it was written, and what became of one's own."""
+        reason = self.window.reason(message.fault) if message.fault else \
+            self.say("queued") if message.state == "queued" else ""
+        foot = [small(reason, size=11, color=color)] if reason else []
+        foot.append(ft.Semantics(content=small(f"{message.when:%H:%M}", size=10.5), exclude_semantics=True))
+        if mine:
+            readers = [self.chats.name_of(reader) for reader in self.talk.readers(message)]
+            state = "read" if readers else message.state
+            icon = {"sending": ft.Icons.SCHEDULE, "delivered": ft.Icons.DONE, "queued": ft.Icons.HOURGLASS_TOP,
+                    "failed": ft.Icons.ERROR_OUTLINE, "read": ft.Icons.DONE_ALL}[state]
+            words = f"{self.say(f'is_{state}')}{': ' if readers else ''}{', '.join(readers)}"
+            foot.append(ft.Icon(icon, size=13, color=ft.Colors.PRIMARY if readers else color, semantics_label=words,
+                                tooltip=words))
+        return ft.Row(foot, spacing=4, tight=True)
+
+    def draw_file(self, message: Message) -> Any:
+        """A picture, or a card with the file's name and size; a bar while it is on its way."""
+        name, size = message.file["name"], message.file["size"]
+        is_picture = Path(name).suffix.lower() in IMAGES and size <= self.PICTURE
+        if is_picture and message.id and not message.source and not message.task and message.state != "failed":
+            message.task = self.window.spawn(self.load_picture(message))
+        if is_picture and message.source:
+            picture = ft.Image(src=message.source, fit=ft.BoxFit.CONTAIN, border_radius=10, semantics_label=name,
+                               error_content=ft.Icon(ft.Icons.BROKEN_IMAGE))
+            return ft.Container(picture, width=280, height=200, ink=True, tooltip=name,
+                                on_click=self.on(self.enlarge, message))
+        moving = message.task is not None and not is_picture or message.state == "sending"
+        if moving:
+            button = self.button(ft.Icons.CLOSE, "cancel", self.cancel, message, icon_size=20)
+        else:
+            button = self.button(ft.Icons.DOWNLOAD, "save", self.view.save, message, icon_size=20,
+                                 disabled=not message.id)
+        icon = ft.Icons.IMAGE if is_picture else ft.Icons.INSERT_DRIVE_FILE
+        card = ft.Row([ft.Container(ft.Icon(icon, color=ft.Colors.ON_PRIMARY, size=20), bgcolor=ft.Colors.PRIMARY,
+                         border_radius=10, padding=9),
+            ft.Column([ft.Text(name, max_lines=2, overflow=ft.TextOverflow.ELLIPSIS, size=13.5),
+                       small(show_size(size), size=11)], spacing=0, expand=True, tight=True), button], spacing=10)
+        bar = self.bars[message] = ft.ProgressBar(value=message.done, bar_height=5, border_radius=3, visible=moving)
+        return ft.Container(ft.Column([card, bar], tight=True, spacing=4), width=290)
+
+    def move_bar(self, message: Message) -> None:
+        """Shows how far a file is. That alone: a button drawn anew would miss its click."""
+        if bar := self.bars.get(message):
+            bar.value = message.done
+            self.window.update(bar)
+
+    # -- reading
+
+    async def scrolled(self, event: Any) -> None:
+        """Near the top older messages come, at the bottom those that came meanwhile."""
+        was, self.at_bottom = self.at_bottom, event.pixels < 40 and not (self.last_id and self.end < len(
+            self.talk.messages))
+        if event.pixels < 600 and self.last_id and not self.talk.loading:
+            self.talk.loading = True
+            try:
+                await self.load_newer(event)
+            finally:
+                self.talk.loading = False
+            self.mark_read()
+        elif was and not self.at_bottom and self.talk.messages:
+            self.last_id = self.newest_id
+        if event.pixels > event.max_scroll_extent - 600:
+            await self.load_older(event)
+        self.draw_jump()
+
+    @property
+    def newest_id(self) -> int:
+        return next((message.id for message in reversed(self.talk.messages) if message.id), 0)
+
+    def go_to_newest(self) -> None:
+        if not self.at_bottom:
+            self.last_id, self.at_bottom = 0, True
+            self.first = max(0, len(self.talk.messages) - self.PAGE)
+            self.fresh_list()
+            self.draw()
+            self.mark_read()
+
+    async def fill(self) -> None:
+        """Reads what is not here yet, back to the first unread message, and begins there."""
+        talk, unread = self.talk, self.talk.unread
+        unread = unread if unread < self.UNREAD else 0     # of so many the first is too far away
+        while not talk.complete and (len(talk.messages) < self.PAGE or unread and talk.messages[0].id > talk.read):
+            await self.read_history()
+        new = [message for message in talk.messages[talk.index(talk.read + 1):] if message.sender != self.chats.own]
+        if unread and new:
+            talk.first_new = new[0].id
+        if unread > self.PAGE // 2 and new:
+            await self.show_from(talk.index(talk.first_new))
+        else:
+            self.first = max(0, len(talk.messages) - self.PAGE)
+            self.draw()
+        self.mark_read()
+
+    async def show_from(self, number: int) -> None:
+        """Moves the window so that the message of that index is seen, with some that follow it."""
+        messages, end = self.talk.messages, number + self.PAGE
+        self.first = max(0, number - self.PAGE)
+        self.last_id = messages[end].id if end < len(messages) else self.newest_id
+        self.at_bottom = False
+        self.fresh_list()
+        self.draw()
+        heights = [45 + 20 * (len(message.text) // 70 + message.text.count("\n")) for message in messages[number:end]]
+        await self.list.scroll_to(offset=max(0, sum(heights) - 300), duration=0)
+
+    async def read_history(self) -> None:
+        """A page of messages that are older than those here."""
+        talk = self.talk
+        oldest = next((str(message.id) for message in talk.messages if message.id), "9" * 15)
+        reply = await self.view.conn.request("history", talk.key.replace("#", "group:"), oldest, "200")
+        before = len(talk.messages)
+        for fields in reply["messages"]:
+            talk.add(Message.received(fields))
+        talk.complete = not reply["more"]
+        self.first += len(talk.messages) - before
+
+    async def load_older(self, event: Any = None) -> None:
+        """One more page above those that are shown; past LOOK_BACK rows the newest ones are let go."""
+        talk = self.talk
+        if talk.loading or not self.first and talk.complete:
+            return
+        talk.loading = True
+        try:
+            if self.first < self.PAGE and not talk.complete:
+                await self.read_history()
+            if event and self.end - self.first >= self.LOOK_BACK:
+                height = (event.max_scroll_extent + event.viewport_dimension) / (self.end - self.first)
+                below = self.first + round((event.max_scroll_extent + event.viewport_dimension - event.pixels) / height)
+                self.last_id = talk.messages[min(below, self.end - 1)].id
+                self.fresh_list()
+            self.first = max(0, self.first - self.PAGE)
+            self.draw()
+        finally:
+            talk.loading = False
+
+    async def load_newer(self, event: Any) -> None:
+        """More below those that are shown, and the view stays about where it is."""
+        end = self.end + 4 * self.PAGE
+        height = (event.max_scroll_extent + event.viewport_dimension) / max(1, self.end - self.first)
+        more = min(end, len(self.talk.messages)) - self.end
+        self.last_id = self.talk.messages[end - 1].id if end < len(self.talk.messages) else 0
+        self.first = max(self.first, end - self.LOOK_BACK)
+        self.draw()
+        if more:                                   # the list has them only with the page's next frame
+            await asyncio.sleep(0.05)
+            await self.list.scroll_to(offset=event.pixels + more * height, duration=0)
+
+    def mark_read(self) -> None:
+        """What is shown has been seen, if the page is."""
+        newest = max((message.id for message in self.talk.messages[self.first:self.end][-self.PAGE:]), default=0)
+        if self.window.visible and self.talk.mark(newest) and "read" in COMMANDS:
+            self.window.spawn(self.view.conn.request("read", self.talk.key.replace("#", "group:"), str(newest)))
+        self.view.draw_soon()
+
+    # -- writing
+
+    def fresh_input(self, text: str = "") -> None:
+        """An empty field that has the focus: Flet can't give it to one that was there before."""
+        self.input = self.field(value=text, hint_text=self.say("write"), multiline=True, shift_enter=True,
+            min_lines=1, max_lines=6, filled=True, autofocus=True, key=secrets.token_hex(4),
+            border=round_border(), on_submit=self.on(self.send))
+        self.input_box.content = ft.Semantics(content=self.input, label=self.say("message"))     # hints come and go
+
+    def take_focus(self) -> None:
+        self.fresh_input(self.input.value or "")
+        self.window.update(self.input_box)
+
+    async def send(self, by_button: bool = False) -> None:
+        text = (self.input.value or "").strip()
+        too_long = len(text.replace("\n", LINE_BREAK).encode()) > common.MAX_TEXT
+        if too_long != self.input_error.visible:
+            self.input_error.visible = too_long
+            self.input_error.value = self.say("too_long", size=show_size(common.MAX_TEXT))
+            self.window.update(self.input_error.parent)
+        if too_long or not text:
+            return
+        if self.quoted:
+            lines = split_quote(self.quoted.text)[1].strip().split("\n")[:4]
+            text = "\n".join([*[f"> {line}" for line in lines], text])
+            self.reply(None)
+        if by_button:
+            self.fresh_input()
+            self.window.update(self.input_box)
+        else:
+            self.input.value = ""
+            self.window.update(self.input)
+        message = Message(self.chats.own, datetime.now().astimezone(), text, state="sending")
+        await self.view.send_message(self.talk, message)
+
+    def reply(self, message: Message | None) -> None:
+        """The next message quotes that one; None: no message."""
+        self.quoted, self.reply_bar.visible = message, bool(message)
+        if message:
+            name = self.say("replying", name=self.chats.name_of(message.sender))
+            self.reply_bar.controls = [
+                ft.Icon(ft.Icons.REPLY, size=18, color=ft.Colors.PRIMARY),
+                two_lines(name, split_quote(message.text)[1].strip().replace("\n", " "), 12.5),
+                self.button(ft.Icons.CLOSE, "cancel", self.reply, None, icon_size=18)]
+            self.take_focus()
+        self.window.update(self.reply_bar.parent)
+
+    async def copy(self, message: Message) -> None:
+        await self.window.copy(message.text)
+
+    async def go_to_quoted(self, message: Message, quoted: str) -> None:
+        """To the newest earlier message with that text, as far as they are here."""
+        place = self.talk.index(message.place)
+        found = [number for number in range(place) if quoted.split("\n")[0] in self.talk.messages[number].text]
+        if found:
+            await self.show_from(found[-1])
+
+    def show_info(self, message: Message) -> None:
+        """All that is known of a message."""
+        file = message.file or {}
+        readers = ", ".join(self.talk.readers(message))
+        rows = [("id", message.id), ("uid", message.uid), ("from", message.sender),
+                ("to", self.chats.own if message.sender == self.talk.key else self.talk.address),
+                ("ts", message.when.isoformat(" ", "milliseconds")), ("state", message.state), ("read", readers),
+                ("size", f"{file['size'] if file else len(message.text.encode())} B"), ("sha256", file.get("sha256"))]
+        text = "\n".join(f"{key:>6}  {value}" for key, value in rows if value)
+        self.window.show_dialog(self.say("info"), ft.SelectionArea(ft.Text(text, font_family="Mono", size=13)), [])
+
+    def forward(self, message: Message) -> None:
+        """A dialog that asks to which conversation."""
+        async def take(talk: Conversation) -> None:
+            self.page.pop_dialog()
+            copy = Message(self.chats.own, datetime.now().astimezone(), message.text, state="sending")
+            await self.view.send_message(talk, copy)
+
+        rows = [self.view.list.list_tile(talk.key, self.title_of(talk.key), talk.address, on_click=self.on(take, talk))
+                for talk in self.chats.listed()]
+        self.window.show_dialog(self.say("forward"), ft.ListView(rows, width=360, height=380), [])
+
+    def fence(self) -> None:
+        """Makes code of what is selected, or of all that was typed."""
+        text, chosen = self.input.value or "", self.input.selection
+        start, end = sorted((chosen.base_offset, chosen.extent_offset)) if chosen else (0, 0)
+        start, end = (start, end) if 0 <= start < end <= len(text) else (0, len(text))
+        self.fresh_input(f"{text[:start]}```\n{text[start:end]}\n```{text[end:]}")
+        self.window.update(self.input_box)
+
+    async def attach(self) -> None:
+        """Picks files, to be sent if one agrees."""
+        picked = await self.window.picker.pick_files(allow_multiple=True) or []
+        self.ask_to_send([self.outgoing(each.name, each.size, picked=each) for each in picked])
+
+    def outgoing(self, name: str, size: int, **more: Any) -> Message:
+        return Message(self.chats.own, datetime.now().astimezone(), state="sending", file={"name": name, "size": size},
+                       **more)
+
+    def ask_to_send(self, messages: list[Message]) -> None:
+        """A sheet with the files, and a text that goes with them."""
+        most = self.window.options.max_file * MIB
+        for message in messages:
+            if message.file["size"] > most:
+                self.window.toast(self.say("file_too_large", name=message.file["name"], size=show_size(most)))
+        messages = [message for message in messages if message.file["size"] <= most]
+        if not messages:
+            return
+
+        async def send() -> None:
+            self.page.pop_dialog()
+            for message in messages:
+                message.task = self.window.spawn(self.view.send_message(self.talk, message))
+            await asyncio.gather(*[message.task for message in messages], return_exceptions=True)
+            if text := caption.value.strip():
+                words = Message(self.chats.own, datetime.now().astimezone(), text, state="sending")
+                await self.view.send_message(self.talk, words)
+
+        def preview(message: Message) -> Any:
+            name = message.file["name"]
+            if message.path and Path(name).suffix.lower() in IMAGES:
+                picture = message.path.with_suffix(Path(name).suffix.lower())
+                shutil.copyfile(message.path, picture)
+                return ft.Image(src=self.window.publish(picture), height=160, fit=ft.BoxFit.SCALE_DOWN)
+            return ft.Row([ft.Icon(ft.Icons.INSERT_DRIVE_FILE), two_lines(name, show_size(message.file["size"]))])
+
+        caption = self.field(label=self.say("caption"), autofocus=True, on_submit=self.on(send))
+        size = show_size(sum(message.file["size"] for message in messages))
+        title = self.say("send_files", count=len(messages), size=size, name=self.title_of(self.talk.key))
+        self.window.show_dialog(title, ft.Column([*map(preview, messages), caption], tight=True, width=380,
+                                                 scroll=ft.ScrollMode.AUTO),
+                                [ft.FilledButton(self.say("send"), on_click=self.on(send))])
+
+    def cancel(self, message: Message) -> None:
+        if message.task:
+            message.task.cancel()
+
+    async def load_picture(self, message: Message) -> None:
+        try:
+            path = await self.view.conn.fetch_file(str(message.file["id"]), self.window.new_folder())
+            message.source = self.window.publish(path)
+        except (ChatError, OSError) as refusal:
+            message.fault, message.source = refusal, "none"
+        message.task = None
+        self.view.draw_soon()
+
+    def enlarge(self, message: Message) -> None:
+        viewer = ft.InteractiveViewer(ft.Image(src=message.source, fit=ft.BoxFit.CONTAIN), max_scale=8,
+                                      width=self.page.width * 0.85, height=self.page.height * 0.7)
+        self.window.show_dialog(message.file["name"], viewer, [
+            ft.TextButton(self.say("save"), on_click=self.on(self.view.save, message))])
+
+    def count_members(self, talk: Conversation) -> str:
+        count = talk.count or len(talk.members)
+        return self.say("one_member") if count == 1 else f"{count} {self.say('members')}"
+
+    def search(self) -> None:
+        """A dialog that finds messages; a click goes to one."""
+        async def look() -> None:
+            words = entry.value.strip()
+            if not words:
+                return
+            reply = await self.view.conn.request("search", self.talk.key.replace("#", "group:"), words)
+            found = [Message.received(fields) for fields in reversed(reply["messages"])]
+            listing.controls = [
+                ft.ListTile(title=two_lines(message.text or message.file["name"], f"{self.title_of(message.sender)} · "
+                                            f"{self.window.show_day(message.when)} {message.when:%H:%M}"),
+                            on_click=self.on(go_to, message.id)) for message in found] or [
+                small(self.say("none_found"), size=14)]
+            self.window.update(listing)
+
+        async def go_to(number: int) -> None:
+            self.page.pop_dialog()
+            while not self.talk.complete and self.talk.messages[0].id > number:
+                await self.read_history()
+            await self.show_from(self.talk.index(number))
+
+        entry = self.field(label=self.say("search"), autofocus=True, on_submit=self.on(look))
+        listing = ft.ListView(expand=True)
+        self.window.show_dialog(self.title_of(self.talk.key), ft.Column([entry, listing], width=420, height=380), [])
+
     def show_members(self) -> None:
-        """Who is in the group, and the way out of it."""
         async def leave() -> None:
             self.page.pop_dialog()
-            await self.conn.request("leavegroup", talk.address)
-            await self.read_groups()
+            await self.view.conn.request("leavegroup", talk.address)
+            await self.view.read_groups()
 
-        talk = self.current
-        rows = [self.list_tile(member, self.chats.name_of(member), member) for member in talk.members]
+        talk = self.talk
+        rows = [self.view.list.list_tile(member, self.chats.name_of(member), member) for member in talk.members]
         buttons = [ft.TextButton(self.say("leave_group"), icon=ft.Icons.LOGOUT, on_click=self.on(leave))]
-        self.window.show_dialog(f"{self.title_of(talk.key)} · {len(rows)} {self.say('members')}", ft.ListView(
+        self.window.show_dialog(f"{self.title_of(talk.key)} · {self.count_members(talk)}", ft.ListView(
             rows, width=360, height=min(360, 60 * len(rows))), buttons if talk.members else [])
 
 
@@ -2060,7 +2561,6 @@ class Wire(Part):
             self.drawing = asyncio.get_running_loop().call_later(0.05, self.draw)
 
     def build(self) -> Any:
-        """The panel."""
         self.filter = ft.TextField(hint_text=self.say("filter"), dense=True, text_size=13, width=220, height=36,
                                    on_change=self.on(self.redraw), content_padding=8)
         self.pause = self.button(ft.Icons.PAUSE, "pause", self.toggle, icon_size=18)
@@ -2072,7 +2572,6 @@ class Wire(Part):
         return ft.Column([ft.Container(bar, padding=ft.Padding(10, 4, 0, 0)), self.holder], spacing=0, expand=True)
 
     def matching(self, entries: Iterable[tuple[str, Frame, bytes]]) -> list[tuple[str, Frame, bytes]]:
-        """Those that hold what is looked for."""
         words = (self.filter.value or "").encode().lower()
         return [entry for entry in entries if words in entry[2].lower()]
 
@@ -2105,7 +2604,6 @@ class Wire(Part):
         return box
 
     def draw(self) -> None:
-        """Adds what has come since the last time."""
         new = list(self.frames)[-self.undrawn:] if self.undrawn else []
         self.drawing, self.undrawn = None, 0
         self.list.controls[:0] = [self.row(entry) for entry in reversed(self.matching(new)[-self.SHOWN:])]
@@ -2113,31 +2611,27 @@ class Wire(Part):
         self.window.update(self.holder)
 
     def redraw(self) -> None:
-        """After the filter has changed."""
         self.list.controls.clear()
         self.undrawn = len(self.frames)
         self.draw()
 
     def toggle(self) -> None:
-        """Pauses, or goes on."""
         self.draw()                                # what came before; from here on no row moves
         self.paused = not self.paused
         self.draw_pause()
         self.window.update(self.pause)
 
     def draw_pause(self) -> None:
-        """What the button would do."""
-        self.pause.icon = ft.Icons.PLAY_ARROW if self.paused else ft.Icons.PAUSE
-        self.pause.tooltip = self.say("resume" if self.paused else "pause")
+        key = "resume" if self.paused else "pause"
+        self.pause.tooltip = self.say(key)
+        self.pause.icon = self.named(ft.Icons.PLAY_ARROW if self.paused else ft.Icons.PAUSE, key)
 
     async def copy(self) -> None:
-        """All frames that match, as text."""
         lines = [f"{datetime.fromtimestamp(frame.when):%H:%M:%S.%f} {who} {'>' if frame.outgoing else '<'} "
                  + head.decode(errors="replace").rstrip() for who, frame, head in self.matching(self.frames)]
         await self.window.copy("\n".join(lines))
 
     def clear(self) -> None:
-        """Forgets the frames."""
         self.frames.clear()
         self.list.controls.clear()
         self.undrawn = 0
@@ -2159,7 +2653,6 @@ class Tools(Part):
         self.table = ft.Row(wrap=True, spacing=12, run_spacing=12)     # of the realms
         self.typed: list[str] = []
         self.recalled = 0
-        self.has_focus = False
         self.tab = "commands"
         self.user = ""
 
@@ -2173,19 +2666,16 @@ class Tools(Part):
         self.user = user
 
     def see_frame(self, frame: Frame) -> None:
-        """For the wire."""
         self.wire.see("", frame)
         if self.window.wire:
             self.window.wire.see(self.view.realm, frame)
 
     def toggle(self) -> None:
-        """Opens or closes the panel."""
         self.root.visible = not self.root.visible
         self.draw()
         self.window.update(self.view.root)
 
     def draw(self) -> None:
-        """The panel, as it stands."""
         if not self.root.visible:
             self.root.content = None
             return
@@ -2199,7 +2689,6 @@ class Tools(Part):
                                       spacing=0, expand=True)
 
     def choose(self, tab: str) -> None:
-        """Another tab."""
         self.tab = tab
         self.draw()
         self.window.update(self.root.parent)
@@ -2209,34 +2698,27 @@ class Tools(Part):
     # -- commands
 
     def build_commands(self) -> Any:
-        """What was typed and answered, and the line to type in."""
         self.choices = ft.Row(spacing=6, scroll=ft.ScrollMode.AUTO)
-        self.input = ft.TextField(
-            label=self.say("command"), dense=True, text_style=ft.TextStyle(font_family="Mono", size=13), autofocus=True,
-            on_submit=self.on(self.submit), on_change=self.on(self.suggest),
-            on_focus=self.on(self.focus, True), on_blur=self.on(self.focus, False))
+        self.input = self.field(
+            self.recall, label=self.say("command"), text_style=ft.TextStyle(font_family="Mono", size=13),
+            autofocus=True, on_submit=self.on(self.submit), on_change=self.on(self.suggest))
         self.suggest()
         return ft.Column([self.list_holder, ft.Container(self.choices, padding=ft.Padding(10, 0, 10, 0)),
                           ft.Container(self.input, padding=ft.Padding(10, 6, 10, 8))],
                          spacing=0, expand=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH)
 
+    @property
+    def is_typed_in(self) -> bool:
+        """Whether the line of the panel has the focus."""
+        return self.tab == "commands" and self.window.focused[0] is self.input
+
     def print(self, *texts: str, color: str | None = None) -> None:
-        """Adds lines to what was typed and answered."""
         for text in texts:
             self.list.controls.insert(0, ft.Text(text, font_family="Mono", size=12.5, color=color))
         del self.list.controls[300:]
         self.window.update(self.list_holder)
 
-    def print_failure(self, why: str) -> None:
-        """Adds a line in red."""
-        self.print(why, color=ft.Colors.ERROR)
-
-    def focus(self, has_focus: bool) -> None:
-        """Whether arrows recall lines."""
-        self.has_focus = has_focus
-
     def completions(self) -> list[tuple[str, str]]:
-        """What the line may become, and a remark on each."""
         text, chats = self.input.value or "", self.view.chats
         before, space, last = text.rpartition(" ")
         kind = parameter_after(before.split())
@@ -2250,7 +2732,6 @@ class Tools(Part):
         return [(f"{before}{space}{word} ", label) for word, label in found if word.startswith(last.lower())]
 
     def suggest(self) -> None:
-        """Shows what the line may become."""
         text = self.input.value or ""
         command = COMMANDS.get(text.partition(" ")[0].lower())
         usage = [small(command.prompt_usage, font_family="Mono")] if command in PUBLIC_COMMANDS and " " in text else []
@@ -2266,24 +2747,25 @@ class Tools(Part):
         if found:
             self.input.value = os.path.commonprefix(found)
             self.suggest()
-            self.window.update(self.input)
         await self.input.focus()
+        end = len(self.input.value or "")          # a field that gets the focus by Tab selects all of its text
+        self.input.selection = ft.TextSelection(base_offset=end, extent_offset=end)
+        self.window.update(self.input)
 
     def recall(self, by: int) -> None:
         """An earlier line, or a later one."""
-        self.recalled = min(max(0, self.recalled + by), len(self.typed))
+        self.recalled = min(max(0, self.recalled - by), len(self.typed))
         self.input.value = self.typed[-self.recalled] if self.recalled else ""
         self.window.update(self.input)
 
     async def submit(self) -> None:
-        """Carries out the line."""
         line = (self.input.value or "").strip()
-        self.recall(-self.recalled)
+        self.recall(self.recalled)
         self.suggest()
         if line:
             shown = line
             if SECRET.match(line):
-                shown = common.mask(" ".join(line.split()).encode()).decode()
+                shown = common.mask(" ".join(line.lstrip("! /").split()).encode()).decode()
             else:
                 self.typed.append(line)
             self.print(f"> {shown}", color=ft.Colors.PRIMARY)
@@ -2296,36 +2778,30 @@ class Tools(Part):
         conn = view.conn or view.fresh_connection()
         before = conn.token
         try:
-            command, arguments = parse_typed(line, bool(conn.token))
-            if command.takes_file and self.page.web:      # a visitor must not name files of this computer
-                picked = await self.window.picker.pick_files()
-                if not picked:
-                    return self.print_failure(self.say("cancelled"))
-                path = await self.window.upload(picked[0])
-                reply = await conn.send_file(word, *arguments[:-1], path=path, name=picked[0].name)
-                lines = describe(word, reply, view.realm)
-            elif word == "getfile":
-                path = await view.fetch(arguments[0])
-                lines = [self.say("saved", path=path.name, size=show_size(path.stat().st_size))]
-            else:
-                lines = await perform(conn, line, self.window.options.downloads)
-            self.print(*lines)
+            self.print(*await perform(conn, line, self.window.settings["language"], self.choose_file, view.fetch))
         except (ChatError, OSError) as refusal:
-            return self.print_failure(self.say("failed", reason=self.window.reason(refusal)))
+            return self.print(self.say("failed", reason=self.window.reason(refusal)), color=ft.Colors.ERROR)
         if conn.token != before:
             await (view.entered() if conn.token else view.left())
         elif word in ("addgroup", "joingroup", "leavegroup"):
             await view.read_groups()
 
+    async def choose_file(self, typed: str) -> tuple[Path, str]:
+        """The file of that path; in a browser one that its person picks: a visitor must not name our files."""
+        if not self.page.web:
+            return await Prompt.choose(typed)
+        picked = await self.window.picker.pick_files()
+        if not picked:
+            raise Refused({"message": self.say("cancelled")})
+        return await self.window.upload(picked[0]), picked[0].name
+
     # -- realms
 
     def build_realms(self) -> Any:
-        """The realms of the table and the link to each."""
         self.draw_realms()
         return ft.Container(ft.Column([self.table], scroll=ft.ScrollMode.AUTO), padding=14, expand=True)
 
     def draw_realms(self) -> None:
-        """After news of a link."""
         self.table.controls = [realm_card(name, [(name, row)], self.say)
                                for name, row in self.view.chats.realms.items()] or [small(self.say("no_realms"))]
         self.window.update(self.table)
@@ -2333,22 +2809,21 @@ class Tools(Part):
             self.window.draw_cards()
 
 
-def realm_card(name: str, links: list[tuple[str, dict]], say: Callable[..., str], end: Any = None) -> Any:
-    """A realm, and its links: whether each is up, how quick, and what waits for it."""
-    lines = []
-    for other, row in links:
+def realm_card(name: str, links: list[tuple[str, dict]] | None, say: Callable[..., str], end: Any = None) -> Any:
+    """A realm, and its links: whether each is up, how quick, and what waits for it. Without links it is off."""
+    lines = [small(say("is_off"))] if links is None else []
+    for other, row in links or ():
         up = row["link"] in ("up", "local")
         words = [other if other != name else f"{row['address']}:{row['port']}", say(f"link_{row['link']}")]
         if up and row.get("rtt_ms") is not None:
-            words.append(f"{row['rtt_ms']:.1f} ms")
+            words.insert(1, f"{row['rtt_ms']:.1f} ms")
         if row.get("queued"):
             words.append(say("queued_count", count=row["queued"]))
         icon, color = (ft.Icons.LINK, ft.Colors.GREEN_500) if up else (ft.Icons.LINK_OFF, ft.Colors.ERROR)
         lines.append(ft.Row([ft.Icon(icon, size=16, color=color), small(
             " · ".join(words), max_lines=1, overflow=ft.TextOverflow.ELLIPSIS, expand=bool(end))],
             spacing=6, tight=not end))
-    return ft.Container(ft.Row([
-        ft.Icon(ft.Icons.DNS, color=ft.Colors.PRIMARY),
+    return ft.Container(ft.Row([ft.Icon(ft.Icons.DNS, color=ft.Colors.OUTLINE if links is None else ft.Colors.PRIMARY),
         ft.Column([ft.Text(name, weight=ft.FontWeight.W_600), *lines], spacing=2, tight=True, expand=bool(end)),
         *([end] if end else [])], spacing=12, tight=not end), border_radius=14, padding=12,
         bgcolor=ft.Colors.SURFACE_CONTAINER_HIGH)
@@ -2356,6 +2831,7 @@ def realm_card(name: str, links: list[tuple[str, dict]], say: Callable[..., str]
 
 # ---- the page ------------------------------------------------------------------------------------
 
+WINDOWS: dict[str, Window] = {}                    # a page's session -> its window
 FILES: dict[str, Path] = {}                        # what browsers may fetch: token -> file
 
 
@@ -2364,25 +2840,26 @@ class Window:
 
     def __init__(self, page: Any, options: argparse.Namespace, demo: Demo | None) -> None:
         self.page, self.options, self.demo = page, options, demo
-        self.settings = {"language": INDONESIAN, "theme": "system"}
+        self.settings: dict[str, Any] = {"language": INDONESIAN, "theme": "system", "notices": True, "muted": []}
         self.visible = True
         self.busy_until = 0.0                      # until then Esc is a dialog's
+        self.focused: tuple[Any, Any] = (None, None)   # the field with the focus, and what hears of its arrows
         self.views: list[ChatView] = []
         self.wire: Wire | None = None              # of the demo, for all its chats
         self.folder = Path(tempfile.mkdtemp(dir=options.uploads))      # what is fetched here, and sent from here
         self.tasks: set[asyncio.Task] = set()
         self.prefs = ft.SharedPreferences()
         self.clipboard = ft.Clipboard()
-        self.launcher = ft.UrlLauncher()
+        self.launcher, self.speaker = ft.UrlLauncher(), ft.SemanticsService()
         self.picker = ft.FilePicker(on_upload=self.heard(self.uploading))
         self.upload_lock = asyncio.Lock()
+        self.notice: dict | None = None            # the one that is about to be told
+        self.offered: list[tuple[str, Path]] = []  # files dropped or pasted, of which more are to come
         self.upload_state: tuple[Any, Path, asyncio.Future, Progress] | None = None
-        self.storing: set[str] = set()
 
     # -- what the views use
 
     def say(self, key: str, **fields: object) -> str:
-        """A text in the page's language."""
         return say(key, self.settings["language"], **fields)
 
     async def guard(self, work: Callable[..., Any], *arguments: Any) -> None:
@@ -2393,23 +2870,21 @@ class Window:
                 await result
         except (ChatError, OSError) as refusal:
             self.toast(self.reason(refusal))
-        except Exception:
-            log.exception("handler")
-            self.toast(self.say("went_wrong"))
+        except Exception as error:
+            if str(error) != "Session closed":     # else the browser went meanwhile
+                log.exception("handler")
+                self.toast(self.say("went_wrong"))
 
     def on(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """A handler for a control's event."""
         return self.heard(lambda event: work(*arguments))
 
     def heard(self, work: Callable[[Any], Any]) -> Any:
-        """Likewise, for one that wants the event."""
         async def handle(event: Any) -> None:
             await self.guard(work, event)
 
         return handle
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task:
-        """Starts work beside the page; what fails is shown."""
         task = asyncio.ensure_future(self.guard(lambda: work))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
@@ -2423,19 +2898,16 @@ class Window:
                     control.update()
 
     def holds(self, control: Any) -> bool:
-        """Whether a control is on the page."""
         try:
             return control.page is not None
         except RuntimeError:
             return False
 
     def toast(self, text: str) -> None:
-        """A note that goes away by itself."""
         with contextlib.suppress(RuntimeError):
             self.page.show_dialog(ft.SnackBar(ft.Text(text), duration=4000))
 
     def reason(self, error: Exception) -> str:
-        """Why something failed, in the page's language where it has the words."""
         return reason(error, self.settings["language"])
 
     def show_dialog(self, title: str, content: Any, buttons: list[Any]) -> None:
@@ -2445,30 +2917,45 @@ class Window:
 
         self.busy_until = math.inf
         self.page.show_dialog(ft.AlertDialog(
+            barrier_color=ft.Colors.BLACK_38,
             title=ft.Text(title, size=18), content=content, on_dismiss=self.heard(dismissed), actions=[
                 ft.TextButton(self.say("close"), on_click=self.on(self.page.pop_dialog)), *buttons]))
 
     async def copy(self, text: str) -> None:
-        """To the clipboard."""
         await self.clipboard.set(text)
         self.toast(self.say("copied"))
 
     def show_day(self, moment: datetime, short_form: bool = False) -> str:
         """A day for people; in short, the time if it is today."""
-        days = (datetime.now().date() - moment.date()).days
-        if days == 0:
-            return f"{moment:%H:%M}" if short_form else self.say("today")
-        if days == 1:
-            return self.say("yesterday")
-        if short_form:
-            return f"{moment:%d/%m/%y}"
-        return f"{self.say('weekdays').split()[moment.weekday()]}, {moment.day} " \
-            f"{self.say('months').split()[moment.month - 1]} {moment.year}"
+        if not short_form or datetime.now().date() - moment.date() == timedelta(1):
+            return show_day(moment, self.settings["language"])
+        return f"{moment:%H:%M}" if datetime.now().date() == moment.date() else f"{moment:%d/%m/%y}"
+
+    def notify(self, view: ChatView, talk: Conversation, event: dict) -> None:
+        """A notice of the desktop's and a soft sound, which the page's script gives while nobody looks at the page."""
+        async def tell() -> None:
+            await asyncio.sleep(0.3)               # of what comes at once the newest is enough
+            notice, self.notice = self.notice, None
+            await self.store("notice", notice)
+
+        if self.settings["notices"] and talk.key not in self.settings["muted"]:
+            text = event["file"]["name"] if "file" in event else event["msg"].replace(LINE_BREAK, " ")[:200]
+            if not self.notice:
+                self.spawn(tell())
+            self.notice = {"title": f"{view.chats.name_of(event['from'])} · {view.realm}", "text": text,
+                           "route": f"/open/{talk.key.replace('#', 'group:')}"}
+
+    async def mute(self, talk: Conversation) -> None:
+        """Or again not: the conversation tells of its messages, or keeps silent."""
+        muted = self.settings["muted"]
+        await self.keep(muted=[key for key in muted if key != talk.key] if talk.key in muted else [*muted, talk.key])
+        for view in self.views:
+            view.draw_soon()
 
     def count_unread(self) -> None:
-        """In the title of the tab."""
-        count = sum(talk.unread for view in self.views for talk in view.chats.talks.values())
-        title = f"({count}) {self.say('title')}" if count else self.say("title")
+        count = sum(bool(talk.unread) for view in self.views for talk in view.chats.talks.values())
+        realm = "" if self.demo or not self.views[0].chats.own else f" · {self.views[0].realm}"
+        title = (f"({count}) " if count else "") + self.say("title") + realm
         if self.page.title != title:
             self.page.title = title
             self.update(self.page)
@@ -2476,45 +2963,29 @@ class Window:
     # -- storage of the browser
 
     async def recall(self, key: str) -> Any:
-        """What was stored under that key."""
         with contextlib.suppress(Exception):
             text = await asyncio.wait_for(self.prefs.get(f"chat.{key}"), 5)
             return json.loads(text) if text else None
 
     async def store(self, key: str, value: Any) -> None:
-        """Stores it in the browser, or on this computer."""
         with contextlib.suppress(Exception):
             await asyncio.wait_for(self.prefs.set(f"chat.{key}", json.dumps(value)), 5)
-
-    def store_soon(self, key: str, value: Any) -> None:
-        """Likewise, once for many changes of a dict."""
-        async def store() -> None:
-            await asyncio.sleep(1)
-            self.storing.discard(key)
-            await self.store(key, value)
-
-        if key not in self.storing:
-            self.storing.add(key)
-            self.spawn(store())
 
     # -- files
 
     async def upload(self, picked: Any, progress: Progress = unwatched) -> Path:
-        """A file that was picked in a browser, brought here."""
         path = self.folder / secrets.token_hex(16)
         path.touch()
         async with self.upload_lock:
             if picked.size:
                 done = asyncio.get_running_loop().create_future()
                 self.upload_state = picked, path, done, progress
-                await self.picker.upload([ft.FilePickerUploadFile(
-                    id=picked.id, name=picked.name,
+                await self.picker.upload([ft.FilePickerUploadFile(id=picked.id, name=picked.name,
                     upload_url=self.page.get_upload_url(f"{self.folder.name}/{path.name}", 600))])
                 await done
         return path
 
     def uploading(self, event: Any) -> None:
-        """News of a file on its way from the browser."""
         picked, path, done, progress = self.upload_state
         if done.done() or event.file_name != picked.name:      # it was cancelled
             return
@@ -2525,12 +2996,28 @@ class Window:
             if event.progress >= 1 and path.stat().st_size == picked.size:     # else it is a cancelled one of that name
                 done.set_result(None)
 
+    async def offer(self, request: Any, name: str, place: float, left: int) -> None:
+        """A file that was dropped on the page or pasted into it; after the last of them the page asks about all."""
+        path, most = self.folder / secrets.token_hex(16), self.options.max_file * MIB
+        with path.open("wb") as file:
+            async for data in request.stream():
+                if file.tell() <= most:            # of a larger one the size is enough
+                    file.write(data)
+        views = [view for view in self.views if view.shown]
+        number = next((number for number, view in enumerate(views) if view.shown.input is self.focused[0]), 0) \
+            if place < 0 else int(place * len(views))
+        self.offered.append((common.decode_file_name(name), path))
+        if left == 0:
+            offered, self.offered = self.offered, []
+            if views:
+                shown = views[min(number, len(views) - 1)].shown
+                shown.ask_to_send([shown.outgoing(name, path.stat().st_size, path=path) for name, path in offered])
+
     def new_folder(self) -> Path:
         """For a file that keeps its name, though there are others of that name."""
         return Path(tempfile.mkdtemp(dir=self.folder))
 
     def publish(self, path: Path) -> str:
-        """Where the page finds a file of this computer."""
         if not self.page.web:
             return str(path)
         token = secrets.token_urlsafe(24)
@@ -2538,7 +3025,6 @@ class Window:
         return f"/dl/{token}?show"                 # with its `?` Flet can't take it for a picture in base64
 
     async def hand_over(self, path: Path) -> None:
-        """Gives a fetched file to the person."""
         if self.page.web:
             url = self.publish(path).replace("?show", "?save")
             await self.launcher.launch_url(url, web_only_window_name="_self")
@@ -2549,9 +3035,9 @@ class Window:
     # -- the page itself
 
     async def open(self) -> None:
-        """Builds the page, and stays with it."""
         page = self.page
         page.padding, page.spacing = 0, 0
+        WINDOWS[page.session.id] = self
         page.fonts = {"Emoji": "/NotoColorEmoji.ttf", "Mono": "/DejaVuSansMono.ttf"}
         style = ft.TextStyle(color=ft.Colors.ON_SURFACE, font_family="Roboto", font_family_fallback=["Emoji", "Mono"])
         page.theme = page.dark_theme = ft.Theme(color_scheme_seed=ft.Colors.INDIGO, text_theme=ft.TextTheme(
@@ -2559,6 +3045,7 @@ class Window:
         page.on_close = self.on(self.close)
         page.on_keyboard_event = self.heard(self.key_pressed)
         page.on_resize = self.on(self.resize)
+        page.on_route_change = self.heard(self.route_changed)
         page.on_app_lifecycle_state_change = self.heard(self.shown_or_hidden)
         self.settings |= {"language": await self.system_language(), **(await self.recall("settings") or {})}
         self.build()
@@ -2580,17 +3067,16 @@ class Window:
         return ENGLISH
 
     def build(self) -> None:
-        """The chat, or the demo's two beside one another, with the wire below."""
         page = self.page
         page.theme_mode = getattr(ft.ThemeMode, self.settings["theme"].upper())
         if self.demo:
             self.wire = Wire(self)
             self.views = [ChatView(self, realm, "127.0.0.1", port, (user, "surabaya"))
                           for (realm, port), user in zip(self.demo.ports.items(), self.demo.USERS, strict=False)]
-            chats = ft.Row([self.views[0].root, ft.VerticalDivider(width=1), self.views[1].root], spacing=0,
-                           expand=True)
-            self.below = ft.Container(height=236, bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST)
-            page.controls = [ft.Column([chats, ft.Divider(height=1), self.below], spacing=0, expand=True)]
+            self.below = ft.Container(bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST)
+            page.controls = [ft.Column([
+                ft.Row([view.root for view in self.views], spacing=1, expand=True), ft.Divider(height=1), self.below],
+                spacing=0, expand=True)]
             self.draw_below()
         else:
             self.views = [ChatView(self, self.options.realm, *self.options.place)]
@@ -2614,88 +3100,111 @@ class Window:
                              on_change=self.on(self.turn, name))
 
         self.cards.controls = [
-            realm_card(view.realm, [(name, row) for name, row in view.chats.realms.items() if name != view.realm],
+            realm_card(view.realm, [(name, row) for name, row in view.chats.realms.items() if name != view.realm]
+                       if view.realm in self.demo.servers and not view.chats.cut_off else None,
                        self.say, switch(view.realm)) for view in self.views]
         self.update(self.cards)
 
     async def turn(self, name: str) -> None:
         """Ends a realm's server, or starts it again: what is said meanwhile waits."""
-        change = self.demo.stop if name in self.demo.servers else self.demo.start
-        await asyncio.to_thread(change, name)
+        await asyncio.to_thread(self.demo.stop if name in self.demo.servers else self.demo.start, name)
+        for view in self.views:
+            if view.conn and view.realm == name and name in self.demo.servers:
+                view.conn.try_now()
         self.draw_cards()
 
     async def switch_language(self) -> None:
-        """The other of the two."""
         await self.keep(language=ENGLISH if self.settings["language"] == INDONESIAN else INDONESIAN)
         self.rebuild()
 
+    async def switch_notices(self) -> None:
+        await self.keep(notices=not self.settings["notices"])
+        self.rebuild()
+
     async def set_theme(self, theme: str) -> None:
-        """System, light or dark."""
         self.page.theme_mode = getattr(ft.ThemeMode, theme.upper())
         self.page.update()
         await self.keep(theme=theme)
 
     async def keep(self, **settings: object) -> None:
-        """Settings, for the next visit too."""
         self.settings |= settings
         await self.store("settings", self.settings)
 
     def rebuild(self) -> None:
-        """All texts anew."""
         if self.demo:
             self.draw_below()
             self.update(self.below.parent)
         for view in self.views:
             view.tools.draw()
-            key = view.current and view.current.key
+            key = view.shown and view.shown.talk.key
             if view.chats.own:
                 view.show_chat()
                 if key:
                     view.open(key)
             else:
-                view.show_login(view.registering, {key: entry.value for key, entry in view.form.items()})
+                view.form.show(view.form.registering, {key: field.value for key, field in view.form.fields.items()})
         self.count_unread()
 
     def resize(self) -> None:
-        """Each view has its part of the width."""
+        """Each view has its part of the page. On a phone the demo's two stand one above the other."""
+        page, count = self.page, len(self.views)
+        width, height = page.width or 1000, page.height or 800
+        if self.demo:
+            column = page.controls[0]
+            stacked = width < 700
+            kind = ft.Column if stacked else ft.Row
+            if type(column.controls[0]) is not kind:
+                column.controls[0] = kind([view.root for view in self.views], spacing=1, expand=True)
+            self.below.height, self.below.visible = min(236, height * 0.3), not stacked
+            count = 1 if stacked else count
         for view in self.views:
-            view.resize((self.page.width or 1000) / len(self.views))
-        self.update(*[view.root for view in self.views])
+            view.resize(width / count)
+        self.update(*(page.controls if self.demo else [view.root for view in self.views]))
 
     def shown_or_hidden(self, event: Any) -> None:
-        """What comes in while nobody looks is not read."""
         self.visible = event.state in (ft.AppLifecycleState.SHOW, ft.AppLifecycleState.RESUME)
         for view in self.views:
-            if self.visible and view.current:
-                view.mark_read()
+            if self.visible and view.shown:
+                view.shown.mark_read()
                 view.draw_soon()
 
     async def key_pressed(self, event: Any) -> None:
-        """Ctrl+K finds, Esc closes, Alt and arrows walk through the conversations."""
-        for view in self.views:
-            tools = view.tools
-            if tools.has_focus and event.key in ("Arrow Up", "Arrow Down", "Tab"):
-                if event.key == "Tab":
-                    return await tools.complete()
-                return tools.recall(1 if event.key == "Arrow Up" else -1)
+        """The keys that `KEYS` lists; any other is no business of ours."""
+        entry, arrows = self.focused
+        arrow = {"Arrow Up": -1, "Arrow Down": 1}.get(event.key, 0)
+        command = event.ctrl or event.meta
         view = next((view for view in self.views if view.chats.own), None)
-        if not view:
-            return
-        if event.key.upper() == "K" and (event.ctrl or event.meta):
-            if view.is_narrow and view.current:
+        panel = next((view.tools for view in self.views if view.tools.root.visible and view.tools.is_typed_in), None)
+        if event.key == "Tab" and panel:
+            await panel.complete()
+        elif arrow and arrows and not event.alt:
+            arrows(arrow)
+        elif view and arrow and event.alt:
+            view.step(arrow)
+        elif event.key.upper() == "C" and command and event.shift:
+            for view in self.views:
+                if view.shown and entry is view.shown.input:
+                    view.shown.fence()
+        elif view and event.key.upper() == "K" and command:
+            await view.find()
+        elif view and event.key == "Escape" and time.monotonic() > self.busy_until:
+            view.escape()
+        elif event.key in ("?", "/") and (event.key == "?" or event.shift) and not entry and \
+                time.monotonic() > self.busy_until:
+            self.show_keys()
+
+    def route_changed(self, event: Any) -> None:
+        for view in self.views:
+            if event.route == "/" and view.is_narrow and view.shown:
                 view.close_talk()
-            await view.filter.focus()
-        elif event.key == "Escape" and time.monotonic() > self.busy_until:
-            if view.tools.root.visible:
-                view.tools.toggle()
-            elif view.filter.value:
-                view.filter.value = ""
-                view.draw_list()
-                self.update(view.filter)
-            elif view.is_narrow and view.current:
-                view.close_talk()
-        elif event.key in ("Arrow Up", "Arrow Down") and event.alt:
-            view.step(-1 if event.key == "Arrow Up" else 1)
+            key = event.route.removeprefix("/open/").replace("group:", "#")        # a notice was clicked
+            if event.route.startswith("/open/") and key in view.chats.talks:
+                view.open(key)
+
+    def show_keys(self) -> None:
+        rows = [ft.Row([ft.Container(ft.Text(keys, font_family="Mono", size=13), width=150), small(self.say(key))])
+                for keys, key in KEYS]
+        self.show_dialog(self.say("keys"), ft.Column(rows, tight=True, width=420), [])
 
     # -- the end of it
 
@@ -2712,10 +3221,10 @@ class Window:
         asyncio.ensure_future(self.close())
 
     async def close(self) -> None:
-        """Ends the connections, forgets the files."""
         for view in self.views:
             if view.conn:
                 await view.conn.close()
+        WINDOWS.pop(self.page.session.id, None)
         for token in [token for token, path in FILES.items() if self.folder in path.parents]:
             del FILES[token]
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -2726,13 +3235,11 @@ class Window:
 # ---- serving the page ----------------------------------------------------------------------------
 
 def run_page(options: argparse.Namespace) -> int:
-    """Shows the page: a window under `flet run`, else in browsers."""
     common.ensure_packages("flet", "flet-web", "flet-cli")
     os.environ.setdefault("FLET_SESSION_TIMEOUT", "30")       # seconds that a page may be away
     os.environ.setdefault("FLET_SECRET_KEY", secrets.token_hex(16))
     os.environ.setdefault("FLET_MAX_UPLOAD_SIZE", str(options.max_file * MIB))
     load_flet()
-    assets = str(Path(__file__).resolve().parent / "assets")
     with contextlib.ExitStack() as stack:
         def folder_for_now(prefix: str) -> Path:
             return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)))
@@ -2745,24 +3252,45 @@ def run_page(options: argparse.Namespace) -> int:
         async def open_page(page: Any) -> None:
             await Window(page, options, demo).open()
 
-        under_flet = "FLET_DISPLAY_URL_PREFIX" in os.environ
-        if under_flet and "FLET_FORCE_WEB_SERVER" not in os.environ and has_display():
-            ft.run(open_page, assets_dir=assets)
+        if "FLET_DISPLAY_URL_PREFIX" in os.environ:
+            end_with_parent()
+        if "FLET_DISPLAY_URL_PREFIX" in os.environ and "FLET_FORCE_WEB_SERVER" not in os.environ and has_window():
+            ft.run(open_page, assets_dir=str(ASSETS))
         else:
             app = ft.run(open_page, export_asgi_app=True, no_cdn=True, upload_dir=str(options.uploads),
-                         assets_dir=assets)
+                         assets_dir=str(ASSETS))
             serve(app, options)
     return 0
 
 
+def has_window() -> bool:
+    """Whether `flet run` can open a window: with a display, and Flet's own program for windows downloaded."""
+    place = os.environ.get("FLET_VIEW_PATH") or Path.home() / ".flet" / "client"
+    found = has_display() and Path(place).exists() and any(Path(place).iterdir())
+    if not found:
+        print(say("no_window"), file=sys.stderr)
+    return found
+
+
 def has_display() -> bool:
-    """Whether a window could be opened."""
     return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def serve(app: Any, options: argparse.Namespace) -> None:
-    """Serves the page until Ctrl-C or SIGTERM."""
-    import uvicorn
+def end_with_parent() -> None:
+    """Ends this program when `flet run` has ended: where that fails, it leaves its program running."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def add_routes(app: Any) -> None:
+    """What the web server serves besides Flet's page: files both ways, and fonts."""
+    from fastapi import Request
     from fastapi.responses import FileResponse, PlainTextResponse
     from fastapi.routing import APIRoute
 
@@ -2774,14 +3302,36 @@ def serve(app: Any, options: argparse.Namespace) -> None:
         return FileResponse(path, media_type=kind or "application/octet-stream", filename=path.name, headers={
             "X-Content-Type-Options": "nosniff"}, content_disposition_type="inline" if kind else "attachment")
 
-    app.router.routes.insert(0, APIRoute("/dl/{token}", download))
-    app.middleware("http")(guard)
-    host = os.environ.get("FLET_SERVER_IP") or "127.0.0.1"
+    async def offer(request: Request, session: str, name: str, place: float, left: int) -> Any:
+        window = WINDOWS.get(session)
+        if not window:
+            return PlainTextResponse("", 404)
+        await window.guard(window.offer, request, name, place, left)
+        return PlainTextResponse("")
+
+    async def font(family: str) -> Any:
+        """The font that Flutter asks for where its own lack a letter: whichever file of that name is here."""
+        found = [path for path in (ASSETS / "fonts").iterdir() if path.stem == family]
+        return FileResponse(found[0]) if found else PlainTextResponse("", 404)
+
+    offer.__annotations__["request"] = Request     # FastAPI looks for the name among the module's
+    app.router.routes[:0] = [APIRoute("/dl/{token}", download), APIRoute("/assets/fonts/{family}/{rest:path}", font),
+                             APIRoute("/offer/{session}", offer, methods=["PUT"])]
+    app.middleware("http")(finish_response)
+
+
+def serve(app: Any, options: argparse.Namespace) -> None:
+    import uvicorn
+    add_routes(app)
+    host = options.web_bind or os.environ.get("FLET_SERVER_IP") or "127.0.0.1"
     port = options.web_port or int(os.environ.get("FLET_SERVER_PORT") or 0) or free_port(8550)
-    url = f"http://{host}:{port}"
-    prefix = os.environ.get("FLET_DISPLAY_URL_PREFIX")
+    url = f"http://{address_of(host)}:{port}"
+    # Told the address, `flet run` would open its window, or fail at its download.
+    prefix = os.environ.get("FLET_DISPLAY_URL_PREFIX") if "FLET_FORCE_WEB_SERVER" in os.environ else None
     print(f"{prefix} {url}" if prefix else say("open_url", url=url), flush=True)
-    if not prefix and sys.stdout.isatty() and has_display():
+    if options.web_bind and sys.stdout.isatty():
+        print_qr(url)
+    if not (prefix or options.web_bind) and sys.stdout.isatty() and has_display():
         threading.Timer(1, webbrowser.open, [url]).start()
     logging.getLogger("uvicorn.error").addFilter(
         lambda record: not record.exc_info or record.exc_info[0].__name__ != "WebSocketDisconnect")
@@ -2790,17 +3340,58 @@ def serve(app: Any, options: argparse.Namespace) -> None:
                 timeout_graceful_shutdown=1)
 
 
-async def guard(request: Any, answer: Callable[[Any], Awaitable[Any]]) -> Any:
-    """Changes two of the headers of all that the web server sends.
+def address_of(host: str) -> str:
+    """The address at which others find this computer, where it listens on all of its addresses."""
+    if host not in ("0.0.0.0", "::"):
+        return f"[{host}]" if ":" in host else host
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        probe.connect((next(iter(REALMS.values())).address, 9))    # this sends nothing; it chooses a way
+        return str(probe.getsockname()[0])
+    return socket.gethostname()
+
+
+SQUEEZED: dict[str, bytes] = {}                    # path -> what its file is when compressed
+SQUEEZABLE = (".wasm", ".js", ".mjs", ".json", ".otf", ".ttf")
+
+
+async def finish_response(request: Any, answer: Callable[[Any], Awaitable[Any]]) -> Any:
+    """Changes what the web server sends: headers, the page's own script, and files compressed and kept by the browser.
 
     Flet isolates its pages from other origins, for which browsers give them threads; with these Flutter's renderer
     corrupts its memory, and one page in a few hundred crashes or stands still (flutter/flutter#190039). And a part of
     Flet that is not used here fetches a script from a public host; a page of the chat runs no script but its own.
     """
-    response = await answer(request)
+    from fastapi.responses import Response
+    response, path = await answer(request), request.url.path
     del response.headers["Cross-Origin-Embedder-Policy"]
     response.headers["Content-Security-Policy"] = "script-src 'self' blob: 'unsafe-inline' 'wasm-unsafe-eval'"
-    return response
+    if request.method != "GET" or response.status_code != 200 or path.startswith("/dl/"):
+        return response
+    is_page = response.headers.get("content-type", "").startswith("text/html")
+    response.headers["Cache-Control"] = "no-cache" if is_page else "max-age=86400"
+    squeeze = path.endswith(SQUEEZABLE) and "gzip" in request.headers.get("accept-encoding", "")
+    if not (is_page or squeeze):
+        return response
+    headers = {name: value for name, value in response.headers.items() if name not in ("content-length", "etag")}
+    if squeeze and path in SQUEEZED:
+        content = SQUEEZED[path]
+    else:
+        content = b"".join([part async for part in response.body_iterator])
+    if is_page:
+        content = content.replace(b"</head>", b'<script src="page.js"></script></head>')
+    elif path not in SQUEEZED:
+        content = SQUEEZED[path] = await asyncio.to_thread(gzip.compress, content, 6)
+    headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"} if squeeze else {}
+    return Response(content, headers=headers)
+
+
+def print_qr(url: str) -> None:
+    """The address as a picture for a phone's camera, where Flet has brought the package along."""
+    with contextlib.suppress(ImportError):
+        import qrcode
+        picture = qrcode.QRCode(border=2)
+        picture.add_data(url)
+        picture.print_ascii(invert=True)
 
 
 def free_port(wish: int = 0) -> int:
@@ -2839,7 +3430,6 @@ class Demo:
             self.stop(name)
 
     def start(self, name: str) -> None:
-        """Starts a realm's server and waits until it listens."""
         program = Path(__file__).resolve().parent / "ChatServer.py"
         peers = [f"--peer={realm}=127.0.0.1:{port}" for realm, port in self.ports.items()]
         server = self.servers[name] = subprocess.Popen(
@@ -2849,7 +3439,6 @@ class Demo:
             sys.exit(say("demo_failed"))
 
     def stop(self, name: str) -> None:
-        """Ends a realm's server."""
         server = self.servers.pop(name)
         server.terminate()
         server.communicate()
@@ -2877,7 +3466,6 @@ class Demo:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; each option may come from the environment too."""
     parser = argparse.ArgumentParser(description="A chat client: a page, or with --prompt a command line.")
     home = common.realm_of_folder(Path(__file__).resolve().parent.name)
     add_option(parser, "--realm", default=home, choices=list(REALMS), help=f"the realm to log in at ({home})")
@@ -2886,8 +3474,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_option(parser, "--tls-ca", type=Path, metavar="FILE", help="who vouches for it; implies --tls")
     add_option(parser, "--local", action="store_true", help="every realm is on this computer")
     add_option(parser, "--prompt", action="store_true", help="type commands; from a pipe, run them as a script")
+    add_option(parser, "--language", choices=["id", "en"], default=None, help="of the prompt (LANG, else Indonesian)")
     add_option(parser, "--demo", action="store_true", help="two realms on this computer, a chat in each")
     add_option(parser, "--data", type=Path, metavar="DIR", help="where the demo keeps its data (else it is removed)")
+    add_option(parser, "--web-bind", metavar="ADDRESS",
+               help="where the page is served (127.0.0.1); elsewhere it leads to the realm table's servers alone")
     add_option(parser, "--web-port", type=int, metavar="N", help="the page's port (8550, or a free one)")
     add_option(parser, "--downloads", type=Path, metavar="DIR", help="where files are saved (received/)")
     add_option(parser, "--max-file", type=int, default=common.MAX_FILE // MIB, metavar="MIB",
@@ -2896,7 +3487,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the client as the command line says."""
     options = parse_arguments(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
     row = common.realm_table(options.local)[options.realm]
