@@ -867,7 +867,7 @@ class Prompt:
     def show(self, *lines: str) -> None:
         """Prints lines; a line that is being typed is taken off the screen and put back below them."""
         typed = self.typing + self.readline.get_line_buffer() if self.typing and self.readline else self.typing
-        rows_above = max(0, len(typed) - 1) // shutil.get_terminal_size().columns
+        rows_above = max(0, len(typed) - 1) // (shutil.get_terminal_size().columns or 80)
         erase = f"\033[{rows_above}A" if rows_above else ""
         sys.stdout.write(f"\r{erase}\033[J" + "".join(line + "\n" for line in lines) + typed)
         sys.stdout.flush()
