@@ -5744,6 +5744,13 @@ class Documents(ChatTest):
             with self.subTest(words):
                 self.assertIn(words, self.README)
 
+    def test_the_readme_says_where_the_chapters_are(self):
+        lines = (ROOT / REALMS["mesin1"].folder / "ChatServer.py").read_text("utf-8").splitlines()
+        chapter = lines.index("# Chapter two: the other realms")
+        start = next(number for number, line in enumerate(lines, 1) if line.startswith("# ---- main"))
+        self.assertIn(f"**chapter one** | 1 to {chapter - 1:,} |", self.README)
+        self.assertIn(f"**chapter two** | {chapter:,} to {start - 1:,} |", self.README)
+
     def test_every_command_has_its_handler(self):
         program = load_program(Server.program("mesin1"))
         handlers = {name[3:] for part in (program.Chat, program.Realms) for name in dir(part) if name.startswith("do_")}
