@@ -2178,8 +2178,10 @@ class Server:
         now = self.clock()
         chat.tick(now)
         self.check_times(now)
-        chat.workers.finish()
         visited = self.serve_all(now)
+        self.poll(0.0)                             # what has come meanwhile shares the COMMIT
+        chat.workers.finish()                      # after the last poll, which may have swallowed the wake-up byte
+        visited |= self.serve_all(now)
         try:
             if chat.store.failed:
                 raise sqlite3.OperationalError("a fault after a write")
@@ -2396,9 +2398,10 @@ class Server:
                 if not conn.has_work:              # its answer is not here yet
                     return
                 chat.carry_out(conn, conn.held)
-            elif not conn.may_serve:
-                return
-            elif (line := conn.buffer.next_line()) is not None:
+            elif conn.buffer.has_line():
+                if not conn.may_serve:
+                    return
+                line = conn.buffer.next_line()
                 if outgoing:
                     chat.realms.hear(conn.link, line)
                 else:
@@ -2436,7 +2439,7 @@ class Server:
             self.end(conn)
             return
         wanted = conn.blocked
-        if conn.may_read or (conn.state is OPEN and conn.mask & selectors.EVENT_READ):
+        if conn.state is OPEN and (conn.mask & selectors.EVENT_READ or conn.may_read):
             wanted |= selectors.EVENT_READ         # where it is not wanted any more, `receive` finds out
         self.watch(conn, wanted)
 
