@@ -6290,8 +6290,15 @@ class Page:
 
     def open_menu(self, number: int) -> None:
         """The menu of the message of that id."""
-        box = self.bubble(number).bounding_box()
-        self.tab.mouse.click(box["x"] + 30, box["y"] + 20, button="right")
+        places: list[dict | None] = [None]
+
+        def stands_still() -> bool:                             # a row that is being drawn has no place, or moves
+            places.append(self.bubble(number).bounding_box())
+            self.tab.wait_for_timeout(50)
+            return bool(places[-1]) and places[-1] == places[-2]
+
+        eventually(stands_still, f"the bubble of {number}")
+        self.tab.mouse.click(places[-1]["x"] + 30, places[-1]["y"] + 20, button="right")
 
     def bubble(self, number: int) -> object:
         """The message of that id."""
