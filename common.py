@@ -27,7 +27,6 @@ import subprocess
 import sys
 import urllib.parse
 import venv
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -493,16 +492,17 @@ def format_time(milliseconds: int) -> str:
 class LineBuffer:
     """Bytes as they arrive -> whole lines, each byte looked at once.
 
-    A line that grows past `limit` before its end has come is not gathered: `overlong` turns true, and the owner takes
-    the rest of it piece by piece with `take_overlong` (a file is decoded that way, anything else is thrown away).
+    A line that grows past `limit` before its end has come is not gathered: `overlong` turns true. When the owner has
+    taken the lines before it, it takes the rest of it piece by piece with `take_overlong` (a file is decoded that way,
+    anything else is thrown away). A whole line may be longer than `limit` by what one `feed` brought.
     """
 
-    __slots__ = ("limit", "overlong", "_lines", "_rest")
+    __slots__ = ("limit", "lines", "overlong", "_rest")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.overlong = False                      # the unfinished line is past the limit; see take_overlong
-        self._lines: deque[bytes] = deque()        # whole lines, without their LF
+        self.lines: list[bytes] = []               # whole lines, without their LF; the owner takes them from the end
         self._rest = bytearray()                   # the unfinished line
 
     def feed(self, data: bytes) -> None:
@@ -513,18 +513,11 @@ class LineBuffer:
                 lines[0] = bytes(self._rest) + lines[0]
                 self._rest.clear()
             data = lines.pop()
-            self._lines.extend(lines)
+            lines.reverse()
+            self.lines[:0] = lines
         if data:
             self._rest += data
             self.overlong = self.overlong or len(self._rest) > self.limit
-
-    def next_line(self) -> bytes | None:
-        """The next whole line without its LF, or None. It may pass the limit by what one `feed` brought."""
-        return self._lines.popleft() if self._lines else None
-
-    def has_line(self) -> bool:
-        """Whether `next_line` has one; an overlong line comes only after it has not."""
-        return bool(self._lines)
 
     def take_overlong(self) -> tuple[bytes, bool]:
         """What is here of the overlong line, and whether that was its end. Lines behind the end are kept as lines."""

@@ -1248,9 +1248,9 @@ class Framing(ChatTest):
         for piece in pieces:
             buffer.feed(piece)
             most = max(most, len(buffer))
-            while buffer.has_line() or buffer.overlong:
-                if buffer.has_line():
-                    lines.append(buffer.next_line())
+            while buffer.lines or buffer.overlong:
+                if buffer.lines:
+                    lines.append(buffer.lines.pop())
                     continue
                 data, ended = buffer.take_overlong()
                 partial += data
@@ -1265,7 +1265,7 @@ class Framing(ChatTest):
             with self.subTest(data):
                 for pieces in ([data], [data[i:i + 1] for i in range(len(data))]):
                     lines, buffer, most = self.lines(pieces)
-                    self.assertEqual((lines, len(buffer), buffer.next_line()), (expected, len(left), None))
+                    self.assertEqual((lines, len(buffer), len(buffer.lines)), (expected, len(left), 0))
                 self.assertLessEqual(most, 17)                 # byte by byte
                 for more in (b"rest", b"re\nst"):
                     lines, buffer, _ = self.lines([data + more])
@@ -1294,7 +1294,7 @@ class Framing(ChatTest):
         self.assertEqual(taken, 100_000)
         buffer.feed(b"\nnext\n")
         self.assertEqual(buffer.take_overlong(), (b"", True))
-        self.assertEqual((buffer.overlong, buffer.next_line()), (False, b"next"))
+        self.assertEqual((buffer.overlong, list(buffer.lines)), (False, [b"next"]))
 
 
 class Files(ChatTest):

@@ -108,7 +108,7 @@ class Conversation:
 
     id: int
     name: str | None               # a group's name
-    realm: str                     # where a group lives
+    realm: str                     # a group's; of two people the one who is not of this realm says it
     admin: str = ""                # the address of a group's admin
     members: dict[Person, int] = field(default_factory=dict)   # -> the id after which they see messages
     realms: Counter[str] = field(default_factory=Counter)      # how many members each realm has
@@ -478,8 +478,8 @@ class Store:
 
     def private(self, first: Person, second: Person) -> Conversation:
         """What two people say to each other, made at the first word."""
-        found = first.conversations.get(second.address)
-        return found or self._add_conversation(None, first.realm, "", {first: 0, second: 0})
+        realm = second.realm if first.password else first.realm
+        return first.conversations.get(second.address) or self._add_conversation(None, realm, "", {first: 0, second: 0})
 
     def add_group(self, name: str, realm: str, admin: str, *members: Person) -> Conversation:
         """A new group, or what we know of one of another realm."""
@@ -879,7 +879,7 @@ class Connection:
         self.earlier = 0                           # how many of them are of earlier turns
         self.waiting = 0                           # how many of them wait
         self.pending = 0                           # their bytes
-        self.output: deque[Frame] = deque()
+        self.output: list[Frame] = []              # an empty list takes less memory than an empty deque
         self.unsent = 0                            # its bytes; what an iterator will give is not counted
         self.sending: bytes | memoryview = b""     # what a send left over
         self.streaming = False                     # a reply is read from the disk as the socket drains
@@ -972,25 +972,27 @@ class Connection:
     def may_serve(self) -> bool:
         """Whether its next line may be carried out: not behind a held one, nor while its replies are not taken."""
         return (self.state.serves and self.held is None and self.taking is None and not self.streaming
-                and self.waiting < common.MAX_WAITING and self.backlog <= common.OUTPUT_MARK)
+                and self.waiting < common.MAX_WAITING
+                and self.pending + self.unsent + len(self.sending) <= common.OUTPUT_MARK)
 
     @property
     def has_work(self) -> bool:
         """Whether there is a request that may be carried out now."""
         if self.held is not None:
             return self.answer is not None and self.state.finishes
-        return (self.buffer.has_line() or (self.buffer.overlong and len(self.buffer) > 0)) and self.may_serve
+        buffer = self.buffer
+        return bool(buffer.lines or (buffer.overlong and len(buffer))) and self.may_serve
 
     @property
     def may_read(self) -> bool:
         """Whether more requests are welcome. Two realms that both wait for the other to read would wait for ever."""
-        return self.state.reads and (self.is_outgoing or (not self.buffer.has_line() and self.may_serve))
+        return self.state.reads and ((not self.buffer.lines and self.may_serve) or self.is_outgoing)
 
     @property
     def is_done(self) -> bool:
         """Whether all is answered and sent; half a request does not count."""
         return not (self.held or self.taking or self.replies or self.has_output
-                    or (self.state.serves and self.buffer.has_line()))
+                    or (self.state.serves and self.buffer.lines))
 
 
 # ---- Chat --------------------------------------------------------------------------------------
@@ -1237,12 +1239,10 @@ class Chat:
     @staticmethod
     def give_reply(conn: Connection, reply: Frame | dict | Waiting) -> None:
         """Puts a reply, or the place for one that is to come, behind the others."""
-        if type(reply) is dict:
-            reply = format_reply(reply, conn.tag)
         if type(reply) is Waiting:
             conn.wait(reply)
         else:
-            conn.reply(reply, conn.tag)
+            conn.reply(format_reply(reply, conn.tag) if type(reply) is dict else reply, conn.tag)
 
     def read_request(self, conn: Connection, line: bytes) -> bytes | dict | Waiting | None:
         """Parses a line and carries it out; its reply, where that is not with the others yet. Raises ChatError."""
@@ -1331,7 +1331,7 @@ class Chat:
         if (conversation and conversation.other(session.person).met and not session.ended
                 and line.startswith(head + b" ") and len(session.routes) < MAX_ROUTES):
             session.routes.append(head)
-            self.routes[head] = Route(session, session.person, conversation, len(conversation.realms) > 1)
+            self.routes[head] = Route(session, session.person, conversation, conversation.realm != self.realm)
 
     def forget_routes(self) -> None:
         """Every way has to be found anew."""
@@ -1978,11 +1978,10 @@ class Chat:
             return
         passed = list(self.store.messages_before(talk, before, id + 1, common.MAX_UNREAD_COUNT))
         self.store.set_read(talk, person, id)
-        senders = {message.sender for message in passed}
-        for viewer in senders | {person}:
+        uid = passed[0].uid if passed else ""
+        for viewer in {message.sender for message in passed} | {person}:
             where = {"group": talk.address} if talk.name else {
                 "with": (talk.other(person) if viewer is person else person).address}
-            uid = passed[0].uid if passed else ""
             if viewer.realm == self.realm:
                 self.announce("read", [viewer], user=person.address, **where, id=id, uid=uid)
         if self.realms and person.realm == self.realm:
@@ -2192,7 +2191,7 @@ class Server:
         for conn in list(chat.ready):
             self.write(conn)
             works = conn.has_work or conn.state.sends and (
-                conn.has_answer or (conn.has_output and not conn.blocked))
+                (conn.replies and conn.has_answer) or (conn.has_output and not conn.blocked))
             if conn in visited or not works:
                 del chat.ready[conn]
             if works:
@@ -2315,14 +2314,13 @@ class Server:
 
     def watch(self, conn: Connection, mask: int) -> None:
         """Asks the selector for these events of a connection."""
-        if mask != conn.mask:
-            if not conn.mask:
-                self.selector.register(conn.sock, mask, conn)
-            elif not mask:
-                self.selector.unregister(conn.sock)
-            else:
-                self.selector.modify(conn.sock, mask, conn)
-            conn.mask = mask
+        if conn.mask and mask:
+            self.selector.modify(conn.sock, mask, conn)
+        elif mask:
+            self.selector.register(conn.sock, mask, conn)
+        elif conn.mask:
+            self.selector.unregister(conn.sock)
+        conn.mask = mask
 
     def woken(self) -> None:
         """A thread or a signal has ended the wait."""
@@ -2374,48 +2372,47 @@ class Server:
         One person gets a part of the turn only, over however many connections. Returns whose turn it was.
         """
         visited: set[Connection] = set()
-        spent: dict[object, float] = defaultdict(float)        # seconds of this turn, for each person
+        spent: dict[object, float] = {}            # seconds of this turn, for each person
         enough, started = now + common.TURN_SECONDS, now
         for conn in list(self.chat.ready):
-            owner = conn.session.person if conn.session else conn
-            left = common.PERSON_SECONDS - spent[owner]
-            if left <= 0 or not conn.has_work:
+            if not conn.has_work:
                 continue
-            self.serve(conn, min(enough, started + left))
-            visited.add(conn)
-            finished = self.clock()
-            spent[owner] += finished - started
-            started = finished
-            if finished > enough:
-                break
+            owner = conn.session.person if conn.session else conn
+            used = spent.get(owner, 0.0)
+            if used < common.PERSON_SECONDS:
+                finished = self.serve(conn, min(enough, started + common.PERSON_SECONDS - used))
+                visited.add(conn)
+                spent[owner] = used + finished - started
+                started = finished
+                if finished > enough:
+                    break
         return visited
 
-    def serve(self, conn: Connection, until: float) -> None:
-        """Carries out the requests of one connection, at most LINES_PER_TURN and not past that time."""
-        outgoing, chat = conn.is_outgoing, self.chat
+    def serve(self, conn: Connection, until: float) -> float:
+        """Carries out the requests of one connection that has some, at most LINES_PER_TURN. Returns when it ended.
+
+        After `until` none is begun.
+        """
+        chat, buffer, finished = self.chat, conn.buffer, until
         for _ in range(common.LINES_PER_TURN):
             if conn.held is not None:
-                if not conn.has_work:              # its answer is not here yet
-                    return
                 chat.carry_out(conn, conn.held)
-            elif conn.buffer.has_line():
-                if not conn.may_serve:
-                    return
-                line = conn.buffer.next_line()
-                if outgoing:
+            elif buffer.lines:
+                line = buffer.lines.pop()
+                if conn.link and conn.is_outgoing:
                     chat.realms.hear(conn.link, line)
                 else:
                     chat.execute(conn, line)
-            elif not conn.has_work:
-                return
             elif conn.link:
                 log.warning("realm %s sent a line that does not end", conn.link.realm.name)
                 conn.state = BROKEN
             else:
                 self.uploading.add(conn)
                 chat.guarded(chat.take_overlong, conn)
-            if self.clock() > until:
-                return
+            finished = self.clock()
+            if finished > until or not conn.has_work:
+                break
+        return finished
 
     # -- write
 
@@ -2441,17 +2438,16 @@ class Server:
         wanted = conn.blocked
         if conn.state is OPEN and (conn.mask & selectors.EVENT_READ or conn.may_read):
             wanted |= selectors.EVENT_READ         # where it is not wanted any more, `receive` finds out
-        self.watch(conn, wanted)
+        if wanted != conn.mask:
+            self.watch(conn, wanted)
 
     def send(self, conn: Connection) -> None:
         """Sends up to OUTPUT_MARK bytes; `blocked` is what to wait for where the socket takes no more now."""
-        sent = 0
-        conn.blocked = 0
-        while conn.has_output and sent < common.OUTPUT_MARK:
+        sent = conn.blocked = 0
+        while sent < common.OUTPUT_MARK:
             chunk = conn.sending or self.next_chunk(conn)
             if not chunk:
-                return
-            conn.sending = chunk
+                break
             count, wanted = 0, selectors.EVENT_WRITE
             try:
                 count = conn.sock.send(chunk)
@@ -2459,7 +2455,6 @@ class Server:
                 wanted = selectors.EVENT_READ
             except WOULD_BLOCK:
                 pass
-            sent += count
             if count < len(chunk):
                 conn.sending = memoryview(chunk)[count:]
                 conn.blocked = wanted
@@ -2467,26 +2462,28 @@ class Server:
                     conn.blocked_since = self.chat.now
                 return
             conn.sending = b""
+            sent += count
         conn.blocked_since = 0.0
 
     def next_chunk(self, conn: Connection) -> bytes | None:
-        """The next bytes for a socket, in one piece."""
-        output, chunks = conn.output, []
+        """The next bytes for a socket: all that is there in one piece, or the next piece of a file."""
+        output = conn.output
         if not output and conn.behind and conn.subscribed:
             self.chat.feed(conn)
-        while output and type(output[0]) is bytes:
-            chunks.append(output.popleft())
-        if chunks:
-            conn.unsent = 0
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        if not output:
-            return None
-        chunk = next(output[0], None)
-        if chunk is None:
-            output.popleft()
+        while output:
+            count = 0
+            while count < len(output) and type(output[count]) is bytes:
+                count += 1
+            if count:
+                chunk = b"".join(output[:count])
+                del output[:count]
+                conn.unsent = 0
+                return chunk
+            if chunk := next(output[0], None):
+                return chunk
+            del output[0]
             conn.streaming = False
-            return self.next_chunk(conn)
-        return chunk
+        return None
 
     # -- ends
 
@@ -3115,7 +3112,6 @@ class Realms:
         """The server ends: whoever waits for another realm's word is told how it stands."""
         for link in self.links.values():
             self.stop_waiting(link)
-            link.questions.clear()
 
     def end(self, link: RealmLink, reason: str) -> None:
         """Ends the connection to a realm; it is opened anew after a while."""
@@ -3153,11 +3149,8 @@ class Realms:
 
     def decides(self, message: Message) -> str | None:
         """The realm that decides about a message of somebody here; None where that is this realm."""
-        conversation, sender = message.conversation, message.sender
-        if sender.realm != self.home:
-            return None
-        realm = conversation.realm if conversation.name else conversation.other(sender).realm
-        return realm if realm != self.home else None
+        realm = message.conversation.realm
+        return realm if realm != self.home and message.sender.realm == self.home else None
 
     def destinations(self, message: Message) -> list[str]:
         """The realms that are to have a message of a group of ours: its members', but the sender's."""
@@ -3727,47 +3720,52 @@ class Realms:
 
         Raises ChatError for any other refusal, and other errors where the item is malformed.
         """
-        do, nama, ts = item["do"], self.full_name(item["name"]), item["ts"]
-        ts = ts if type(ts) is int and 0 < ts < 253_402_300_800_000 else self.chat.now_ms      # the year 10000
+        do, nama = item["do"], self.full_name(item["name"])
         name, home = common.parse_address(item["from"], realm)
         if home == self.home or home not in self.chat.table or (home != realm and do != "copy"):
             raise ChatError("realm_refused")       # nobody else speaks for our people
         sender = self.store.people.get(f"{name}@{home}")
+        if do in ("send", "post", "copy"):
+            return self.take_message(realm, item, sender, name, home, nama)
         if do == "member":
             self.change_member(realm, item)
-            return None
-        if do == "leave":
-            group = self.chat.group(common.fold_name(item["group"]))
-            if sender and sender in group.members:
-                self.chat.leave(group, sender)
-            elif sender:
-                self.tell_member(group, sender)
-            return None
-        if do == "read":
+        elif do == "leave":
+            self.let_go(self.chat.group(common.fold_name(item["group"])), sender)
+        elif do == "read":
             self.hear_read(item, name, realm, nama)
-            return None
-        body, origin = self.body_of(item, realm, sender), self.origin_of(item, home)
+        else:
+            raise ChatError("unknown_command")
+        return None
+
+    def take_message(self, realm: str, item: dict, sender: Person | None, name: str, home: str,
+                     nama: str) -> str | None:
+        """A message of another realm: to a person here, to a group here, or to our members of a group there."""
+        do, ts, body = item["do"], item["ts"], self.body_of(item, realm, sender)
+        ts = ts if type(ts) is int and 0 < ts < 253_402_300_800_000 else self.chat.now_ms      # the year 10000
+        origin = self.origin_of(item, home)
         if do == "send":
             other = self.chat.person(common.fold_name(item["to"]))
             sender = self.meet(name, home, nama)
-            self.chat.post(sender, self.store.private(sender, other), body, ts, origin)
-            return None
-        group_name = common.fold_name(item["group"])
-        if do == "post":
-            group = self.chat.group(group_name)
-            if sender not in group.members:
-                if sender:
-                    self.tell_member(group, sender)            # so that its realm knows it too
+            conversation = self.store.private(sender, other)
+        elif do == "post":
+            conversation = self.chat.group(common.fold_name(item["group"]))
+            if sender not in conversation.members:
+                self.let_go(conversation, sender)
                 return "not_member"
-        elif do == "copy":
-            group = self.store.groups.get(f"{group_name}@{realm}")
-            if group is None or not group.members:
+        else:
+            conversation = self.store.groups.get(f"{common.fold_name(item['group'])}@{realm}")
+            if conversation is None or not conversation.members:
                 raise ChatError("group_not_found")
             sender = sender or self.meet(name, home, nama)
-        else:
-            raise ChatError("unknown_command")
-        self.chat.post(sender, group, body, ts, origin)
+        self.chat.post(sender, conversation, body, ts, origin)
         return None
+
+    def let_go(self, group: Conversation, person: Person | None) -> None:
+        """A person of another realm is in a group of ours no more; where they were not, their realm is told so."""
+        if person in group.members:
+            self.chat.leave(group, person)
+        elif person:
+            self.tell_member(group, person)
 
     def change_member(self, realm: str, item: dict) -> None:
         """The realm of a group says that a person of ours is in it, or out of it. Raises ChatError."""
@@ -3969,22 +3967,27 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="verify the database and every stored file")
     options = parser.parse_args(arguments)
     try:
-        options.table = common.realm_table(options.local, options.peer)
-        options.key = options.realm_key.read_bytes().strip() if options.realm_key else None
-        options.tls = options.peer_tls = None
-        if options.tls_cert:
-            options.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            options.tls.load_cert_chain(options.tls_cert, options.tls_key)
-        if any(realm.tls for realm in options.table.values()):
-            options.peer_tls = ssl.create_default_context(cafile=options.tls_ca)
+        complete(options)
     except (ValueError, ChatError, OSError) as error:
         parser.error(str(error))
-    if options.key is not None and len(options.key) < 16:
-        parser.error(f"{options.realm_key} holds no key: 16 bytes at least")
+    return options
+
+
+def complete(options: argparse.Namespace) -> None:
+    """Makes of the options what the parts are built with. Raises ValueError, ChatError, OSError."""
+    options.table = common.realm_table(options.local, options.peer)
     options.realm = options.realm.lower()
     if options.realm not in options.table:
-        parser.error(f"the realm table has no {options.realm!r}: {', '.join(options.table)}")
-    return options
+        raise ValueError(f"the realm table has no {options.realm!r}: {', '.join(options.table)}")
+    options.key = options.realm_key.read_bytes().strip() if options.realm_key else None
+    if options.key is not None and len(options.key) < 16:
+        raise ValueError(f"{options.realm_key} holds no key: 16 bytes at least")
+    options.tls = options.peer_tls = None
+    if options.tls_cert:
+        options.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        options.tls.load_cert_chain(options.tls_cert, options.tls_key)
+    if any(realm.tls for realm in options.table.values()):
+        options.peer_tls = ssl.create_default_context(cafile=options.tls_ca)
 
 
 def build(options: argparse.Namespace, *, clock: Callable[[], float] = time.monotonic,
