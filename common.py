@@ -97,7 +97,8 @@ LINK_LINE = 4 * MIB            # bytes of one line between realms, and of what a
 LINK_PIECE = 384 * KIB         # bytes of a file in one `piece`: small enough that texts pass between two of them
 LINK_FILES = 4                 # files of a peer here that no item has named yet
 LINK_REST = 1.0                # seconds before a file is tried again that the peer can't take now
-SEALING_SECONDS = 0.2          # before the peer is asked again whether a file is on its disk
+SEALING_FIRST = 0.005          # seconds before the peer is asked again whether a file is on its disk, doubled
+SEALING_MOST = 0.2             # each time up to this
 MAX_BELIEVED = 250             # people of other realms that a sender may write to though nobody could be asked
 MAX_EPOCHS = 1000              # starts of a server whose numbers its peers are told of
 

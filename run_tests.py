@@ -5255,7 +5255,10 @@ class Drain(ChatTest):
     """What waited for a realm is there soon after its return."""
 
     def test_ten_thousand_messages_and_fifty_files_drain(self):
-        """A send while the realm is away answers within 50 ms; all is there within 30 s of its return."""
+        """A send while the realm is away answers within 50 ms; all is there within 8 s of its return.
+
+        Nobody waits long for a file that is already on the other disk.
+        """
         here, there = two_realms()
         self.keep(here, there)
         messi, henderson = here.login("messi"), there.login("henderson")
@@ -5277,7 +5280,7 @@ class Drain(ChatTest):
         henderson = self.again(henderson)
         henderson.ok("subscribe 0")
         got = [henderson.event("message") for _ in range(10_050)]
-        self.assertLess(time.perf_counter() - started, 30)
+        self.assertLess(time.perf_counter() - started, 8)
         self.assertEqual([event["msg"] for event in got[:10_000]], [str(number) for number in range(10_000)])
         for number, event in enumerate(got[10_000:]):
             self.assertEqual(event["file"]["name"], f"{number}.bin")

@@ -2802,7 +2802,7 @@ class Transfer:
     file: File
     offset: int = -1               # bytes that are there; -1: not known yet
     asked: bool = False            # a piece is under way
-    sealing: bool = False          # all of it has arrived, and is being put on disk there
+    sealing: int = 0               # how often it was said that all of it is there, and is being put on disk
     failures: int = 0              # how often that came to nothing
     complete: bool = False         # it is on disk there, or will be refused with its item
 
@@ -2995,10 +2995,11 @@ class RealmLink:
         if reply["complete"] is True:
             transfer.complete = True
         elif reply["sealing"] is True:
-            transfer.offset, transfer.sealing, self.rest_until = -1, True, now + common.SEALING_SECONDS
+            self.rest_until = now + min(common.SEALING_FIRST * 2**transfer.sealing, common.SEALING_MOST)
+            transfer.offset, transfer.sealing = -1, min(transfer.sealing + 1, 10)
         else:
-            transfer.failures += transfer.sealing
-            transfer.sealing = False
+            transfer.failures += transfer.sealing > 0
+            transfer.sealing = 0
             if transfer.failures > 1:              # what lies here is not what its name says
                 self.give_up(transfer)
             elif offset <= transfer.offset:        # nothing was written
