@@ -3442,6 +3442,17 @@ class LinkFiles(ChatTest):
         self.assertEqual(messi.ok("history messi")["messages"], [])
         self.assertEqual((len(there.files()), rows(here, "SELECT 1 FROM messages")), (0, []))
 
+    def test_an_item_that_comes_while_its_file_is_made_safe(self):
+        """It is taken when the file is safe, and then the file takes none of the places of those that nobody names."""
+        link = self.neighbour(self.server())
+        for seq in range(1, 41):
+            content = some_bytes(1000, seed=seq)
+            file = {"name": "f", "size": 1000, "sha256": hashlib.sha256(content).hexdigest()}
+            deliver = f"deliver 1 {seq - 1} {json.dumps([link.item(seq, file=file, text=None)])}"
+            replies = link.ask_all([f"piece {file['sha256']} 1000 0 {as_base64(content)}", *[deliver] * 100])
+            self.assertEqual({reply["status"] for reply in replies}, {"OK"})
+            eventually(lambda deliver=deliver, seq=seq: link.ask(deliver)["have"] == seq, "the file's item")
+
     def test_a_refused_upload_leaves_what_a_realm_has_sent(self):
         """The same content came over the link, its item is still to come; meanwhile somebody's upload is refused."""
         server = self.server()

@@ -3811,6 +3811,8 @@ class Realms:
         if self.number(size) > self.chat.limits.file:
             raise ChatError("too_large")
         file = File(common.decode_file_name(common.encode_file_name(name)), size, sha256)
+        if sha256 in self.links[realm].sealing:    # it is here when the loop has heard so
+            raise Missing
         self.links[realm].unnamed.pop(sha256, None)
         if sender and self.chat.limits.stored and sender.stored + size > self.chat.limits.stored:
             raise self.chat.quota_error()
@@ -3829,10 +3831,10 @@ class Realms:
         if whole > self.chat.limits.file:
             raise ChatError("too_large")
         data = common.decode_base64(content)
-        if (self.store.files / sha256).exists():
-            return {"offset": whole, "complete": True, "sealing": False}
         if sha256 in link.sealing:
             return {"offset": whole, "complete": False, "sealing": True}
+        if (self.store.files / sha256).exists():
+            return {"offset": whole, "complete": True, "sealing": False}
         try:
             have = self.write_part(link, sha256, whole, start, data)
         except OSError as problem:
