@@ -48,13 +48,17 @@ MAX_FILE = 64 * MIB            # bytes of one file (--max-file): a minute on a b
 
 LINES_PER_TURN = 128           # requests of one connection in one turn of the loop, so that none starves the rest
 TURN_SECONDS = 0.02            # what is carried out in one turn; past this it is committed, the others come next
+TURN_LISTENERS = 2000          # connections that get an event in one turn, each event counted
 PERSON_SECONDS = 0.005         # and what one person's connections get of it
 RECEIVE_SIZE = 64 * KIB        # bytes asked of a socket at once: one allocation that malloc keeps at hand
+GUEST_RECEIVE = 4 * KIB        # and of one on which nobody has logged in
+GUEST_MARK = 16 * KIB          # bytes unsent to such a one
 OUTPUT_MARK = 256 * KIB        # bytes unsent: past this no request of the connection is read, no event is queued
 MAX_REPLY = 1 * MIB            # bytes of the rows in one reply; the rest comes with the next request (`more`)
 LIST_REPLY = 256 * KIB         # of the rows of people or groups: more would hold up the others for over 10 ms
 MAX_UNREAD = 8 * MIB           # bytes that one person's connections may hold here, unread replies and unserved requests
 MAX_WAITING = 256              # replies of one connection that may wait for another realm's word at once
+MAX_GROUPS = 1000              # that one person may be in: their rows have to fit a page of `conversations`
 MAX_UPLOADS = 64               # files of one person that may be under way at once
 UPLOAD_SECONDS = 30            # an upload without a byte for so long is ended
 PLACE_EVERY = 1000             # messages after which `places` has the next ones: a COMMIT's pages shared by so many
@@ -96,10 +100,12 @@ LINK_BATCH_BYTES = 256 * KIB   # the most that a batch's items weigh
 LINK_LINE = 4 * MIB            # bytes of one line between realms, and of what a peer may leave unread
 LINK_PIECE = 384 * KIB         # bytes of a file in one `piece`: small enough that texts pass between two of them
 LINK_FILES = 4                 # files of a peer here that no item has named yet
+LINK_QUESTIONS = 4             # that wait for an answer of one realm at once
 LINK_REST = 1.0                # seconds before a file is tried again that the peer can't take now
 SEALING_FIRST = 0.005          # seconds before the peer is asked again whether a file is on its disk, doubled
 SEALING_MOST = 0.2             # each time up to this
 MAX_BELIEVED = 250             # people of other realms that a sender may write to though nobody could be asked
+EPOCH_SECONDS = 60.0           # a peer makes us begin an epoch once in this time, else it could push out all others
 MAX_EPOCHS = 1000              # starts of a server whose numbers its peers are told of
 
 # ---- errors ------------------------------------------------------------------------------------
@@ -532,6 +538,11 @@ class LineBuffer:
     def __len__(self) -> int:
         """Bytes held of the unfinished line."""
         return len(self._rest)
+
+    @property
+    def weight(self) -> int:
+        """Bytes of memory that are held, about: a short line takes 64."""
+        return len(self._rest) + 64 * len(self.lines)
 
 
 # ---- frames for people -------------------------------------------------------------------------

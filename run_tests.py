@@ -1480,6 +1480,11 @@ class Starting(ChatTest):
 class Accounts(OneServer):
     """auth, register, logout, and what a token is worth."""
 
+    def test_a_login_by_address(self):
+        (alice,) = self.people("alice")
+        self.assertEqual(self.wire().ask(f"auth {alice.address} rahasia")["user"], alice.address)
+        self.assertRefused(self.wire().ask(f"auth {alice}@mesin2 rahasia"), "bad_credentials")
+
     def test_auth_and_register_give_a_token(self):
         reply = self.wire().ask("auth messi surabaya")
         self.assertRegex(reply["tokenid"], r"\A[A-Za-z0-9_-]{32,}\Z")
@@ -1605,6 +1610,35 @@ class Accounts(OneServer):
 
 class Sessions(ChatTest):
     """How long a token is good for."""
+
+    def test_used_every_day_for_a_moment_it_stays(self):
+        """Over a connection each time, by any command and by a way that was taken before."""
+        inside = self.inside()
+        messi, lineker = self.login(inside, "messi"), self.login(inside, "lineker")
+        for person in (messi, lineker):
+            person.ok("send henderson hello")
+            person.close()
+        for _ in range(common.SESSION_DAYS + 9):
+            for person, words in ((messi, "info"), (lineker, "send henderson hello")):
+                with contextlib.closing(person.again()) as wire:
+                    wire.ok(words)
+                eventually(lambda: not any(found.connections for found in inside.chat.store.people.values()), "an end")
+            inside.pass_time(86_400)
+        self.assertEqual(self.again(messi).do("inbox")["status"], "OK")
+
+    def test_used_by_nobody_it_ends_for_good(self):
+        """Whoever else is logged in as that person, by a way that was taken before too; and nothing is kept of it."""
+        inside = self.inside()
+        old = self.login(inside, "messi")
+        old.ok("send henderson hello")
+        old.close()
+        for _ in range(common.SESSION_DAYS + 2):
+            inside.pass_time(86_400)
+        self.login(inside, "messi")
+        for words in ("info", "send henderson hello"):
+            self.assertRefused(self.again(old).do(words), "session_not_found")
+        self.assertEqual(len(inside.chat.store.sessions), 1)
+        self.assertEqual(inside.chat.routes, {})
 
     def test_used_every_day_it_stays(self):
         """Also over one connection, for another; and it ends when nobody used it for 30 days."""
@@ -1822,6 +1856,14 @@ class Private(OneServer):
 
 class TagsAndOrder(OneServer):
     """Tags, what is sent twice, and the order of replies."""
+
+    def test_a_line_without_a_text_goes_to_nobody(self):
+        """Also where it begins like one that was carried out before."""
+        alice, bob = self.people("alice", "bob")
+        alice.ok(f"send {bob} hello")
+        for words in (f"send {bob}", f"send {bob}X", f"send {bob}X "):
+            self.assertRefused(alice.do(words), "bad_arguments")
+        self.assertEqual(bob.history(alice), ["hello"])
 
     def test_a_reply_carries_the_tag(self):
         (alice,) = self.people("alice")
@@ -2482,6 +2524,73 @@ class BadInput(OneServer):
 class Bounds(ChatTest):
     """What one person has under way is bounded, whatever that person's connections do."""
 
+    def test_uploads_that_come_to_nothing_count(self):
+        """An earlier tag, or a recipient whom another realm does not know: the content lies here for an hour."""
+        server = self.server("--max-stored", "1", "--max-file", "1")
+        messi = self.login(server, "messi")
+        messi.ok(f"@t sendfile henderson f {as_base64(some_bytes(300_000))}")
+        codes = {messi.do(f"@t sendfile henderson f {as_base64(some_bytes(300_000, seed=number))}").get("code")
+                 for number in range(20)}
+        self.assertEqual(codes, {None, "quota_exceeded"})
+        self.assertLess(sum((server.data / "files" / name).stat().st_size for name in server.files()), 1.4 * MIB)
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_guests_that_do_not_read(self):
+        """Each asks for 10,000 replies: there is nobody to be told what they may hold, so it is little."""
+        server = self.server()
+        messi = self.login(server, "messi")
+        before, asking = server.memory, b"help\r\n" * 10_000
+        for _ in range(100):
+            guest = socket.socket()
+            self.addCleanup(guest.close)
+            guest.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            guest.connect(("127.0.0.1", server.port))
+            guest.setblocking(False)
+            guest.send(asking)
+        for _ in range(1000):                                  # turns, in which it would carry out what they ask
+            messi.ok("history henderson")
+        self.assertLess(server.memory - before, 16 * MIB)
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_short_lines_behind_a_reply_that_nobody_reads(self):
+        """64 KiB of them are 21,000 lines, each an object of its own; and one may ask with another's token."""
+        server = self.server()
+        messi, henderson = self.login(server, "messi"), self.login(server, "henderson")
+        number = messi.ok(f"sendfile henderson f {as_base64(some_bytes(3 * MIB))}")["id"]
+        connections = [self.again(messi) for _ in range(100)]
+        for connection in connections:
+            connection.ok("subscribe")                         # it is messi's
+        before = server.memory
+        for connection in connections:
+            connection.socket.sendall(f"getfile {henderson.token} {number}\r\n".encode() + b"ab\n" * 21_000)
+        for _ in range(100):
+            henderson.ok("history messi")
+        self.assertLess(server.memory - before, 48 * MIB)
+        self.assertLessEqual(len(server.descriptors(str(server.data / "files"))), common.MAX_UPLOADS)
+
+    def test_the_groups_of_one_person(self):
+        """A thousand; the rows of `conversations` that are of the same moment fit one reply."""
+        messi = self.login(self.server(), "messi")
+        messi.ok_all(f"addgroup g{number}" for number in range(common.MAX_GROUPS))
+        self.assertRefused(messi.do("addgroup another"), "busy")
+        self.assertEqual(len(messi.ok("conversations")["conversations"]), common.MAX_GROUPS)
+        messi.ok("leavegroup g1")
+        messi.ok("addgroup another")
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_one_too_many_with_tls(self):
+        """It can be told nothing before it shakes hands: it is closed at once, and holds no descriptor."""
+        certificate_file, key = certificate("127.0.0.1")
+        server = self.server("--tls-cert", certificate_file, "--tls-key", key, "--max-per-address", "5")
+        held = []
+        for _ in range(60):
+            held.append(socket.create_connection(("127.0.0.1", server.port)))
+            self.addCleanup(held[-1].close)
+        for one in held[5:]:
+            one.settimeout(PATIENCE)
+            self.assertEqual(one.recv(1), b"")
+        self.assertLess(sum("socket" in name for name in server.descriptors()), 12)
+
     @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_replies_that_nobody_reads_cost_no_memory(self):
         """A person has 40 MB unread, asks for it on 20 connections and reads nothing; others are served meanwhile."""
@@ -2736,6 +2845,11 @@ class OneRealmAlone(ChatTest):
 
 class BetweenRealms(TwoRealms):
     """Addresses, groups and files across the link."""
+
+    def test_one_person_named_three_ways_gets_it_once(self):
+        alice, bob = self.people("alice", "bob")
+        alice.ok(f"sendgrouprealm mesin1 {bob},{str(bob).upper()},{str(bob).title()} hello")
+        self.assertEqual(bob.history(alice), ["hello"])
 
     def test_private_messages_both_ways(self):
         alice, bob = self.people("alice", "bob@")
@@ -3153,6 +3267,38 @@ class States(ChatTest):
 class Reading(TwoRealms):
     """What one has read, what is unread, and what was said: `conversations`, `read`, `search`."""
 
+    def test_a_search_that_is_hard_holds_up_nobody(self):
+        """What fits nearly everywhere is found as quickly as anything; one person fills a part of the queue only."""
+        alice, bob, carol = self.people("alice", "bob", "carol")
+        alice.ok_all(f"send {bob} {'a' * 8000}" for _ in range(100))
+        carol.ok(f"send {bob} needle")
+        started = time.perf_counter()
+        self.assertEqual(alice.ok(f"search {bob} {'a' * 4000}b")["messages"], [])
+        self.assertLess(time.perf_counter() - started, 1)      # 5 s by LIKE
+        connections = [self.again(alice) for _ in range(common.SEARCH_QUEUE + 2)]
+        for connection in connections:
+            connection.write(connection.line(f"search {bob} b").encode() + b"\r\n")
+        self.assertEqual(len(carol.ok(f"search {bob} needle")["messages"]), 1)
+        for connection in connections:
+            self.assertIn(connection.reply().get("code"), (None, "busy"))
+        self.assertRefused(alice.do(f"search {bob} {'a' * (common.MAX_TEXT + 1)}"), "too_long")
+
+    def test_read_marks_of_what_one_could_see(self):
+        """Who joined later has not read what was said before; who has left is not among the readers."""
+        alice, bob = self.people("alice", "bob")
+        group = f"g-{alice}"
+        alice.ok(f"addgroup {group}")
+        before = [alice.ok(f"sendgroup {group} {number}")["id"] for number in range(3)]
+        bob.ok(f"joingroup {group}")
+        alice.ok("subscribe")
+        bob.ok(f"read group:{group} {before[-1]}")
+        seen = alice.ok(f"sendgroup {group} hello")["id"]
+        bob.ok(f"read group:{group} {seen}")
+        self.assertEqual(alice.event("read")["id"], seen)
+        self.assertEqual(self.rows(alice)[f"{group}@mesin1"]["read_by"], {bob.address: seen})
+        bob.ok(f"leavegroup {group}")
+        self.assertEqual(self.rows(alice)[f"{group}@mesin1"]["read_by"], {})
+
     def rows(self, person: Person) -> dict[str, dict]:
         """A person's conversations by whom or what they are with."""
         found = person.ok("conversations")["conversations"]
@@ -3305,6 +3451,57 @@ class Questions(ChatTest):
 class Peers(ChatTest):
     """What a realm that is stopped, away or new does to people and groups here."""
 
+    def test_who_is_in_again_stays_in(self):
+        """A copy that was under way while they were out is refused; it says nothing of who joined after it."""
+        false = FalseRealm()
+        self.addCleanup(false.close)
+        server = self.server(peer=f"127.0.0.1:{false.port}")
+        messi = self.login(server, "messi")
+        messi.await_link("mesin2")
+        messi.ok("addgroup g")
+        self.keep(link := Neighbour(server))
+        who = {"group": "g", "user": "henderson", "nama": "H", "negara": "X"}
+
+        def join() -> None:
+            self.assertEqual(link.ask(f"ask {json.dumps({'do': 'joingroup', **who})}")["status"], "OK")
+
+        def deliver(arguments: list[str]) -> dict:
+            items = json.loads(arguments[2])
+            refused = {str(item["seq"]): "group_not_found" for item in items if item["do"] == "copy"}
+            if refused:                                        # they leave and join while it is on its way
+                link.deliver(0, 0, [link.item(1, do="leave", group="g")])
+                join()
+            return {"have": items[-1]["seq"], "refused": refused}
+
+        join()
+        false.answers["deliver"] = deliver
+        messi.ok("sendgroup g hello")
+        messi.await_sent()
+        (group,) = messi.ok("groups")["groups"]
+        self.assertIn("henderson@mesin2", group["members"])
+
+    def test_a_message_of_the_system_has_a_name_of_its_own(self):
+        """The realm that wrote it gave the id; the realm in whose name it is written knows nothing of it."""
+        here, there = self.realms()
+        messi, henderson = self.login(here, "messi"), self.login(there, "henderson")
+        there.stop()
+        messi.await_link("mesin2", "down")
+        messi.ok("send nosuch@mesin2 hello")
+        there.start()
+        messi.await_link("mesin2")
+        messi.await_sent()
+        bounce = messi.inbox()[-1]
+        self.assertEqual((bounce["from"], bounce["uid"]), ("system@mesin2", f"mesin1:{bounce['id']}"))
+        henderson = self.again(henderson)
+        for number in range(bounce["id"]):
+            henderson.ok(f"send messi@mesin1 {number}")
+        henderson.ok("subscribe")
+        messi.ok(f"read system@mesin2 {bounce['id']}")
+        messi.await_sent()
+        messi.ok("send henderson@mesin2 last")
+        henderson.expect("last")
+        self.assertEqual(list(henderson.events["read"]), [])
+
     @unittest.skipUnless(ON_LINUX, "stops a process, reads /proc")
     def test_a_realm_that_is_stopped_takes_no_memory(self):
         """It reads none of the news of people who come and go, and of a group of 3,000 that they join and leave."""
@@ -3398,6 +3595,26 @@ class Peers(ChatTest):
 
 class LinkFiles(ChatTest):
     """A file between realms: what may go wrong with it concerns that file alone."""
+
+    def test_a_realm_whose_name_begins_like_another_s(self):
+        """What `lab` sends pushes out nothing that `lab-b` has begun."""
+        ports = free_ports(2)
+        server = self.server("--peer", f"lab=127.0.0.1:{ports[0]}", "--peer", f"lab-b=127.0.0.1:{ports[1]}")
+        links = {}
+        for name in ("lab", "lab-b"):
+            self.keep(wire := Wire(server))
+            wire.ask(f"peer {name} e1 {'0' * 32}")
+            wire.ask("peerproof")
+            links[name] = wire
+
+        def begin(name: str, seed: int, size: int) -> int:
+            content = some_bytes(3000, seed)
+            piece = f"piece {hashlib.sha256(content).hexdigest()} 3000 0 {as_base64(content[:size])}".rstrip()
+            return links[name].ask(piece)["offset"]
+        for seed in range(4):
+            begin("lab-b", seed, 1000)
+        begin("lab", 9, 1000)
+        self.assertEqual([begin("lab-b", seed, 0) for seed in range(4)], [1000] * 4)
 
     def neighbour(self, server: Server) -> Neighbour:
         self.keep(link := Neighbour(server))
@@ -4767,6 +4984,62 @@ class FalseAnswers(ChatTest):
     RAW = [b"nonsense\r\n\r\n", b"[]\r\n\r\n", b"7\r\n\r\n", b"\xff\r\n\r\n", b"\r\n\r\n", b"{}\r\n\r\n",
            b"[" * 100_000 + b"\r\n\r\n", b'{"status":"ERROR"}\r\n\r\n', b'{"status":"ERROR","code":7}\r\n\r\n',
            b'{"status":"OK","status":[]}\r\n\r\n', b'{"event":"person"}\r\n\r\n', b'{"event":[]}\r\n\r\n']
+
+    def test_who_lies_again_and_again_begins_one_epoch(self):
+        """A thousand epochs would push out those by which honest realms know what they have."""
+        false = FalseRealm(peerproof={"have": [2**61, 0], "refused": [{}, {}]})
+        self.addCleanup(false.close)
+        server = self.server(peer=f"127.0.0.1:{false.port}")
+        messi = self.login(server, "messi")
+        before = rows(server, "SELECT max(number) FROM epochs")[0][0]
+        for number in range(5):
+            messi.do("send henderson@mesin2 hello")
+            called = len(false.asked)
+            self.keep(Neighbour(server, epochs=f"e{number}"))  # so that it calls back at once
+            eventually(lambda called=called: len(false.asked) >= called + 2, "a call")
+        self.assertLessEqual(rows(server, "SELECT max(number) FROM epochs")[0][0], before + 1)
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_names_without_end(self):
+        """Names of 3 MiB, each another one, on items that are refused: nothing is kept of them."""
+        self.keep(link := Neighbour(server := self.server()))
+        before = server.memory
+        for seq in range(1, 21):
+            link.deliver(0, seq - 1, [link.item(seq, name=f"{seq}" + "x" * 3 * MIB, to="nobody")])
+        self.assertLess(server.memory - before, 40 * MIB)
+
+    def test_a_batch_of_more_than_a_batch(self):
+        self.keep(link := Neighbour(self.server()))
+        items = [{"seq": seq} for seq in range(1, common.LINK_BATCH + 2)]
+        self.assertEqual(len(link.deliver(0, 0, items[:-1])["refused"]), common.LINK_BATCH)
+        self.assertRefused(link.deliver(0, 0, items), "bad_arguments")
+
+    @unittest.skipUnless(ON_LINUX, "reads /proc")
+    def test_news_faster_than_they_can_be_heard(self):
+        false = FalseRealm()
+        self.addCleanup(false.close)
+        server = self.server(peer=f"127.0.0.1:{false.port}")
+        lineker = self.login(server, "lineker")
+        lineker.await_link("mesin2")
+        before = server.memory
+        false.calls[-1].settimeout(PATIENCE)
+        for _ in range(12):
+            false.calls[-1].sendall(b'{"event":"x"}\r\n' * 64 * KIB)
+        self.assertLess(server.memory - before, 24 * MIB)
+        lineker.ok("send henderson hello")
+
+    def test_questions_leave_a_few_at_a_time(self):
+        """One of each person: whoever else asks that realm, or writes to it, need not wait for all of them."""
+        false = FalseRealm(ask=None)
+        self.addCleanup(false.close)
+        server = self.server(peer=f"127.0.0.1:{false.port}")
+        messi, lineker = self.login(server, "messi"), self.login(server, "lineker")
+        messi.await_link("mesin2")
+        for person in [self.again(messi) for _ in range(10)]:
+            person.write(person.line("info mesin2").encode() + b"\r\n")
+        lineker.write(lineker.line("groups mesin2").encode() + b"\r\n")
+        eventually(lambda: any("groups" in line for line in false.asked), "the question of the other one")
+        self.assertEqual(sum(line.startswith("ask") for line in false.asked), 2)
 
     def start(self, **answers: object) -> tuple[FalseRealm, Server, Person]:
         self.keep(false := FalseRealm(**answers))

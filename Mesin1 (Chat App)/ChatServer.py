@@ -92,7 +92,9 @@ class Person:
     cursors: dict[str, int] = field(default_factory=dict)                  # realm -> id up to which `inbox` took
     connections: set[Connection] = field(default_factory=set)              # open here now
     uploads: set[Upload] = field(default_factory=set)                      # under way now
-    stored: int = 0                                                        # bytes of the files that they sent
+    stored: int = 0                                                        # bytes of the files that they sent, and
+    wasted: int = 0                                                        # of those that came to nothing since
+    wasted_since: float = 0.0
     allowance: float = 0.0                                                 # messages that they may send at once, and
     counted: float = 0.0                                                   # when that was counted
 
@@ -172,12 +174,7 @@ class Message:
     sender: Person
     text: str | None
     file: File | None
-    origin: int | None = None      # the id in the sender's realm, where that is another one
-
-    @property
-    def uid(self) -> str:
-        """The name of the message in every realm."""
-        return f"{self.sender.realm}:{self.origin or self.id}"
+    uid: str                       # its name in every realm: `REALM:ID` of the realm that stored it first
 
     def fields(self) -> str:
         """The message as clients see it: a JSON object without its braces."""
@@ -185,9 +182,8 @@ class Message:
             body = f'"msg":{common.encode_text(self.text)}'
         else:
             body = f'"file":{encode_json(self.file_fields())}'
-        sender = self.sender
-        return (f'"id":{self.id},"uid":"{sender.realm}:{self.origin or self.id}",'
-                f'"ts":"{common.format_time(self.ts)}",{self.conversation.head(sender)},{body}')
+        return (f'"id":{self.id},"uid":"{self.uid}","ts":"{common.format_time(self.ts)}",'
+                f'{self.conversation.head(self.sender)},{body}')
 
     def file_fields(self) -> dict[str, object]:
         """The file as clients see it."""
@@ -235,7 +231,8 @@ LAST_PLACED = """SELECT id FROM messages WHERE EXISTS
     (SELECT 1 FROM places WHERE places.conversation=messages.conversation AND places.id=messages.id)
     ORDER BY id DESC LIMIT 1"""
 SELECT = "SELECT id, conversation, ts, sender, text, origin FROM "
-PLACED_AFTER = SELECT + "places JOIN messages USING(conversation, id) WHERE conversation=? AND id>? ORDER BY id"
+PLACED_AFTER = SELECT + """places JOIN messages USING(conversation, id)
+    WHERE conversation=? AND id>? ORDER BY id LIMIT ?"""
 TAIL_AFTER = SELECT + """messages CROSS JOIN members USING(conversation)
     WHERE id>? AND id>since AND person=? ORDER BY id"""
 PLACED_BEFORE = SELECT + """places JOIN messages USING(conversation, id)
@@ -247,7 +244,7 @@ COUNT = """SELECT COUNT(*) FROM (
 FIND = """SELECT id FROM (
     SELECT id, text FROM messages WHERE conversation=?1 AND id>MAX(?2, ?3)
     UNION ALL SELECT id, text FROM places JOIN messages USING(conversation, id) WHERE conversation=?1 AND id>?2)
-    WHERE {} ORDER BY id DESC LIMIT ?5"""
+    WHERE instr({}(text), ?4) ORDER BY id DESC LIMIT ?5"""
 
 
 class StoreRefused(Exception):
@@ -263,8 +260,9 @@ class Store:
     Rows of the hot tables are gathered and written by one `executemany` at the end of the turn (`flush`).
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Opens (or makes) the database in this folder. Raises StoreRefused."""
+    def __init__(self, folder: Path, realm: str) -> None:
+        """Opens (or makes) the database of a realm in this folder. Raises StoreRefused."""
+        self.realm = realm
         self.files = folder / "files"
         self.files.mkdir(parents=True, exist_ok=True)
         for leftover in self.files.glob("upload-*"):
@@ -320,6 +318,7 @@ class Store:
         self.person_of: dict[int, Person] = {}     # by id
         self.conversation_of: dict[int, Conversation] = {}
         self.sessions: dict[bytes, Session] = {}   # by digest
+        self._used: list[Session] = []             # for the first time on this day, which is not in the table yet
         for id, name, realm, nama, negara, password, met in query("SELECT * FROM people"):
             person = Person(id, name, realm, nama, negara, password, bool(met), f"{name}@{realm}")
             self.people[person.address] = self.person_of[id] = person
@@ -454,25 +453,33 @@ class Store:
         session = self.sessions[digest] = Session(digest, person, self.day)
         return session
 
+    def use(self, session: Session) -> None:
+        """A token was used: noted in the table by `count_day`, since a request that is refused writes nothing."""
+        if session.used != self.day:
+            session.used = self.day
+            self._used.append(session)
+
     def end_session(self, session: Session) -> None:
         """From here on its token is good for nothing."""
         self.write("DELETE FROM sessions WHERE digest=?", (session.digest,))
         del self.sessions[session.digest]
         session.ended = True
 
-    def count_day(self, today: int, used: Iterable[Session]) -> None:
+    def count_day(self, today: int) -> list[Session]:
         """Counts the days on which the server runs, so that no jump of the clock ends a session; notes who was here.
 
-        `today` is the clock's day, counted from 1970. However far it jumps, it is one day more.
+        `today` is the clock's day, counted from 1970. However far it jumps, it is one day more. Returns the sessions
+        that nobody has used for SESSION_DAYS.
         """
-        if today > self._clock:
-            self.write("UPDATE meta SET value=? WHERE name='clock'", (today,))
-            self.write("UPDATE meta SET value=value+1 WHERE name='day'")
-            self._clock, self.day = today, self.day + 1
-        for session in used:
-            if session.used != self.day and not session.ended:
-                self.write("UPDATE sessions SET used=? WHERE digest=?", (self.day, session.digest))
-                session.used = self.day
+        for session in self._used:
+            self.write("UPDATE sessions SET used=? WHERE digest=?", (session.used, session.digest))
+        self._used.clear()
+        if today <= self._clock:
+            return []
+        self.write("UPDATE meta SET value=? WHERE name='clock'", (today,))
+        self.write("UPDATE meta SET value=value+1 WHERE name='day'")
+        self._clock, self.day = today, self.day + 1
+        return [session for session in self.sessions.values() if self.day - session.used > common.SESSION_DAYS]
 
     # -- conversations
 
@@ -528,14 +535,19 @@ class Store:
         if file is not None:
             self.write("INSERT INTO files VALUES(?,?,?,?)", (id, *file))
             sender.stored += file.size
-        return Message(id, conversation, ts, sender, text, file, origin)
+        return Message(id, conversation, ts, sender, text, file, self._uid(id, sender, origin))
+
+    def _uid(self, id: int, sender: Person, origin: int | None) -> str:
+        """`origin` is the id that the message has in the sender's realm, where it came from another one."""
+        return f"{self.realm}:{id}" if origin is None else f"{sender.realm}:{origin}"
 
     def _message(self, row: tuple) -> Message:
         id, conversation, ts, sender, text, origin = row
         file = None
         if text is None:
             file = File(*self.db.execute("SELECT name, size, sha256 FROM files WHERE id=?", (id,)).fetchone())
-        return Message(id, self.conversation_of[conversation], ts, self.person_of[sender], text, file, origin)
+        person = self.person_of[sender]
+        return Message(id, self.conversation_of[conversation], ts, person, text, file, self._uid(id, person, origin))
 
     def message(self, id: int) -> Message | None:
         """The message with this id."""
@@ -546,14 +558,22 @@ class Store:
     def messages_after(self, person: Person, after: int) -> Iterator[Message]:
         """All that a person may see past this id, in id order; read from the disk as it is asked for, in this turn."""
         self.flush()
-        rows, newest = [], 0
+        places, newest = [], 0
         for conversation in person.conversations.values():
             start = max(after, conversation.members[person])
             if conversation.last_id > start:
-                rows.append(self.db.execute(PLACED_AFTER, (conversation.id, start)))
+                places.append((conversation.id, start))
                 newest = max(newest, conversation.last_id)
+        most = max(1, min(100, 1000 // max(1, len(places))))   # in all no more than a reply has
+        rows = [self._placed_after(*place, most) for place in places]
         tail = self.db.execute(TAIL_AFTER, (max(after, self._placed), person.id)) if newest > self._placed else ()
         return map(self._message, itertools.chain(heapq.merge(*rows), tail))
+
+    def _placed_after(self, conversation: int, after: int, most: int) -> Iterator[tuple]:
+        """The placed messages of a conversation. A few at a time: a query left open could not be used for the next."""
+        while rows := self.db.execute(PLACED_AFTER, (conversation, after, most)).fetchall():
+            yield from rows
+            after = rows[-1][0]
 
     def messages_before(self, conversation: Conversation, since: int, before: int, most: int) -> Iterator[Message]:
         """The last messages of a conversation with an id past `since` and below `before`, newest first.
@@ -588,17 +608,14 @@ class Store:
 
         It has a connection of its own that only reads, so that the loop never waits for it.
         """
-        arguments = (conversation.id, since, self._placed)
-
         def find() -> list[int]:
             with contextlib.closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-                if text.isascii():                 # SQLite's LIKE knows the case of these letters alone
-                    condition = "text LIKE ?4 ESCAPE '\\'"
-                    wanted = "%" + re.sub(r"([\\%_])", r"\\\1", text) + "%"
-                else:
-                    condition, wanted = "contains(text, ?4)", text.casefold()
-                    db.create_function("contains", 2, lambda found, word: bool(found) and word in found.casefold())
-                rows = db.execute(FIND.format(condition), (*arguments, wanted, common.SEARCH_PAGE + 1))
+                db.create_function("fold", 1, lambda found: found and found.casefold(), deterministic=True)
+                fold = "lower" if text.isascii() else "fold"   # SQLite knows the case of the first letters alone
+                db.execute("BEGIN")                # both queries see the same moment
+                placed = (db.execute(LAST_PLACED).fetchone() or (0,))[0]
+                rows = db.execute(FIND.format(fold), (conversation.id, since, placed, text.casefold(),
+                                                      common.SEARCH_PAGE + 1))
                 return [id for id, in rows]
         return find
 
@@ -971,9 +988,10 @@ class Connection:
     @property
     def may_serve(self) -> bool:
         """Whether its next line may be carried out: not behind a held one, nor while its replies are not taken."""
+        unsent = self.pending + self.unsent + len(self.sending)
         return (self.state.serves and self.held is None and self.taking is None and not self.streaming
                 and self.waiting < common.MAX_WAITING
-                and self.pending + self.unsent + len(self.sending) <= common.OUTPUT_MARK)
+                and unsent <= (common.OUTPUT_MARK if self.session or self.link else common.GUEST_MARK))
 
     @property
     def has_work(self) -> bool:
@@ -981,12 +999,14 @@ class Connection:
         if self.held is not None:
             return self.answer is not None and self.state.finishes
         buffer = self.buffer
-        return bool(buffer.lines or (buffer.overlong and len(buffer))) and self.may_serve
+        return bool(buffer.lines or (buffer.overlong and len(buffer))) and (
+            self.may_serve or (self.is_outgoing and self.state.serves))
 
     @property
     def may_read(self) -> bool:
-        """Whether more requests are welcome. Two realms that both wait for the other to read would wait for ever."""
-        return self.state.reads and ((not self.buffer.lines and self.may_serve) or self.is_outgoing)
+        """Whether more lines are welcome. Two realms that both wait for the other to read would wait for ever."""
+        return self.state.reads and ((not self.buffer.lines and self.may_serve)
+                                     or (self.is_outgoing and len(self.buffer.lines) < common.LINK_BATCH))
 
     @property
     def is_done(self) -> bool:
@@ -1108,11 +1128,12 @@ class Chat:
         self.soon: list[Callable[[], None]] = []   # to be done at the begin of the next turn
         self.on_commit: list[Callable[[], None]] = []              # to be done when this turn is on disk
         self.broadcasts: list[Broadcast] = []      # events of this turn
+        self.listeners = 0                         # to how many they go, each counted
         self.subscribers: set[Connection] = set()
         self.routes: dict[bytes, Route] = {}
         self.throttles: dict[str, LoginThrottle] = {}              # by account, existing or not
         self.hashes = 0                            # logins that wait for a hash
-        self.searches = 0                          # searches that wait for their thread
+        self.searches: Counter[int] = Counter()    # that wait for their thread, by the person's id
         self.next_sweep = 0.0
         self.next_try = 0.0                        # when a store that is blocked is tried again
         self.realms = Realms(self, key) if len(table) > 1 else None
@@ -1143,8 +1164,10 @@ class Chat:
             if throttle.idle:
                 del self.throttles[account]
         self.workers.run(self.workers.files, self.throw_away, list_old_files, self.store.files)
-        used = {conn.session for person in self.store.people.values() for conn in person.connections}
-        self.store.count_day(self.now_ms // 86_400_000, used)
+        for session in {conn.session for person in self.store.people.values() for conn in person.connections}:
+            self.store.use(session)
+        for session in self.store.count_day(self.now_ms // 86_400_000):
+            self.end_session(session)
 
     def throw_away(self, listed: Future) -> None:
         """Removes those of the old files that no message names. What has come again meanwhile is not old any more."""
@@ -1193,6 +1216,7 @@ class Chat:
                     conn.push(chunk, last_id)
                     self.ready[conn] = None
         self.broadcasts.clear()
+        self.listeners = 0
 
     def audience(self, members: Iterable[Person] | None) -> list[Connection]:
         """The connections of these people that have subscribed. With few subscribers those are looked through."""
@@ -1251,7 +1275,7 @@ class Chat:
             return None
         conn.tag, line = common.split_tag(line)
         end = line.find(b" ", HEAD)
-        route = self.routes.get(line[:end])
+        route = self.routes.get(line[:end]) if end > 0 else None
         if route:
             return self.send_on_route(conn, route, line[end:].lstrip(b" "))
         request = common.parse_request(conn.tag, line)
@@ -1288,6 +1312,8 @@ class Chat:
             return earlier
         self.check_send(person, arguments[-1], 1)
         sent = self._handlers[command.word](conn, person, *arguments)
+        if command.takes_file:
+            person.wasted -= arguments[-1].size    # the file has its message
         reply = self.sent_fields(sent)
         if request.tag is not None:
             self.store.remember_tag(person, request.tag, encode_json(reply))
@@ -1302,6 +1328,7 @@ class Chat:
         except UnicodeDecodeError:
             raise ChatError("bad_encoding") from None
         person, tag = route.person, conn.tag
+        self.store.use(route.session)
         if conn.session is None:
             self.attach(conn, route.session)
         if tag is not None:
@@ -1344,9 +1371,9 @@ class Chat:
         command, arguments = request.command, request.arguments
         if command.caller == USER or (command.takes_token and arguments):
             session = self.store.sessions.get(hashlib.sha256(arguments[0].encode()).digest())
-            if session is None or (self.store.day - session.used > common.SESSION_DAYS
-                                   and not session.person.connections):
+            if session is None:
                 raise ChatError("session_not_found")
+            self.store.use(session)
             conn.asking = session
             if conn.session is None:
                 self.attach(conn, session)
@@ -1426,8 +1453,13 @@ class Chat:
         upload.feed(data, self.now)
         person = upload.person
         if person and not upload.error and self.limits.stored:
-            if person.stored + sum(other.size for other in person.uploads) > self.limits.stored:
+            coming = sum(other.size for other in person.uploads)
+            if person.stored + self.wasted(person) + coming > self.limits.stored:
                 upload.abandon(self.quota_error())
+
+    def wasted(self, person: Person) -> int:
+        """Bytes of a person's files that no message names, and that no sweep has thrown away yet."""
+        return person.wasted if self.now - person.wasted_since < common.SWEEP_AGE else 0
 
     def take_overlong(self, conn: Connection) -> bool:
         """Takes what there is of a line past the limit into its upload; whether the line has ended."""
@@ -1458,10 +1490,16 @@ class Chat:
             self.workers.run(self.workers.files, done, seal_file, upload.path, self.store.files)
 
     def forget_upload(self, conn: Connection) -> None:
-        """The upload has come to its end; a file that no message names is thrown away by a sweep. Raises its error."""
+        """The upload has come to its end; a file that no message names is thrown away by a sweep. Raises its error.
+
+        Until a message names it, it counts as wasted.
+        """
         upload, conn.upload, conn.answer = conn.upload, None, None
         if upload.person:
             upload.person.uploads.discard(upload)
+            if not self.wasted(upload.person):
+                upload.person.wasted, upload.person.wasted_since = 0, self.now
+            upload.person.wasted += upload.size
         if upload.error:
             raise upload.error
 
@@ -1511,6 +1549,12 @@ class Chat:
     def announce(self, kind: str, members: Iterable[Person] | None, **fields: object) -> None:
         """Publishes an event that is no message."""
         self.broadcasts.append(Broadcast(members, [], format_event(kind, **fields)))
+        self.count_listeners(members)
+
+    def count_listeners(self, members: Iterable[Person] | None) -> None:
+        """A turn may publish to so many only; Server.serve looks at it."""
+        most = len(self.subscribers)
+        self.listeners += min(len(members), most) if isinstance(members, (dict, list, set)) else most
 
     def publish(self, message: Message, members: Iterable[Person], more: str = "") -> None:
         """Publishes a message to these people, with `more` as JSON beside its fields."""
@@ -1519,6 +1563,7 @@ class Chat:
             last.messages.append(message)
         else:
             self.broadcasts.append(Broadcast(members, [message], more=more))
+            self.count_listeners(members)
 
     def fix_audience(self, group: Conversation) -> None:
         """The members of a group are about to change: what this turn has published goes to those of now."""
@@ -1562,7 +1607,8 @@ class Chat:
     # -- auth, register, groups
 
     def do_auth(self, conn: Connection, _: Person | None, user: str, password: str) -> dict:
-        account = f"{user.lower()[:common.MAX_NAME + 1]}@{self.realm}"     # a longer name is nobody's
+        name = user.lower().removesuffix(f"@{self.realm}")
+        account = f"{name[:common.MAX_NAME + 1]}@{self.realm}"             # a longer name is nobody's
         self.check_password(conn, account, password)
         return self.log_in(conn, self.store.people[account])
 
@@ -1644,6 +1690,7 @@ class Chat:
         """A new group of this realm. Raises ChatError."""
         if f"{name}@{self.realm}" in self.store.groups:
             raise ChatError("group_exists")
+        self.check_groups(admin)
         self.tell_group(self.store.add_group(name, self.realm, admin.address, admin), admin, "created")
 
     def do_joingroup(self, conn: Connection, person: Person, group: str) -> dict:
@@ -1653,8 +1700,15 @@ class Chat:
         found = self.group(name)
         if person in found.members:
             raise ChatError("already_member")
+        self.check_groups(person)
         self.join(found, person)
         return {"message": f"Bergabung dengan group {name}"}
+
+    @staticmethod
+    def check_groups(person: Person) -> None:
+        """Raises ChatError where a person is in as many groups as one may be."""
+        if sum(address.startswith("group:") for address in person.conversations) >= common.MAX_GROUPS:
+            raise ChatError("busy")
 
     def join(self, group: Conversation, person: Person) -> None:
         """A person who is no member yet becomes one."""
@@ -1888,7 +1942,7 @@ class Chat:
         if message is None or message.file is None or message.id <= message.conversation.members.get(
                 person, sys.maxsize):
             raise ChatError("file_not_found")
-        if sum(other.streaming for other in person.connections) >= common.MAX_UPLOADS:
+        if sum(other.streaming for other in conn.session.person.connections) >= common.MAX_UPLOADS:
             raise ChatError("busy")
         try:
             content = (self.store.files / message.file.sha256).open("rb")
@@ -1958,7 +2012,8 @@ class Chat:
         """A row of `conversations`, as JSON."""
         since = talk.members[person]
         newest = next(self.store.messages_before(talk, since, sys.maxsize, 1), None) if talk.last_id > since else None
-        others = ((other.address, id) for other, id in talk.reads.items() if other is not person)
+        others = ((other.address, id) for other, id in talk.reads.items() if other is not person and (
+            other in talk.members or talk.realm != self.realm != other.realm))     # who is in it there is not known
         fields: dict[str, object] = {"group": talk.address, "name": talk.name} if talk.name else {
             "with": talk.key(person), "name": talk.other(person).nama}
         return encode_json({**fields, "last": Json(f"{{{self.show(newest, person)}}}") if newest else None,
@@ -1973,7 +2028,7 @@ class Chat:
 
     def mark_read(self, talk: Conversation, person: Person, id: int) -> None:
         """A person, of any realm, has read a conversation up to here: those who wrote what was read hear of it."""
-        before = talk.reads.get(person, 0)
+        before = max(talk.reads.get(person, 0), talk.members.get(person, 0))
         if id <= before:
             return
         passed = list(self.store.messages_before(talk, before, id + 1, common.MAX_UNREAD_COUNT))
@@ -1988,19 +2043,21 @@ class Chat:
             self.realms.tell_read(talk, person, passed)
 
     def do_search(self, conn: Connection, person: Person, target: str, text: str) -> dict:
+        if len(text.encode()) > common.MAX_TEXT:
+            raise ChatError("too_long")
         talk = self.conversation(person, target)
         if talk is None:
             return {"messages": [], "more": False}
         since = talk.members[person]
 
         def start() -> None:
-            if self.searches >= common.SEARCH_QUEUE:
+            if self.searches.total() >= common.SEARCH_QUEUE or self.searches[person.id] >= common.SEARCH_QUEUE // 8:
                 raise ChatError("busy")
-            self.searches += 1
+            self.searches[person.id] += 1
             self.workers.run(self.workers.searches, done, self.store.search(talk, since, text))
 
         def done(result: Future) -> None:
-            self.searches -= 1
+            self.searches[person.id] -= 1
             self.settle(conn, ChatError("storage") if result.exception() else result.result())
         ids = [id for id in self.await_answer(conn, start) if id > since]
         found = [self.store.message(id) for id in ids[:common.SEARCH_PAGE]]
@@ -2079,7 +2136,7 @@ class Chat:
         if is_group and not before:
             return self.do_sendgroup(conn, person, f"{group}@{realm}", body)
         _, realm = self.address(f"x@{realm}")
-        users = [user.lower() for user in dict.fromkeys(targets.split(",")) if user]
+        users = list(dict.fromkeys(user.lower() for user in targets.split(",") if user))
         if not users:
             raise ChatError("bad_arguments", "u1,u2")
         if len(users) > common.MAX_TARGETS:
@@ -2288,12 +2345,17 @@ class Server:
         """A new connection; one too many is told so, and ended. Raises OSError."""
         sock.setblocking(False)
         self.tune(sock)
+        limits = self.chat.limits
+        is_one_too_many = (self.addresses.total() >= limits.connections
+                           or self.addresses[host] >= limits.per_address > 0)
         if self.tls:                               # the first recv and send carry the handshake on
+            if is_one_too_many:                    # it would have to shake hands before it can be told
+                sock.close()
+                return
             sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         conn = Connection(sock, host)
         conn.deadline = self.clock() + common.LOGIN_SECONDS
-        limits = self.chat.limits
-        if self.addresses.total() >= limits.connections or self.addresses[host] >= limits.per_address > 0:
+        if is_one_too_many:
             conn.reply(format_reply(ChatError("busy").reply()))
             conn.state = LAST_WORDS
             self.chat.ready[conn] = None
@@ -2334,7 +2396,7 @@ class Server:
             self.watch(conn, conn.mask & ~selectors.EVENT_READ)    # `write` asks for it again
             return
         try:
-            data = conn.sock.recv(common.RECEIVE_SIZE)
+            data = conn.sock.recv(common.RECEIVE_SIZE if conn.session or conn.link else common.GUEST_RECEIVE)
         except WOULD_BLOCK:
             return
         except OSError as error:
@@ -2343,7 +2405,7 @@ class Server:
             return
         if data:
             conn.buffer.feed(data)
-            if conn.session and len(conn.buffer) > common.RECEIVE_SIZE // 4:
+            if conn.session and conn.buffer.weight > common.RECEIVE_SIZE // 4:
                 self.check_hoard(conn)
         else:
             conn.state = HALF
@@ -2357,8 +2419,9 @@ class Server:
 
     def check_hoard(self, conn: Connection) -> None:
         """Where a person's connections hold too much here, that one is ended which has not read for the longest."""
-        hoarding = [other for other in conn.session.person.connections if other.backlog or len(other.buffer)]
-        if sum(other.backlog + len(other.buffer) for other in hoarding) > common.MAX_UNREAD:
+        hoarding = [other for other in conn.session.person.connections
+                    if other.state is not BROKEN and (other.backlog or other.buffer.weight)]
+        if sum(other.backlog + other.buffer.weight for other in hoarding) > common.MAX_UNREAD:
             idle = min(hoarding, key=lambda other: other.blocked_since or self.chat.now)
             log.info("%s does not read: a connection is ended", conn.session.person.address)
             idle.state = BROKEN
@@ -2369,7 +2432,8 @@ class Server:
     def serve_all(self, now: float) -> set[Connection]:
         """Carries out requests of the connections that have some, in their order, until the turn has lasted enough.
 
-        One person gets a part of the turn only, over however many connections. Returns whose turn it was.
+        One person gets a part of the turn only, over however many connections; so do all guests of one address.
+        Returns whose turn it was.
         """
         visited: set[Connection] = set()
         spent: dict[object, float] = {}            # seconds of this turn, for each person
@@ -2377,14 +2441,14 @@ class Server:
         for conn in list(self.chat.ready):
             if not conn.has_work:
                 continue
-            owner = conn.session.person if conn.session else conn
+            owner = conn.session.person if conn.session else conn.link or conn.host
             used = spent.get(owner, 0.0)
             if used < common.PERSON_SECONDS:
                 finished = self.serve(conn, min(enough, started + common.PERSON_SECONDS - used))
                 visited.add(conn)
                 spent[owner] = used + finished - started
                 started = finished
-                if finished > enough:
+                if finished > enough or self.chat.listeners > common.TURN_LISTENERS:
                     break
         return visited
 
@@ -2410,7 +2474,7 @@ class Server:
                 self.uploading.add(conn)
                 chat.guarded(chat.take_overlong, conn)
             finished = self.clock()
-            if finished > until or not conn.has_work:
+            if finished > until or chat.listeners > common.TURN_LISTENERS or not conn.has_work:
                 break
         return finished
 
@@ -2834,6 +2898,7 @@ class RealmLink:
         self.streams = [Stream(TEXTS), Stream(FILES)]
         self.transfer: Transfer | None = None
         self.rest_until = 0.0                      # no piece and no file's item leaves before
+        self.next_epoch = 0.0                      # before that it can't make us begin another one
         self.questions: list[Question] = []        # that have not left yet
         self.silent = False                        # somebody has waited in vain, and nothing was heard since
         # what comes from there
@@ -2918,14 +2983,24 @@ class RealmLink:
     def pump(self, now: float) -> None:
         """Sends what may be sent now. Only to be called when the turn is on disk."""
         texts, files = self.streams
-        leaving = [question for question in self.questions if question.after <= texts.acked]
-        for question in leaving:
+        for question in self._next_questions(texts):
             self.questions.remove(question)
             self.ask(f"ask {encode_json(question.fields)}", "ask", question)
         if texts.more and not texts.sent:
             self._deliver(texts, self._next(texts, common.LINK_BATCH))
         if files.more and not files.sent and now >= self.rest_until:
             self._pump_file(files)
+
+    def _next_questions(self, texts: Stream) -> list[Question]:
+        """The questions that may leave: a few at a time, so that texts pass between them, and one of each person."""
+        asking = [about.conn.session for kind, about in self.expected if kind == "ask"]
+        leaving = []
+        for question in self.questions:
+            if len(asking) < common.LINK_QUESTIONS and question.after <= texts.acked and (
+                    question.conn.session not in asking):
+                leaving.append(question)
+                asking.append(question.conn.session)
+        return leaving
 
     def _next(self, stream: Stream, most: int) -> list[Row]:
         rows = self.realms.outbox.rows(self.name, stream.number, stream.acked, most)
@@ -3017,6 +3092,12 @@ MAX_NUMBER = 2**62             # what a peer's numbers are held against, where w
 
 class Missing(Exception):
     """The file that an item names is not here yet."""
+
+
+@lru_cache(maxsize=4096)
+def cut_name(text: str) -> str:
+    """A text as the full name of a person: without what steers a terminal, and as long as we would take it."""
+    return common.clean(text).encode()[:common.MAX_FULL_NAME].decode(errors="ignore")
 
 
 class Realms:
@@ -3211,7 +3292,7 @@ class Realms:
         """
         newest: dict[str, Message] = {}
         for message in passed:
-            if message.sender.realm != self.home:
+            if not message.uid.startswith(f"{self.home}:"):
                 newest.setdefault(message.sender.realm, message)
         for realm, message in newest.items():
             place = (realm, talk, person)
@@ -3324,8 +3405,9 @@ class Realms:
         if item["do"] == "copy":
             group = self.store.groups.get(f"{item['group']}@{self.home}")
             log.warning("realm %s refused a message of group %s: %s", link.name, item["group"], code)
-            if group and code == "group_not_found":            # that realm has lost it: its people are out
-                for person in [member for member in group.members if member.realm == link.name]:
+            if group and code == "group_not_found":            # that realm has lost it: who was in it then is out
+                for person in [member for member, since in group.members.items()
+                               if member.realm == link.name and since < row.message]:
                     self.chat.leave(group, person)
         elif item["do"] == "member":
             group = self.store.groups.get(f"{item['group']}@{self.home}")
@@ -3337,7 +3419,8 @@ class Realms:
         self.outbox.fail(row.message, code)
         self.tell_state(row, "failed", code=code)
         sender, target = self.store.person_of[row.sender], item.get("to") or item["group"]
-        if code == "user_not_found" and (other := self.store.people.get(f"{target}@{link.name}")):
+        other = self.store.people.get(f"{target}@{link.name}")
+        if code == "user_not_found" and other and other.met:
             self.store.write("UPDATE people SET met=0 WHERE id=?", (other.id,))
             other.met = False                      # the next time they are asked for again
             self.chat.forget_routes()
@@ -3432,7 +3515,8 @@ class Realms:
         if have <= self.outbox.last_seq:
             return True
         self.end(link, "it says to have what was never sent")
-        if self.outbox.last_seq > self.outbox.first_seq:
+        if self.outbox.last_seq > self.outbox.first_seq and self.chat.now >= link.next_epoch:
+            link.next_epoch = self.chat.now + common.EPOCH_SECONDS
             self.outbox.begin_epoch()
         return False
 
@@ -3543,13 +3627,13 @@ class Realms:
             person.nama, person.negara, person.met = nama, negara, True
             for conversation in person.conversations.values():
                 conversation.heads.clear()
+            self.heads.clear()
         return person
 
     @staticmethod
-    @lru_cache(maxsize=4096)
     def full_name(text: str) -> str:
-        """A name that another realm tells, cut to what we would store ourselves. Raises AttributeError."""
-        return common.clean(text).encode()[:common.MAX_FULL_NAME].decode(errors="ignore")
+        """A name that another realm tells, cut to what we would store ourselves. Raises AttributeError, TypeError."""
+        return cut_name(text[:common.MAX_FULL_NAME])
 
     def join_there(self, conn: Connection, person: Person, do: str, name: str, realm: str) -> dict:
         """Makes or joins a group of another realm, which alone says who is in it."""
@@ -3669,11 +3753,13 @@ class Realms:
             sequence = [item["seq"] for item in batch] if type(batch) is list else [0]
         except (ValueError, TypeError, KeyError, RecursionError):
             sequence = [0]
-        if which not in (TEXTS, FILES) or not all(type(seq) is int and 0 < seq < MAX_NUMBER for seq in sequence):
+        if (which not in (TEXTS, FILES) or not all(type(seq) is int and 0 < seq < MAX_NUMBER for seq in sequence)
+                or len(sequence) > common.LINK_BATCH
+                or len(self.outbox.refusals(link.name, which, before)) > 2 * common.LINK_BATCH):
             conn.state = LAST_WORDS
             log.warning("realm %s sent a batch that is none", link.name)
             raise ChatError("bad_arguments")
-        have = list(link.received)
+        have, codes = list(link.received), Counter()
         for item in batch if before <= have[which] else ():        # else there is a gap: we say what we have
             if item["seq"] > have[which]:
                 try:
@@ -3682,8 +3768,10 @@ class Realms:
                     break
                 have[which] = item["seq"]
                 if code:
-                    log.info("refused an item of realm %s: %s", link.name, code)
+                    codes[code] += 1
                     self.outbox.refuse(link.name, which, item["seq"], code)
+        if codes:
+            log.info("refused items of realm %s: %s", link.name, dict(codes))
         if have != link.received:
             self.outbox.set_received(link.name, link.epochs, link.received, have)
             link.received = have
@@ -3860,7 +3948,8 @@ class Realms:
         """A new file comes from a realm: of LINK_FILES that no item has named yet the oldest unfinished one goes."""
         since = self.chat.now - common.SWEEP_AGE
         link.unnamed = {sha256: when for sha256, when in link.unnamed.items() if when > since}
-        parts = sorted(self.store.files.glob(f"part-{link.name}-*"), key=lambda path: path.stat().st_mtime)
+        parts = self.store.files.glob(f"part-{link.name}-" + 64 * "?")         # not those of a realm `NAME-b`
+        parts = sorted(parts, key=lambda path: path.stat().st_mtime)
         parts = [path for path in parts if path.name.rpartition("-")[2] not in link.sealing]
         if len(parts) + len(link.sealing) + len(link.unnamed) >= common.LINK_FILES:
             if not parts:
@@ -3917,6 +4006,7 @@ class Realms:
         if group is None:
             self.chat.make_group(name, person)
         elif person not in group.members:
+            self.chat.check_groups(person)
             self.chat.join(group, person)
         else:
             self.tell_member(group, person)
@@ -3997,7 +4087,7 @@ def build(options: argparse.Namespace, *, clock: Callable[[], float] = time.mono
           wall: Callable[[], float] = time.time) -> Server:
     """A server that listens already, made of the parts above. Raises StoreRefused, OSError, sqlite3.Error."""
     row = options.table[options.realm]
-    store = Store(options.data or common.ROOT / row.folder / "data")
+    store = Store(options.data or common.ROOT / row.folder / "data", row.name)
     if not store.people and not options.no_default_users:
         hashed = hash_password(DEFAULT_PASSWORD)
         for name, nama, negara in DEFAULT_USERS:
