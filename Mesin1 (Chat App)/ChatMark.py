@@ -7,16 +7,23 @@
 
 In this order:
   words         every text that is not a check's own, in both languages
-  verdicts      a miss, a result, a check, and the decorator that adds a check
-  wire          a connection that remembers what passed
-  people        an account of the examiner's own, with its inbox
+  verdicts      a miss, a check, a result
+  wire          a connection that remembers what passed, a person, the messages of an inbox
   examination   runs checks one by one; a dead server or a hang is a result, never a crash
-  checks        C, F, E, X, S, R, T, P for servers, K for clients
+  steps         the small language of the checks, and what a reply can be expected to be
+  checks        C, F, E, X, S, R, T, P for servers
+  client        the examination of a client, and its checks K
   reports       terminal, Markdown, Gradescope's JSON, JUnit's XML, CSV
   start         options, a class, main
 
-To add a check: write a function of a few lines and put its `@check(...)` row above it. A text for people is written
-`Indonesian | English`.
+To add a check, add a `check(...)` row. Its last arguments are steps, each a request and what the reply must be:
+
+  check("C07", 3, "send: teks dengan spasi | send: a text with spaces",
+        'Semua sesudah … adalah teks. | Everything after … is the text.',
+        "A: send {B} {text}", "B: inbox => has {text}")
+
+A, B and C are new people; Scene says which other words stand in braces, EXPECTED what may stand behind `=>`.
+A text for people is written `Indonesian | English`. What no step can say is a function under an `@check(...)` row.
 """
 from __future__ import annotations
 
@@ -24,16 +31,14 @@ import argparse
 import base64
 import contextlib
 import csv
-import functools
 import hashlib
-import io
+import html
 import itertools
 import json
 import os
 import queue
 import re
 import secrets
-import select
 import shlex
 import shutil
 import signal
@@ -49,11 +54,24 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import FRAME_END, KIB, LINE_BREAK, MIB, REALMS, add_option, parse_host_port, visible  # noqa: E402
+from common import (  # noqa: E402
+    COMMANDS,
+    FRAME_END,
+    HIDDEN,
+    KIB,
+    LINE_BREAK,
+    MAX_TEXT,
+    MIB,
+    REALMS,
+    add_option,
+    parse_host_port,
+    visible,
+)
 
 LIMIT = 110.0                  # seconds of one examination, whatever the other side does; the reports come after it
 PATIENCE = 2.0                 # seconds that one reply may take (--patience); between realms four times that
@@ -157,21 +175,35 @@ class Gone(Exception):
     """The server refuses connections: its process has ended, or never ran."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Check:
-    """One row of the table of checks."""
+    """One row of the table of checks. Its steps are lines for Scene.play, or functions."""
 
     id: str
     points: int
     name: str
     sentence: str                  # what helps where `how` says nothing better
-    run: Callable
-    needs: str = ""                # the check without which this one says nothing, or `2` for a second server
+    steps: list[str | Callable]
+    needs: str = "C01"             # the check without which this one says nothing, or `2` for a second server
 
     @property
     def section(self) -> str:
         """The letter of its id."""
         return self.id[0]
+
+
+CHECKS: list[Check] = []
+
+
+def check(identity: str, points: int, name: str, sentence: str, *steps: str | Callable, needs: str = "C01") -> Callable:
+    """Adds a row to the table of checks. As a decorator it adds the function below it as the last step."""
+    row = Check(identity, points, name, sentence, list(steps), needs)
+    CHECKS.append(row)
+
+    def add(function: Callable) -> Callable:
+        row.steps.append(function)
+        return function
+    return add
 
 
 @dataclass
@@ -185,9 +217,14 @@ class Result:
     seconds: float = 0.0
 
     @property
+    def kind(self) -> str:
+        """A key of WORDS."""
+        return "missed" if self.miss else "skipped" if self.skipped else "passed"
+
+    @property
     def passed(self) -> bool:
         """Whether it gets its points."""
-        return not self.miss and not self.skipped
+        return self.kind == "passed"
 
     @property
     def score(self) -> int:
@@ -199,18 +236,9 @@ class Result:
         return in_language(HOW.get(self.miss.how, self.check.sentence), language)
 
 
-CHECKS: list[Check] = []
-
-
-def check(identity: str, points: int, name: str, sentence: str, needs: str = "C01") -> Callable:
-    """Adds a function to the table of checks, which keeps the order of this file."""
-    def add(function: Callable) -> Callable:
-        CHECKS.append(Check(identity, points, name, sentence, function, needs))
-        return function
-    return add
-
-
 # ---- wire --------------------------------------------------------------------------------------
+
+ENDS = {"closed": "then_closed", **dict.fromkeys(("silent", "frame", "fewer", "late"), "then_nothing")}
 
 
 class Wire:
@@ -218,7 +246,6 @@ class Wire:
 
     def __init__(self, exam: Exam, place: int = 0) -> None:
         self.exam = exam
-        self.number = exam.open_wire(self)
         self.buffer = bytearray()
         self.sent = b""                            # the last bytes that were sent
         self.came = b""                            # the last whole reply
@@ -231,8 +258,9 @@ class Wire:
                 raise Gone from None
             raise Miss("connect", "accept()") from None
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.setblocking(False)
         exam.connected = True
+        exam.wires.append(self)
+        self.number = len(exam.wires)
 
     def put(self, data: bytes, aside: bool = True) -> None:
         """Sends bytes. What came before and nobody asked for is set aside first: only F10 and F11 look for it.
@@ -243,29 +271,24 @@ class Wire:
             self.unasked(0)
         self.sent = data if aside else self.sent + data
         self.exam.note(f">{self.number}", data)
-        deadline = time.monotonic() + self.exam.wait()
-        view = memoryview(data)
-        while view:
-            _, writable, _ = select.select([], [self.socket], [], max(deadline - time.monotonic(), 0))
-            if not writable:
-                raise self.missed("a server that reads", "silent")
-            try:
-                view = view[self.socket.send(view[:256 * KIB]):]
-            except BlockingIOError:
-                continue
-            except OSError:
-                raise self.missed("a connection that stays open", "closed") from None
+        self.socket.settimeout(self.exam.wait())
+        try:
+            self.socket.sendall(data)
+        except TimeoutError:
+            raise self.missed("a server that reads", "silent") from None
+        except OSError:
+            raise self.missed("a connection that stays open", "closed") from None
 
     def receive(self, deadline: float) -> bytes | None:
         """What the socket gives: empty at the connection's end, None if nothing came until the deadline."""
-        if not select.select([self.socket], [], [], max(deadline - time.monotonic(), 0))[0]:
-            return None
+        self.socket.settimeout(max(deadline - time.monotonic(), 0))
         try:
             data = self.socket.recv(256 * KIB)
+        except (TimeoutError, BlockingIOError):
+            return None
         except OSError:
-            data = b""
-        if data:
-            self.exam.note(f"<{self.number}", data)
+            return b""
+        self.exam.note(f"<{self.number}", data)
         return data
 
     def unasked(self, seconds: float) -> bytes:
@@ -279,16 +302,19 @@ class Wire:
 
     def missed(self, expected: str, how: str = "value", path: str = "", at: int | None = None) -> Miss:
         """A Miss with the last bytes of this connection."""
-        ends = {"silent": "then_nothing", "frame": "then_nothing", "fewer": "then_nothing", "late": "then_nothing",
-                "closed": "then_closed"}
-        waiting = bytes(self.buffer)
-        came = waiting if how in ("silent", "frame", "closed", "endless") else self.came
+        came = bytes(self.buffer) if how in ("silent", "frame", "closed", "endless") else self.came
         if how == "frame":
             at = len(came)
-        elif how == "value" and at is None:
-            found = re.search(rb'"status":\s*(?=")', came)
-            at = found.end() if found and '"status"' in expected else None
-        return Miss(how, expected, self.sent, came, at, ends.get(how, ""), path)
+        elif how == "value" and at is None and '"status"' in expected and (
+                found := re.search(rb'"status":\s*(?=")', came)):
+            at = found.end()
+        return Miss(how, expected, self.sent, came, at, ENDS.get(how, ""), path)
+
+    def silent(self, seconds: float, how: str = "value") -> None:
+        """Nothing may come for so long."""
+        if came := self.unasked(seconds):
+            self.came = came
+            raise self.missed("", how, at=0)
 
     def frame(self, patience: float | None = None, expected: str = '{"status":…}\\r\\n\\r\\n') -> bytes:
         """The next reply's bytes without their end."""
@@ -326,19 +352,19 @@ class Wire:
             if len(self.events) > EVENTS_MOST:
                 raise self.missed("…", "endless")
 
-    def event(self, kind: str, **wanted: object) -> dict:
-        """The next event of that kind which has these fields."""
+    def event(self, kind: str, **wanted: str) -> None:
+        """The next event of that kind has these fields."""
         deadline = time.monotonic() + self.exam.wait()
-        while True:
-            for number, event in enumerate(self.events):
-                if event["event"] == kind and wanted.items() <= event.items():
-                    return self.events.pop(number)
+        while not (found := [event for event in self.events if event["event"] == kind]):
             frame = self.frame(deadline - time.monotonic(), f'{{"event":"{kind}",…}}\\r\\n\\r\\n')
             self.events.append(json.loads(frame))
+        self.events.remove(found[0])
+        for key, value in wanted.items():
+            self.is_same(str(found[0].get(key)), value, key)
 
-    def ask(self, line: str | bytes, patience: float | None = None) -> dict:
-        """Sends one request, and gives the fields of its reply."""
-        self.put((line.encode() if isinstance(line, str) else line) + b"\r\n")
+    def ask(self, line: str, patience: float | None = None) -> dict:
+        """Sends one request, and gives the fields of its reply. `\\udcff` in the line is the byte ff."""
+        self.put(line.encode(errors="surrogateescape") + b"\r\n")
         return self.take(patience)
 
     def is_ok(self, reply: dict) -> dict:
@@ -347,21 +373,9 @@ class Wire:
             raise self.missed('{"status":"OK",…}\\r\\n\\r\\n')
         return reply
 
-    def is_error(self, reply: dict, code: str = "") -> dict:
-        """The reply, which must be an ERROR, with that code if one is named."""
-        if reply.get("status") != "ERROR" or code and reply.get("code") != code:
-            named = f'"code":"{code}",' if code else ""
-            path = f"code = {reply.get('code')}" if code else ""
-            raise self.missed(f'{{"status":"ERROR",{named}…}}\\r\\n\\r\\n', path=path)
-        return reply
-
-    def ok(self, line: str | bytes, patience: float | None = None) -> dict:
+    def ok(self, line: str, patience: float | None = None) -> dict:
         """Sends a request that must be granted."""
         return self.is_ok(self.ask(line, patience))
-
-    def refused(self, line: str | bytes, code: str = "", patience: float | None = None) -> dict:
-        """Sends a request that must be refused."""
-        return self.is_error(self.ask(line, patience), code)
 
     def is_same(self, found: object, expected: object, path: str) -> None:
         """A value of the last reply is as it should be; the caret points at the first byte that differs."""
@@ -374,11 +388,6 @@ class Wire:
             at = place + len(json.dumps(same)) - 2 if place >= 0 else None
         raise self.missed(f"{path} = {brief(expected)}", path=f"{path} = {brief(found)}", at=at)
 
-    def reset(self) -> None:
-        """Ends the connection with RST."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.socket.close()
-
 
 def brief(value: object, most: int = 120) -> str:
     """A value for people, cut where it is long."""
@@ -386,7 +395,37 @@ def brief(value: object, most: int = 120) -> str:
     return text if len(text) <= most else f"{text[:most]}… ({len(text)})"
 
 
-# ---- people ------------------------------------------------------------------------------------
+@dataclass(eq=False)
+class Person:
+    """Somebody with a connection: an account that only this check uses, or a guest without one."""
+
+    wire: Wire
+    name: str = ""
+    password: str = ""
+    nama: str = ""                 # the full name, with spaces
+    token: str = ""
+
+    def __str__(self) -> str:
+        return self.name
+
+    def login(self) -> str:
+        """Logs in: the token, which is also kept."""
+        token = self.wire.ok(f"auth {self.name} {self.password}").get("tokenid")
+        if not is_token(token):
+            raise self.wire.missed('{"status":"OK","tokenid":"…"}\\r\\n\\r\\n')
+        self.token = token
+        return token
+
+    def line(self, words: str) -> str:
+        """`send messi hi` -> `send TOKEN messi hi`, as the command table says; a tag in front stays in front."""
+        found = re.fullmatch(r"(@\S+ )?(\S*)(.*)", words, re.DOTALL)
+        needs_token = found[2] in COMMANDS and COMMANDS[found[2]].parameters.split()[:1] == ["T"]
+        return f"{found[1] or ''}{found[2]} {self.token}{found[3]}" if needs_token and self.token else words
+
+
+def is_token(value: object) -> bool:
+    """Whether it can be a token: one word, and not so long that requests with it would flood a server."""
+    return isinstance(value, str) and 0 < len(value) <= KIB and value.isprintable() and " " not in value
 
 
 @dataclass
@@ -402,6 +441,17 @@ class Item:
         text = self.fields.get("msg")
         return text.strip() if isinstance(text, str) else text
 
+    @property
+    def file(self) -> dict:
+        """What it says of its file beside the content: `id`, `name`; or nothing."""
+        described = self.fields.get("file")
+        return described if isinstance(described, dict) else {}
+
+    @property
+    def file_name(self) -> str:
+        """The name of its file, or nothing."""
+        return str(self.fields.get("file_name") or self.file.get("name") or "")
+
 
 def items_of(messages: object) -> list[Item]:
     """What `messages` of an inbox holds: a map by sender or a list, of objects or of JSON texts."""
@@ -416,113 +466,13 @@ def items_of(messages: object) -> list[Item]:
     return items
 
 
-class Person:
-    """An account that only this check uses, logged in on a connection of its own."""
-
-    def __init__(self, exam: Exam, place: int = 0, account: tuple[str, str] | None = None) -> None:
-        self.exam, self.wire = exam, Wire(exam, place)
-        self.nama, self.token = "", ""
-        if account is None and exam.registers:
-            number = next(exam.counter)
-            self.name, self.password = f"u{exam.run}{number}", f"pw{secrets.token_hex(4)}"
-            self.nama = f"Nama {number}"
-            reply = self.wire.ask(f"register {self.name} {self.password} Nama_{number} Indonesia")
-            if reply.get("status") == "OK" and is_token(reply.get("tokenid")):
-                self.token = reply["tokenid"]
-                return
-            exam.registers = False                 # C04 says so; the others go on with the documented people
-        self.name, self.password = account or exam.documented()
-        self.token = self.login()
-        if account is None:
-            self.items()                           # what others left there
-
-    def login(self, wire: Wire | None = None) -> str:
-        """Logs in on that connection or one's own: the token."""
-        wire = wire or self.wire
-        token = wire.ok(f"auth {self.name} {self.password}").get("tokenid")
-        if not is_token(token):
-            raise wire.missed('{"status":"OK","tokenid":"…"}\\r\\n\\r\\n')
-        return token
-
-    def line(self, words: str) -> str:
-        """`send messi hi` -> `send TOKEN messi hi`, a tag in front left where it is."""
-        tag, words = words.split(" ", 1) if words.startswith("@") else ("", words)
-        command, _, rest = words.partition(" ")
-        return f"{tag} {command} {self.token} {rest}".strip(" ")
-
-    def ok(self, words: str, patience: float | None = None) -> dict:
-        """Sends a request that must be granted; the token is filled in."""
-        return self.wire.ok(self.line(words), patience)
-
-    def refused(self, words: str, code: str = "", patience: float | None = None) -> dict:
-        """Sends a request that must be refused."""
-        return self.wire.refused(self.line(words), code, patience)
-
-    def items(self) -> list[Item]:
-        """Takes the inbox."""
-        return items_of(self.ok("inbox").get("messages") or {})
-
-    def texts(self) -> list[object]:
-        """The texts of the inbox."""
-        return [item.text for item in self.items()]
-
-    def has(self, text: str) -> Item:
-        """Takes the inbox, in which this text must stand, be it twice; gives its item."""
-        items = self.items()
-        for item in items:
-            if item.text == text:
-                return item
-        raise self.wire.missed(brief(text), path=f"inbox: {brief([item.text for item in items])}")
-
-    def has_only(self, *texts: str) -> None:
-        """Takes the inbox, in which of these texts each must stand once, in this order."""
-        found = [text for text in self.texts() if text in texts]
-        if found != list(texts):
-            raise self.wire.missed(brief(list(texts)), path=f"inbox: {brief(found)}")
-
-    def file(self, items: Iterable[Item], size: int, digest: str, name: str = "") -> Item:
-        """The file among the items, which must have this size, SHA-256 and name."""
-        for item in items:
-            described = item.fields.get("file")
-            content = item.fields.get("file_content")
-            if isinstance(described, dict) and "id" in described:
-                content = self.ok(f"getfile {described['id']}").get("file_content")
-            if content is None:
-                continue
-            data = self.decoded(content)
-            same = (len(data), hashlib.sha256(data).hexdigest()) == (size, digest)
-            if not same:
-                raise self.wire.missed(f"{size} bytes", path=f"{len(data)} bytes: {brief(repr(data), 40)}")
-            found = str(item.fields.get("file_name") or (described or {}).get("name"))
-            if name:
-                self.wire.is_same(found, name, "file_name")
-            return item
-        raise self.wire.missed("file_content", path="inbox")
-
-    def decoded(self, content: str) -> bytes:
-        """A file's content, bare or in b'…'. Strict, for a stray letter must not pass."""
-        inner = re.fullmatch(r"b'(.*)'|b\"(.*)\"|(.*)", content, re.DOTALL)
-        try:
-            return base64.b64decode(next((part for part in inner.groups() if part), ""), validate=True)
-        except ValueError:
-            raise self.wire.missed("base64", path=f"file_content: {brief(content)}") from None
-
-
-def is_token(value: object) -> bool:
-    """Whether it can be a token: one word, and not so long that requests with it would flood a server."""
-    return isinstance(value, str) and 0 < len(value) <= KIB and value.isprintable() and " " not in value
-
-
-def in_base64(data: bytes) -> str:
-    """A file's content as old clients send it."""
-    return str(base64.b64encode(data))
-
-
 # ---- examination -------------------------------------------------------------------------------
 
 
 class Examination:
     """Runs checks one after the other. Whatever one of them meets, the next begins with connections of its own."""
+
+    second = False                                 # whether there is a second server
 
     def __init__(self, patience: float = PATIENCE) -> None:
         self.patience = patience
@@ -531,12 +481,11 @@ class Examination:
         self.connected = False                     # whether anything ever answered
         self.results: dict[str, Result] = {}
         self.gone = ""                             # the check that the server died in
+        self.gated = False                         # C01 was missed so that nothing else would pass
+        self.current = ""
         self.last_sent: tuple[str, bytes] = ("", b"")
         self.tokens: set[str] = set()
         self.exchange: list[tuple[str, bytes]] = []
-        self.current = ""
-        self.gated = False
-        self.second = False                        # whether there is a second server
 
     def wait(self, seconds: float | None = None) -> float:
         """How long something may take now: the patience, but never past the end of the examination."""
@@ -551,13 +500,12 @@ class Examination:
         """Remembers what passed, for the report of this check."""
         if arrow.startswith(">"):
             self.last_sent = self.current, data
-        if len(self.exchange) < 200:
+        if data and len(self.exchange) < 200:
             self.exchange.append((arrow, data[:KEPT]))
 
     def judge(self, checks: list[Check]) -> Iterator[Result]:
         """Gives a Result for each check."""
-        for row in checks:
-            yield self.result_of(row)
+        return map(self.result_of, checks)
 
     def result_of(self, row: Check) -> Result:
         """What came of a check, which is run only once; what it needs is run before it."""
@@ -566,31 +514,26 @@ class Examination:
             self.results[row.id] = Result(row, skipped=reason) if reason else self.examine(row)
         return self.results[row.id]
 
+    def has_ended(self) -> str:
+        """Why no further check can be run, as `key:value` of WORDS, or nothing."""
+        return f"gone:{self.gone}" if self.gone else "gate:" if self.gated else "time:" if self.is_late() else ""
+
     def reason_to_skip(self, row: Check) -> str:
         """Why a check cannot say anything now, as `key:value` of WORDS, or nothing."""
-        if row.needs not in ("", "2") and not (self.gone or self.gated or self.is_late()):
+        if row.needs == "2":
+            return self.has_ended() or ("" if self.second else "needs:HOST:PORT 2")
+        if row.needs and not self.has_ended():
             needed = self.result_of(next(other for other in CHECKS if other.id == row.needs))
-            if not (self.gone or self.gated or self.is_late() or needed.passed or self.goes_on()):
-                return f"needs:{row.needs}"
-        if self.gone:
-            return f"gone:{self.gone}"
-        if self.gated:
-            return "gate:"
-        if self.is_late():
-            return "time:"
-        return "needs:HOST:PORT 2" if row.needs == "2" and not self.second else ""
-
-    def goes_on(self) -> bool:
-        """Whether a check can be run although the one that it needs was missed."""
-        return False
+            if not needed.passed and not self.goes_on():
+                return self.has_ended() or f"needs:{row.needs}"
+        return self.has_ended()
 
     def examine(self, row: Check) -> Result:
         """Runs one check. Nothing that a server does leaves here as anything but a Result."""
         self.current, self.exchange = row.id, []
-        started = time.monotonic()
+        started, miss = time.monotonic(), None
         try:
-            row.run(self)
-            miss = None
+            self.perform(row)
         except Miss as found:
             miss = found
         except Gone:
@@ -598,9 +541,11 @@ class Examination:
             if self.gone != row.id:
                 return Result(row, skipped=f"gone:{self.gone}")
         except Exception as fault:                 # the reply was JSON of a form that the check did not foresee
-            miss = self.surprised(fault)
-        if miss and miss.how in ("closed", "connect") and not self.gone:
-            miss = self.died() if self.is_gone() else miss
+            came = b"".join(data for arrow, data in self.exchange[-3:] if arrow.startswith("<"))
+            miss = Miss("shape", "the documented reply", self.last_sent[1], came,
+                        path=f"{type(fault).__name__}: {fault}")
+        if miss and miss.how in ("closed", "connect") and not self.gone and self.is_gone():
+            miss = self.died()
         self.close(bool(miss))
         self.gated = self.gated or (row.id == "C01" and bool(miss) and miss.how in GATE)
         return Result(row, miss, "", self.exchange, time.monotonic() - started)
@@ -611,10 +556,15 @@ class Examination:
         self.gone = self.gone or self.current
         return Miss("gone", "a server that lives", last, end="then_closed")
 
-    def surprised(self, fault: Exception) -> Miss:
-        """A reply of another form than any that the check foresaw."""
-        came = b"".join(data for arrow, data in self.exchange[-3:] if arrow.startswith("<"))
-        return Miss("shape", "the documented reply", self.last_sent[1], came, path=f"{type(fault).__name__}: {fault}")
+    # What the two kinds of examination do differently:
+
+    def perform(self, row: Check) -> None:
+        """Carries out a check's steps."""
+        raise NotImplementedError
+
+    def goes_on(self) -> bool:
+        """Whether a check can be run although the one that it needs was missed."""
+        return False
 
     def is_gone(self) -> bool:
         """Whether nobody listens any more."""
@@ -635,64 +585,29 @@ class Exam(Examination):
         self.run = secrets.token_hex(3)            # no two runs make the same people
         self.counter = itertools.count(1)
         self.registers = True                      # whether `register` works
-        self.used_documented = itertools.cycle(PEOPLE)
+        self.documented = itertools.cycle(PEOPLE)
         self.wires: list[Wire] = []
 
-    def open_wire(self, wire: Wire) -> int:
-        """Remembers a connection of this check; gives its number."""
-        self.wires.append(wire)
-        return len(self.wires)
+    def perform(self, row: Check) -> None:
+        scene = Scene(self)
+        for step in row.steps:
+            scene.play(step)
 
-    def wire(self, place: int = 0) -> Wire:
-        """A connection that has not logged in."""
-        return Wire(self, place)
-
-    def person(self, place: int = 0) -> Person:
-        """Somebody new."""
-        return Person(self, place)
-
-    def people(self, count: int) -> list[Person]:
-        """That many new people."""
-        return [Person(self) for _ in range(count)]
-
-    def documented(self) -> tuple[str, str]:
-        """The next of the documented accounts."""
-        return next(self.used_documented), PASSWORD
-
-    def word(self, text: str) -> str:
-        """A text that no other check sends."""
-        return f"{text} {self.run}{next(self.counter)}"
-
-    def group(self, *people: Person) -> str:
-        """A new group: the first of the people makes it, the others join."""
-        name = f"g{self.run}{next(self.counter)}"
-        people[0].ok(f"addgroup {name}")
-        for person in people[1:]:
-            person.ok(f"joingroup {name}")
-        return name
-
-    def there(self, user: str) -> Person:
-        """A documented person at the second server."""
-        return Person(self, 1, (user, PASSWORD))
-
-    def arrives(self, person: Person, wanted: Callable[[Item], bool], what: str) -> list[Item]:
-        """Asks a person's inboxes until what another realm sent is there, at most four times the patience."""
-        deadline = time.monotonic() + self.wait(4 * self.patience)
-        found: list[Item] = []
-        while time.monotonic() < deadline:
-            for name in self.names:
-                reply = person.wire.ask(person.line(f"getrealminbox {name}"))
-                found += items_of(reply.get("messages") or reply.get("message") or [])
-            found += items_of(person.wire.ask(person.line("inbox")).get("messages") or {})
-            if any(wanted(item) for item in found):
-                return found
-            self.pause(0.1)
-        raise person.wire.missed(what, path=f"{len(found)} items")
-
-    @staticmethod
-    def pause(seconds: float) -> None:
-        """Lets another machine work before it is asked again: nothing announces what is awaited."""
-        time.sleep(seconds)
+    def person(self, place: int = 0, account: tuple[str, str] | None = None) -> Person:
+        """Somebody new; one of the documented people where nobody can register."""
+        wire, number = Wire(self, place), next(self.counter)
+        if account is None and self.registers:
+            person = Person(wire, f"u{self.run}{number}", f"pw{secrets.token_hex(4)}", f"Nama {number}")
+            reply = wire.ask(f"register {person} {person.password} Nama_{number} Indonesia")
+            if reply.get("status") == "OK" and is_token(reply.get("tokenid")):
+                person.token = reply["tokenid"]
+                return person
+            self.registers = False                 # C04 says so; the others go on with the documented people
+        person = Person(wire, *(account or (next(self.documented), PASSWORD)))
+        person.login()
+        if account is None:
+            wire.ok(person.line("inbox"))          # takes what others left there
+        return person
 
     def is_gone(self) -> bool:
         for _ in range(3):                         # a process that is ending may still take a connection or two
@@ -712,9 +627,350 @@ class Exam(Examination):
 
     def close(self, missed: bool) -> None:
         for wire in self.wires:
-            if hasattr(wire, "socket"):
-                wire.socket.close()
+            wire.socket.close()
         self.wires = []
+
+
+class Program:
+    """What `--run` names: a process that the examiner starts and ends, with its children."""
+
+    START_SECONDS = 15.0
+
+    def __init__(self, command: str) -> None:
+        self.words = [str(Path(word).resolve()) if "/" in word or Path(word).is_file() else word
+                      for word in shlex.split(command)]      # so that it runs in any folder
+        self.root = Path(tempfile.mkdtemp(prefix="chat-mark-"))
+        self.output = self.root / "output"         # a file: a pipe that nobody reads would block the program
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def launch(self, stdin: int = subprocess.DEVNULL, folder: Path | None = None, **environment: str) -> None:
+        """Starts it."""
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(self.words, stdin=stdin, stdout=output, stderr=output, cwd=folder,
+                                            env={**os.environ, **environment}, start_new_session=True)
+
+    def serve(self, place: tuple[str, int], seconds: float = START_SECONDS) -> None:
+        """Starts it and waits until it listens. Raises Gone where it does not, or where another program does."""
+        with contextlib.suppress(OSError):
+            socket.create_connection(place, 1.0).close()
+            raise Gone(f"{place[0]}:{place[1]} is taken")
+        self.launch()
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with contextlib.suppress(OSError):
+                socket.create_connection(place, 1.0).close()
+                return
+            time.sleep(0.05)                       # nothing announces that another program listens
+        self.end(signal.SIGTERM)
+        raise Gone((self.printed().strip().splitlines() or [""])[-1])
+
+    def end(self, number: int) -> None:
+        """Sends a signal to it and its children, and waits; what does not end is killed."""
+        if not self.process:
+            return
+        for each in (number, KILL):
+            with contextlib.suppress(OSError):
+                os.killpg(self.process.pid, each) if hasattr(os, "killpg") else self.process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5.0)
+                break
+        if self.process.stdin:
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
+        self.process = None
+
+    def has_ended(self) -> bool:
+        """Whether it does not run."""
+        return self.process is None or self.process.poll() is not None
+
+    def printed(self) -> str:
+        """All that it has printed since its start."""
+        return self.output.read_text("utf-8", "replace")
+
+    def close(self) -> None:
+        """Ends it and leaves nothing behind."""
+        self.end(signal.SIGTERM)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)            # Windows has none
+
+# ---- steps -------------------------------------------------------------------------------------
+
+
+def in_base64(data: bytes) -> str:
+    """A file's content as old clients send it."""
+    return str(base64.b64encode(data))
+
+
+class Scene(dict):
+    """The people of one check, and the words that stand in braces in its steps.
+
+    A step is `WHO: REQUEST`, `WHO: REQUEST => EXPECTED and EXPECTED`, or `WHO gets EVENT FIELD=VALUE`. WHO is a capital
+    letter (a new person, at the second server with a 2: B2), a documented person, or `guest` (nobody logged in). They
+    come when they are first named. The token is put in by itself; the reply must be OK where nothing is expected.
+    """
+
+    STEP = re.compile(r"(\w+)(: | gets )(.*?)(?: => (.*))?", re.DOTALL)
+
+    def __init__(self, exam: Exam) -> None:
+        mark = f"{exam.run}{next(exam.counter)}"               # in no other check
+        data = f"isi file é {mark}".encode()
+        super().__init__(
+            text=f"hello world {mark}", group=f"g{mark}", nobody=f"x{mark}", wrong=secrets.token_hex(16),
+            name=f"f{mark}.txt", content=in_base64(data), sha256=hashlib.sha256(data).hexdigest(), size=len(data),
+            here=exam.names[0], there=exam.names[-1],          # the two realms
+            sent=[], reply={})                                 # the replies to what was sent, and the reply before
+        self.exam = exam
+
+    def __missing__(self, who: str) -> Person:
+        place, name = int(who.endswith("2")), who.removesuffix("2")
+        if who == "guest":
+            person = Person(Wire(self.exam))
+        elif name in PEOPLE or re.fullmatch("[A-Z]", name):
+            person = self.exam.person(place, (name, PASSWORD) if name in PEOPLE else None)
+        else:
+            raise LookupError(f"no word {who}")
+        self[who] = person
+        return person
+
+    @property
+    def people(self) -> list[Person]:
+        """Who was named so far."""
+        return [value for value in self.values() if isinstance(value, Person)]
+
+    def play(self, step: str | Callable) -> None:
+        """Carries out one step."""
+        if callable(step):
+            step(self)
+            return
+        who, kind, words, expected = self.STEP.fullmatch(step).groups()
+        person, line = self[who], words.format_map(self)
+        if kind == " gets ":
+            event, _, fields = line.partition(" ")
+            person.wire.event(event, **dict(part.split("=", 1) for part in fields.split(" and ")))
+        elif expected == "whatever":
+            with contextlib.suppress(Miss):
+                person.wire.ask(person.line(line), self.exam.patience / 4)
+        else:
+            self.request(person, person.line(line), (expected or "OK").split(" and "))
+
+    def request(self, person: Person, line: str, expectations: list[str]) -> None:
+        """Sends a request and compares its reply with all that is expected."""
+        command = line.split(" ")[0]
+        person.wire.subscribed = person.wire.subscribed or command == "subscribe"
+        far = "realm" in command or f"@{self['there']}" in line
+        reply = person.wire.ask(line, 4 * self.exam.patience if far else None)
+        if command in ("auth", "register") and is_token(reply.get("tokenid")):
+            person.token = reply["tokenid"]
+        if re.match(r"(@\S+ )?send", line):
+            self["sent"].append(reply)
+        for expectation in expectations:
+            word, _, value = expectation.format_map(self).partition(" ")
+            EXPECTED.get(word, partial(has_field, word))(self, person, reply, value)
+        self["reply"] = reply
+
+
+# What a reply must be: a function of the scene, who asked, the reply's fields, and the words behind the expectation's.
+
+
+def has_field(path: str, scene: Scene, person: Person, reply: dict, value: str) -> None:
+    """`tokenid`: it has that field. `tag = x`, `messages.msg = x, y`, `rows.0.last.msg = x`: which is that."""
+    found: object = reply
+    for key in path.split("."):
+        if isinstance(found, list):
+            found = found[int(key)] if key.isdigit() else [row.get(key) for row in found]
+        else:
+            found = found.get(key)
+    if value:
+        text = ", ".join(map(str, found)) if isinstance(found, list) else str(found)
+        person.wire.is_same(text, value.removeprefix("= "), path)
+    elif not found:
+        raise person.wire.missed(f'{{"status":…,"{path}":…}}\\r\\n\\r\\n')
+
+
+def is_error(scene: Scene, person: Person, reply: dict, code: str) -> None:
+    """`ERROR`, `ERROR too_long`: an ERROR, with that code if one is named."""
+    if reply.get("status") != "ERROR" or code and reply.get("code") != code:
+        named, path = (f'"code":"{code}",', f"code = {reply.get('code')}") if code else ("", "")
+        raise person.wire.missed(f'{{"status":"ERROR",{named}…}}\\r\\n\\r\\n', path=path)
+
+
+def inbox_has(path: str, what: Callable, scene: Scene, person: Person, reply: dict, wanted: str) -> None:
+    """One of the messages has this text, sender's name, or place in the inbox."""
+    found = [what(item) for item in items_of(person.wire.is_ok(reply).get("messages"))]
+    if wanted not in found:
+        raise person.wire.missed(brief(wanted), path=f"{path}: {brief(found)}")
+
+
+def inbox_in_order(scene: Scene, person: Person, reply: dict, wanted: str) -> None:
+    """Of these texts, separated by commas, the messages have each once, in this order."""
+    texts = wanted.split(", ")
+    found = [item.text for item in items_of(person.wire.is_ok(reply).get("messages")) if item.text in texts]
+    if found != texts:
+        raise person.wire.missed(brief(texts), path=f"inbox: {brief(found)}")
+
+
+def inbox_is_empty(scene: Scene, person: Person, reply: dict, _: str) -> None:
+    """No message is there."""
+    if items := items_of(person.wire.is_ok(reply).get("messages")):
+        raise person.wire.missed('{"status":"OK","messages":{}}', path=f"inbox: {[item.text for item in items]}")
+
+
+def contains(scene: Scene, person: Person, reply: dict, wanted: str) -> None:
+    """The words stand somewhere in the reply."""
+    if wanted not in json.dumps(person.wire.is_ok(reply)):
+        raise person.wire.missed(f"…{wanted}…", path="messages" if "messages" in reply else "message")
+
+
+def lacks(scene: Scene, person: Person, reply: dict, unwanted: str) -> None:
+    """The words stand nowhere in the reply, be it OK or ERROR."""
+    if (at := person.wire.came.find(unwanted.encode())) >= 0:
+        raise person.wire.missed("", at=at)
+
+
+def is_ascii(scene: Scene, person: Person, reply: dict, _: str) -> None:
+    """The reply has no byte above 127."""
+    if not person.wire.came.isascii():
+        at = next(at for at, byte in enumerate(person.wire.came) if byte > 127)
+        raise person.wire.missed("ASCII", "ascii", at=at)
+
+
+def has_file(scene: Scene, person: Person, reply: dict, wanted: str) -> None:
+    """`BASE64 NAME`: the first file among the messages has this content, and this name if one is given."""
+    is_that_file(person, items_of(person.wire.is_ok(reply).get("messages")), *wanted.split(" "))
+
+
+def is_that_file(person: Person, items: list[Item], content: str, name: str = "") -> None:
+    """The first file among the messages has this content and name. Content is strict, for a stray letter must miss."""
+    item = next((item for item in items if "file_content" in item.fields or "id" in item.file), None)
+    if item is None:
+        raise person.wire.missed("file_content", path="inbox")
+    came = item.fields.get("file_content")
+    if "id" in item.file:
+        came = person.wire.ok(person.line(f"getfile {item.file['id']}")).get("file_content")
+    wanted, inner = base64.b64decode(content[2:-1]), re.fullmatch(r"b(['\"])(.*)\1|(.*)", came, re.DOTALL)
+    try:
+        data = base64.b64decode(inner[2] or inner[3] or "", validate=True)
+    except ValueError:
+        raise person.wire.missed("base64", path=f"file_content: {brief(came)}") from None
+    if data != wanted:
+        raise person.wire.missed(f"{len(wanted)} bytes", path=f"{len(data)} bytes: {brief(repr(data), 40)}")
+    if name:
+        person.wire.is_same(item.file_name, name, "file_name")
+
+
+def arrives(is_it: Callable, scene: Scene, person: Person, reply: dict, wanted: str) -> list[Item]:
+    """A message of the other realm is there, or comes before four times the patience is over."""
+    exam, found = scene.exam, items_of(reply.get("messages"))
+    deadline = time.monotonic() + exam.wait(4 * exam.patience)
+    while not any(is_it(item, wanted) for item in found):
+        if time.monotonic() > deadline:
+            raise person.wire.missed(wanted, path=f"{len(found)} items")
+        time.sleep(0.1)                            # nothing announces what is awaited
+        for name in exam.names:
+            reply = person.wire.ask(person.line(f"getrealminbox {name}"))
+            found += items_of(reply.get("messages") or reply.get("message") or [])
+        found += items_of(person.wire.ask(person.line("inbox")).get("messages"))
+    return [item for item in found if is_it(item, wanted)]
+
+
+def file_arrives(scene: Scene, person: Person, reply: dict, wanted: str) -> None:
+    """`BASE64 NAME`: the file of that name comes from the other realm with this content."""
+    content, name = wanted.split(" ")
+    is_that_file(person, arrives(lambda item, name: item.file_name == name, scene, person, reply, name), content)
+
+
+EXPECTED: dict[str, Callable] = {                  # any other word is a field of the reply: see has_field
+    "OK": lambda scene, person, reply, _: person.wire.is_ok(reply),
+    "ERROR": is_error,
+    "answered": lambda scene, person, reply, _: None,          # OK or ERROR; `whatever` allows silence, too
+    "has": partial(inbox_has, "inbox", lambda item: item.text),
+    "from": partial(inbox_has, "msg_from", lambda item: item.fields.get("msg_from") or item.fields.get("from_name")),
+    "under": partial(inbox_has, "messages: key", lambda item: item.sender.partition("@")[0]),
+    "in_order": inbox_in_order, "empty": inbox_is_empty,
+    "contains": contains, "lacks": lacks, "ascii": is_ascii,
+    "file": has_file, "file_arrives": file_arrives,
+    "arrives": partial(arrives, lambda item, text: item.text == text),
+    "arrives_inside": partial(arrives, lambda item, text: text in json.dumps(item.fields)),
+}
+
+
+# Steps that a line cannot say: each function gives a step.
+
+
+def in_pieces(cut: bytes, words: str, pause: float) -> Callable:
+    """A request of A in the pieces that this pattern finds in it, with a pause behind each; the reply comes last."""
+    def step(scene: Scene) -> None:
+        person = scene["A"]
+        line = person.line(words.format_map(scene)).encode() + b"\r\n"
+        *pieces, last = re.findall(cut, line, re.DOTALL)
+        for number, piece in enumerate(pieces):
+            person.wire.put(piece, aside=number == 0)
+            person.wire.silent(pause)
+        person.wire.put(last, aside=False)
+        person.wire.is_ok(person.wire.take())
+    return step
+
+
+def together(*rows: tuple[str, str]) -> Callable:
+    """Requests of A in one segment, each with its reply's status: a reply each, in their order."""
+    def step(scene: Scene) -> None:
+        person = scene["A"]
+        person.wire.put("".join(person.line(line.format_map(scene)) + "\r\n" for line, _ in rows).encode())
+        take_all(person.wire, [status for _, status in rows])
+    return step
+
+
+def take_all(wire: Wire, statuses: list[str]) -> None:
+    """The replies to requests that were sent in one segment."""
+    count = len(statuses)
+    expected = '{"status":"…"}\\r\\n\\r\\n' + ('{"status":"…"}\\r\\n\\r\\n' if count == 2 else f" × {count}")
+    for number, status in enumerate(statuses):
+        try:
+            reply = wire.take()
+        except Miss as miss:
+            if miss.how != "silent" or not number:
+                raise
+            raise wire.missed(expected, "fewer", f"replies: {number} of {count}") from None
+        if reply.get("status") != status:
+            how = "fewer" if number < count - 1 and not wire.unasked(wire.exam.wait(0.5)) else "value"
+            raise wire.missed(expected, how, f"reply {number + 1}: not {status}")
+
+
+def quiet(who: str, seconds: float, how: str = "value") -> Callable:
+    """Nothing comes to this person unasked."""
+    return lambda scene: scene[who].wire.silent(seconds, how)
+
+
+def half(scene: Scene) -> None:
+    """A sends half a request."""
+    scene["A"].wire.put(b"inbox ")
+
+
+def reset(who: str) -> Callable:
+    """The person's connection ends with RST, and a new one begins; the token stays."""
+    def step(scene: Scene) -> None:
+        person = scene[who]
+        person.wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        person.wire.socket.close()
+        person.wire = Wire(scene.exam)
+    return step
+
+
+def restart(number: int) -> Callable:
+    """The server ends by that signal and starts again; everybody logs in again."""
+    def step(scene: Scene) -> None:
+        exam = scene.exam
+        exam.program.end(number)
+        try:
+            exam.program.serve(exam.places[0], exam.wait(Program.START_SECONDS))
+        except Gone as gone:
+            raise Miss("restart", "listen()", came=str(gone).encode()) from None
+        for person in scene.people:
+            person.wire = Wire(exam)
+            person.login()
+    return step
 
 
 # ---- checks: documented commands ---------------------------------------------------------------
@@ -723,1073 +979,484 @@ class Exam(Examination):
 @check("C01", 2, "auth: token | auth: a token",
        "auth mengembalikan tokenid yang dibawa oleh command berikutnya. | "
        "auth returns a tokenid that later commands bring back.", needs="")
-def auth_gives_a_token(exam: Exam) -> None:
-    Person(exam, 0, ("messi", PASSWORD))
+def auth_gives_a_token(scene: Scene) -> None:
+    scene.exam.person(0, ("messi", PASSWORD))
 
 
-@check("C02", 2, "auth: password salah | auth: wrong password",
-       "Bandingkan password sebelum membuat token. | Compare the password before making a token.")
-def auth_compares_the_password(exam: Exam) -> None:
-    exam.wire().refused(f"auth {exam.person().name} salah")
+check("C02", 2, "auth: password salah | auth: wrong password",
+      "Bandingkan password sebelum membuat token. | Compare the password before making a token.",
+      "guest: auth {A} salah => ERROR")
+check("C03", 2, "auth: user yang tidak ada | auth: unknown user",
+      "Cari user dengan get(), sebuah KeyError mengakhiri handler Anda. | "
+      "Look the user up with get(), a KeyError ends your handler.",
+      "guest: auth {nobody} surabaya => ERROR", needs="")
+check("C04", 2, "register, lalu login | register, then log in",
+      "register menyimpan user dan sekaligus login. | register stores the user and logs in.",
+      "guest: register {nobody} admin Nama_Reg Indonesia => OK and tokenid", "guest: inbox",
+      "guest: auth {nobody} admin")
+check("C05", 1, "register: nama sudah dipakai | register: a name that is taken",
+      "Tolak nama yang sudah dipakai, jangan menimpanya. | Refuse a name that is taken, never overwrite.",
+      "guest: register messi lain Orang_Lain Indonesia => ERROR")
+check("C06", 1, "NAMA dengan _ | NAMA with _",
+      "`_` berarti spasi dalam NAMA. | `_` stands for a space in NAMA.",
+      "A: send {B} {text}", "B: inbox => from {A.nama}", needs="C04")
+check("C07", 3, "send: teks dengan spasi | send: a text with spaces",
+      'Semua sesudah spasi kedua adalah teks: split(" ", 3). | '
+      'Everything after the second argument is the text: split(" ", 3).',
+      "A: send {B} {text}", "B: inbox => has {text}")
+check("C08", 1, "inbox: menurut pengirim | inbox: by sender",
+      "Kelompokkan inbox menurut pengirim. | Group the inbox by sender.",
+      "A: send {B} {text}", "B: inbox => has {text} and under {A}", needs="C07")
+check("C09", 2, "inbox dua kali | inbox twice",
+      "inbox mengambil: kosongkan antrean sesudah dijawab. | inbox takes: empty the queue when it was answered.",
+      "A: send {B} {text}", "B: inbox => has {text}", "B: inbox => empty")
+check("C10", 1, "sepuluh send: urutan | ten sends: order",
+      "Tambahkan di belakang, baca dari depan, simpan sekali saja. | "
+      "Append at the end, read from the front, store once.",
+      *(f"A: send {{B}} {{text}} {number}" for number in range(10)),
+      "B: inbox => in_order " + ", ".join(f"{{text}} {number}" for number in range(10)))
+check("C11", 1, "send kepada diri sendiri | send to oneself",
+      "Pengirim boleh menjadi penerima. | The sender may be the recipient.",
+      "A: send {A} {text}", "A: inbox => has {text}")
+check("C12", 2, "send kepada yang tidak ada | send to nobody",
+      "Periksa penerima sebelum menyimpan. | Check the recipient before storing.",
+      "A: send {nobody} halo => ERROR")
 
+GROUP = ("A: addgroup {group}", "B: joingroup {group}")
 
-@check("C03", 2, "auth: user yang tidak ada | auth: unknown user",
-       "Cari user dengan get(), sebuah KeyError mengakhiri handler Anda. | "
-       "Look the user up with get(), a KeyError ends your handler.", needs="")
-def auth_of_nobody(exam: Exam) -> None:
-    exam.wire().refused(f"auth tidakada{exam.run} surabaya")
+check("C13", 2, "sendgroup: setiap anggota | sendgroup: every member",
+      "Masukkan satu pesan ke antrean setiap anggota. | Put one item into each member's queue.",
+      *GROUP, "C: joingroup {group}", "A: sendgroup {group} {text}",
+      "B: inbox => contains {text}", "C: inbox => contains {text}")
+check("C14", 2, "sendgroup: msg adalah teksnya | sendgroup: msg is the text",
+      "Buat dict baru untuk setiap anggota; milik Anda memuat dict sebelumnya. | "
+      "Build a new dict for each member; yours holds the one before.",
+      *GROUP, "C: joingroup {group}", "A: sendgroup {group} {text}", "B: inbox => has {text}", "C: inbox => has {text}",
+      needs="C13")
+check("C15", 1, "joingroup dua kali | joingroup twice", "Seorang anggota masuk satu kali. | A member joins once.",
+      *GROUP, "B: joingroup {group} => ERROR")
+check("C16", 1, "group yang tidak ada | unknown group", "Periksa apakah group ada. | Check that the group exists.",
+      "A: joingroup {nobody} => ERROR", "A: sendgroup {nobody} halo => ERROR")
+check("C17", 1, "addgroup: nama sudah ada | addgroup: a name that exists",
+      "addgroup dengan nama yang sudah ada tidak boleh menggantikan groupnya. | "
+      "addgroup of an existing name must not replace it.",
+      *GROUP, "C: addgroup {group} => answered", "A: sendgroup {group} {text}", "B: inbox => contains {text}",
+      needs="C13")
+check("C18", 1, "sendgroup sampai ke pembuatnya | sendgroup reaches the maker",
+      "Pembuat group adalah anggota pertama. | The maker is the first member.",
+      *GROUP, "B: sendgroup {group} {text}", "A: inbox => contains {text}", needs="C13")
+check("C19", 3, "sendfile: isi dan nama | sendfile: content and name",
+      "base64 dua arah; buang pembungkus b'…'. | base64 both ways; strip the b'…' wrapper.",
+      "A: sendfile {B} {name} {content}", "B: inbox => file {content} {name}")
 
+EVERY_BYTE = in_base64(bytes(range(256)) * 400)
 
-@check("C04", 2, "register, lalu login | register, then log in",
-       "register menyimpan user dan sekaligus login. | register stores the user and logs in.")
-def register_stores_and_logs_in(exam: Exam) -> None:
-    wire, name = exam.wire(), f"r{exam.run}{next(exam.counter)}"
-    reply = wire.ok(f"register {name} admin Nama_Reg Indonesia")
-    wire.ok(f"inbox {reply.get('tokenid')}")
-    wire.ok(f"auth {name} admin")
-
-
-@check("C05", 1, "register: nama sudah dipakai | register: a name that is taken",
-       "Tolak nama yang sudah dipakai, jangan menimpanya. | Refuse a name that is taken, never overwrite.")
-def register_refuses_a_taken_name(exam: Exam) -> None:
-    exam.wire().refused("register messi lain Orang_Lain Indonesia")
-
-
-@check("C06", 1, "NAMA dengan _ | NAMA with _",
-       "`_` berarti spasi dalam NAMA. | `_` stands for a space in NAMA.", needs="C04")
-def underscore_is_a_space(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    sender.ok(f"send {reader.name} {(text := exam.word('halo'))}")
-    item = reader.has(text)
-    name = item.fields.get("msg_from") or item.fields.get("from_name")
-    reader.wire.is_same(name, sender.nama, "msg_from")
-
-
-@check("C07", 3, "send: teks dengan spasi | send: a text with spaces",
-       "Semua sesudah spasi kedua adalah teks: split(\" \", 3). | "
-       "Everything after the second argument is the text: split(\" \", 3).")
-def send_keeps_the_whole_text(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    sender.ok(f"send {reader.name} {(text := exam.word('hello world'))}")
-    reader.has(text)
-
-
-@check("C08", 1, "inbox: menurut pengirim | inbox: by sender",
-       "Kelompokkan inbox menurut pengirim. | Group the inbox by sender.", needs="C07")
-def inbox_groups_by_sender(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    sender.ok(f"send {reader.name} {(text := exam.word('halo'))}")
-    item = reader.has(text)
-    reader.wire.is_same(item.sender.partition("@")[0], sender.name, "messages: key")
-
-
-@check("C09", 2, "inbox dua kali | inbox twice",
-       "inbox mengambil: kosongkan antrean sesudah dijawab. | inbox takes: empty the queue when it was answered.")
-def inbox_takes(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    sender.ok(f"send {reader.name} {(text := exam.word('halo'))}")
-    reader.has(text)
-    if items := reader.items():
-        raise reader.wire.missed('{"status":"OK","messages":{}}', path=f"inbox: {[item.text for item in items]}")
-
-
-@check("C10", 1, "sepuluh send: urutan | ten sends: order",
-       "Tambahkan di belakang, baca dari depan, simpan sekali saja. | "
-       "Append at the end, read from the front, store once.")
-def messages_keep_their_order(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    texts = [exam.word(f"pesan {number}") for number in range(10)]
-    for text in texts:
-        sender.ok(f"send {reader.name} {text}")
-    reader.has_only(*texts)
-
-
-@check("C11", 1, "send kepada diri sendiri | send to oneself",
-       "Pengirim boleh menjadi penerima. | The sender may be the recipient.")
-def sender_may_be_recipient(exam: Exam) -> None:
-    person = exam.person()
-    person.ok(f"send {person.name} {(text := exam.word('catatan'))}")
-    person.has(text)
-
-
-@check("C12", 2, "send kepada yang tidak ada | send to nobody",
-       "Periksa penerima sebelum menyimpan. | Check the recipient before storing.")
-def send_to_nobody(exam: Exam) -> None:
-    exam.person().refused(f"send tidakada{exam.run} halo")
-
-
-@check("C13", 2, "sendgroup: setiap anggota | sendgroup: every member",
-       "Masukkan satu pesan ke antrean setiap anggota. | Put one item into each member's queue.")
-def group_message_reaches_members(exam: Exam) -> None:
-    reach_members(exam, exam.people(3), lambda text, item: text in json.dumps(item.fields))
-
-
-@check("C14", 2, "sendgroup: msg adalah teksnya | sendgroup: msg is the text",
-       "Buat dict baru untuk setiap anggota; milik Anda memuat dict sebelumnya. | "
-       "Build a new dict for each member; yours holds the one before.", needs="C13")
-def group_message_is_flat(exam: Exam) -> None:
-    reach_members(exam, exam.people(3), lambda text, item: item.text == text)
-
-
-def reach_members(exam: Exam, people: list[Person], is_it: Callable[[str, Item], bool]) -> None:
-    """The first of the people writes to a group, and every other member has it."""
-    text = exam.word("halo semua")
-    people[0].ok(f"sendgroup {exam.group(*people)} {text}")
-    for person in people[1:]:
-        items = person.items()
-        if not any(is_it(text, item) for item in items):
-            found = brief([item.fields.get("msg") for item in items])
-            raise person.wire.missed(f'"msg":"{text}"', path=f"messages: {found}")
-
-
-@check("C15", 1, "joingroup dua kali | joingroup twice", "Seorang anggota masuk satu kali. | A member joins once.")
-def join_once(exam: Exam) -> None:
-    maker, member = exam.people(2)
-    member.refused(f"joingroup {exam.group(maker, member)}")
-
-
-@check("C16", 1, "group yang tidak ada | unknown group",
-       "Periksa apakah group ada. | Check that the group exists.")
-def unknown_group(exam: Exam) -> None:
-    person = exam.person()
-    person.refused(f"joingroup tidakada{exam.run}")
-    person.refused(f"sendgroup tidakada{exam.run} halo")
-
-
-@check("C17", 1, "addgroup: nama sudah ada | addgroup: a name that exists",
-       "addgroup dengan nama yang sudah ada tidak boleh menggantikan groupnya. | "
-       "addgroup of an existing name must not replace it.", needs="C13")
-def addgroup_keeps_the_members(exam: Exam) -> None:
-    maker, member, stranger = exam.people(3)
-    name, text = exam.group(maker, member), exam.word("masih ada")
-    stranger.wire.ask(stranger.line(f"addgroup {name}"))
-    maker.ok(f"sendgroup {name} {text}")
-    if not any(text in json.dumps(item.fields) for item in member.items()):
-        raise member.wire.missed(text, path="messages")
-
-
-@check("C18", 1, "sendgroup sampai ke pembuatnya | sendgroup reaches the maker",
-       "Pembuat group adalah anggota pertama. | The maker is the first member.", needs="C13")
-def maker_is_a_member(exam: Exam) -> None:
-    maker, member = exam.people(2)
-    name, text = exam.group(maker, member), exam.word("untuk pembuat")
-    member.ok(f"sendgroup {name} {text}")
-    if not any(text in json.dumps(item.fields) for item in maker.items()):
-        raise maker.wire.missed(text, path="messages")
-
-
-def pass_file(exam: Exam, name: str, data: bytes) -> None:
-    """A file goes from one person to another and is the same there."""
-    sender, reader = exam.people(2)
-    sender.ok(f"sendfile {reader.name} {name} {in_base64(data)}")
-    reader.file(reader.items(), len(data), hashlib.sha256(data).hexdigest(), name)
-
-
-@check("C19", 3, "sendfile: isi dan nama | sendfile: content and name",
-       "base64 dua arah; buang pembungkus b'…'. | base64 both ways; strip the b'…' wrapper.")
-def file_arrives(exam: Exam) -> None:
-    pass_file(exam, "file.txt", f"isi file é {exam.run}".encode())
-
-
-@check("C20", 1, "sendfile: 100 KiB, semua nilai byte | sendfile: 100 KiB, every byte value",
-       "Data biner adalah base64, jangan pernah decode() sebagai teks. | "
-       "Binary is base64, never decode() it as text.")
-def large_binary_file(exam: Exam) -> None:
-    pass_file(exam, "acak.bin", bytes(range(256)) * 400)
-
-
-@check("C21", 1, "sendfile: file kosong | sendfile: an empty file",
-       "File kosong adalah file. | An empty file is a file.")
-def empty_file(exam: Exam) -> None:
-    pass_file(exam, "kosong.txt", b"")
-
-
-@check("C22", 2, "sendgroupfile: setiap anggota | sendgroupfile: every member",
-       "Seperti sendgroup, dengan file. | As sendgroup, with a file.")
-def group_file(exam: Exam) -> None:
-    people = exam.people(3)
-    data = f"isi {exam.run}".encode()
-    people[0].ok(f"sendgroupfile {exam.group(*people)} file.txt {in_base64(data)}")
-    for person in people[1:]:
-        person.file(person.items(), len(data), hashlib.sha256(data).hexdigest())
-
-
-@check("C23", 1, "sendfile kepada yang tidak ada | sendfile to nobody",
-       "Periksa penerima sebelum menyimpan. | Check the recipient before storing.")
-def file_to_nobody(exam: Exam) -> None:
-    exam.person().refused(f"sendfile tidakada{exam.run} file.txt {in_base64(b'isi')}")
-
-
-@check("C24", 2, "logout mengakhiri token | logout ends the token",
-       "logout menghapus session. | logout deletes the session.")
-def logout_ends_the_token(exam: Exam) -> None:
-    person = exam.person()
-    person.ok("logout")
-    person.refused("inbox")
-
-
-@check("C25", 2, "info sesudah ada pesan | info after messages",
-       "json.dumps tidak dapat menulis Queue: pilih field yang Anda tampilkan. | "
-       "json.dumps cannot write a Queue: pick the fields you show.")
-def info_names_the_user(exam: Exam) -> None:
-    person, _ = informed(exam)
-    reply = person.wire.ok("info")
-    if person.name not in json.dumps(reply):
-        raise person.wire.missed(f"…{person.name}…", path="message")
-
-
-def informed(exam: Exam) -> tuple[Person, Person]:
-    """Two people between whom a message has passed that nobody has read yet."""
-    person, other = exam.people(2)
-    other.ok(f"send {person.name} {exam.word('halo')}")
-    return person, other
-
+check("C20", 1, "sendfile: 100 KiB, semua nilai byte | sendfile: 100 KiB, every byte value",
+      "Data biner adalah base64, jangan pernah decode() sebagai teks. | Binary is base64, never decode() it as text.",
+      f"A: sendfile {{B}} acak.bin {EVERY_BYTE}", f"B: inbox => file {EVERY_BYTE} acak.bin")
+check("C21", 1, "sendfile: file kosong | sendfile: an empty file",
+      "File kosong adalah file. | An empty file is a file.",
+      "A: sendfile {B} kosong.txt b''", "B: inbox => file b'' kosong.txt")
+check("C22", 2, "sendgroupfile: setiap anggota | sendgroupfile: every member",
+      "Seperti sendgroup, dengan file. | As sendgroup, with a file.",
+      *GROUP, "C: joingroup {group}", "A: sendgroupfile {group} {name} {content}",
+      "B: inbox => file {content}", "C: inbox => file {content}")
+check("C23", 1, "sendfile kepada yang tidak ada | sendfile to nobody",
+      "Periksa penerima sebelum menyimpan. | Check the recipient before storing.",
+      "A: sendfile {nobody} {name} {content} => ERROR")
+check("C24", 2, "logout mengakhiri token | logout ends the token",
+      "logout menghapus session. | logout deletes the session.",
+      "A: logout", "A: inbox => ERROR")
+check("C25", 2, "info sesudah ada pesan | info after messages",
+      "json.dumps tidak dapat menulis Queue: pilih field yang Anda tampilkan. | "
+      "json.dumps cannot write a Queue: pick the fields you show.",
+      "B: send {A} {text}", "A: info => contains {A}")
 
 # ---- checks: framing ---------------------------------------------------------------------------
 
+COLLECT = "TCP adalah aliran: kumpulkan sampai CR LF. | TCP is a stream: collect until CR LF."
+EACH_LINE = "Jawab setiap baris, menurut urutannya. | Answer each line, in order."
 
-@check("F01", 2, "satu permintaan byte demi byte | one request byte by byte",
-       "TCP adalah aliran: kumpulkan sampai CR LF. | TCP is a stream: collect until CR LF.")
-def byte_by_byte(exam: Exam) -> None:
-    person = exam.person()
-    line = f"auth {person.name} {person.password}\r\n".encode()
-    for at in range(len(line)):
-        person.wire.put(line[at:at + 1], aside=at == 0)
-        exam.pause(0.003)
-    person.wire.is_ok(person.wire.take())
-
-
-@check("F02", 2, "dipotong di antara CR dan LF | cut between CR and LF",
-       "TCP adalah aliran: kumpulkan sampai CR LF. | TCP is a stream: collect until CR LF.")
-def cut_in_the_line_end(exam: Exam) -> None:
-    person = exam.person()
-    person.wire.put(person.line("inbox").encode() + b"\r")
-    if early := person.wire.unasked(0.3):
-        person.wire.came = early
-        raise person.wire.missed("", path="")
-    person.wire.put(b"\n")
-    person.wire.is_ok(person.wire.take())
-
-
-def several(wire: Wire, lines: list[str], statuses: list[str]) -> None:
-    """Requests in one segment: a reply each, in their order."""
-    wire.put("".join(line + "\r\n" for line in lines).encode())
-    expected = '{"status":"…"}\\r\\n\\r\\n' + (f" × {len(lines)}" if len(lines) > 2 else '{"status":"…"}\\r\\n\\r\\n')
-    for number, status in enumerate(statuses):
-        try:
-            reply = wire.take()
-        except Miss as miss:
-            if miss.how != "silent" or not number:
-                raise
-            raise wire.missed(expected, "fewer", f"replies: {number} of {len(lines)}") from None
-        if reply.get("status") != status:
-            how = "fewer" if not wire.unasked(wire.exam.wait(0.5)) and number < len(lines) - 1 else "value"
-            raise wire.missed(expected, how, f"reply {number + 1}: not {status}")
-
-
-@check("F03", 3, "dua permintaan dalam satu segmen | two requests in one segment: two replies",
-       "Jawab setiap baris, menurut urutannya. | Answer each line, in order.")
-def two_in_one_segment(exam: Exam) -> None:
-    person = exam.person()
-    several(person.wire, [person.line("inbox"), f"auth {person.name} {person.password}"], ["OK", "OK"])
+check("F01", 2, "satu permintaan byte demi byte | one request byte by byte", COLLECT,
+      in_pieces(rb".", "auth {A} {A.password}", 0.003))
+check("F02", 2, "dipotong di antara CR dan LF | cut between CR and LF", COLLECT, in_pieces(rb".*\r|\n", "inbox", 0.3))
+check("F03", 3, "dua permintaan dalam satu segmen | two requests in one segment: two replies", EACH_LINE,
+      together(("inbox", "OK"), ("auth {A} {A.password}", "OK")))
 
 
 @check("F04", 2, "satu setengah permintaan, lalu sisanya | one and a half requests, then the rest",
        "Jawab setiap baris begitu CR LF-nya ada, simpan sisanya. | "
        "Answer each line as soon as its CR LF is there, keep the rest.")
-def one_and_a_half(exam: Exam) -> None:
-    person = exam.person()
-    half = f"auth {person.name} {person.password}\r\n".encode()
-    person.wire.put(person.line("inbox").encode() + b"\r\n" + half[:9])
-    early = None
+def one_and_a_half(scene: Scene) -> None:
+    person, wire, early = scene["A"], scene["A"].wire, None
+    wire.put(f"{person.line('inbox')}\r\nauth {person} ".encode())
     with contextlib.suppress(Miss):
-        early = person.wire.take()
-    person.wire.put(half[9:], aside=False)
-    first = early or person.wire.take()
+        early = wire.take()
+    wire.put(f"{person.password}\r\n".encode(), aside=False)
     if early is None:
-        raise person.wire.missed('{"status":"OK",…}\\r\\n\\r\\n', "late")
-    person.wire.is_ok(first)
-    person.wire.is_ok(person.wire.take())
+        wire.take()
+        raise wire.missed('{"status":"OK",…}\\r\\n\\r\\n', "late")
+    wire.is_ok(early)
+    wire.is_ok(wire.take())
 
 
-@check("F05", 2, "50 permintaan sekaligus, setiap kelima salah | 50 requests at once, every fifth wrong",
-       "Jawab setiap baris, menurut urutannya. | Answer each line, in order.")
-def fifty_at_once(exam: Exam) -> None:
-    person = exam.person()
-    lines = ["apaini" if number % 5 == 4 else person.line("inbox") for number in range(50)]
-    several(person.wire, lines, ["ERROR" if line == "apaini" else "OK" for line in lines])
-
-
-@check("F06", 2, "é dipotong di tengah | é cut in two",
-       "Decode baris yang utuh, bukan potongan. | Decode whole lines, not pieces.")
-def character_cut_in_two(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    text = exam.word("café enak")
-    line = sender.line(f"send {reader.name} {text}").encode() + b"\r\n"
-    at = line.index("é".encode()) + 1
-    sender.wire.put(line[:at])
-    exam.pause(0.1)
-    sender.wire.put(line[at:], aside=False)
-    sender.wire.is_ok(sender.wire.take())
-    reader.has(text)
-
-
-@check("F07", 1, "4.000 huruf dalam empat potong | 4,000 characters in four pieces",
-       "TCP adalah aliran: kumpulkan sampai CR LF. | TCP is a stream: collect until CR LF.")
-def long_text_in_pieces(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    text = (exam.word("panjang") + " ").ljust(4000, "x")
-    line = sender.line(f"send {reader.name} {text}").encode() + b"\r\n"
-    for at in range(0, len(line), 1050):
-        sender.wire.put(line[at:at + 1050], aside=at == 0)
-        exam.pause(0.05)
-    sender.wire.is_ok(sender.wire.take())
-    reader.has(text)
-
-
-@check("F08", 1, "spasi sebelum CR LF | a space before CR LF",
-       "Client lama menaruh spasi sebelum CR LF. | Old clients put a space before CR LF.")
-def spaces_around(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    sender.token = sender.wire.ok(f"auth {sender.name} {sender.password} ")["tokenid"]
-    sender.wire.ok(sender.line(f"send {reader.name}  {(text := exam.word('hello world'))} "))
-    reader.has(text)
-
-
-@check("F09", 2, "é dan 🙂 melalui inbox | é and 🙂 through the inbox",
-       "Kirim teks utuh, dalam ASCII. | Give the whole text back, in ASCII.", needs="C07")
-def replies_are_ascii(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    text = exam.word("é 🙂")
-    sender.ok(f"send {reader.name} {text}")
-    items = reader.items()
-    other = next((at for at, byte in enumerate(reader.wire.came) if byte > 127), None)
-    if other is not None:
-        raise reader.wire.missed(json.dumps(text), "ascii", at=other)
-    if text not in [item.text for item in items]:
-        raise reader.wire.missed(json.dumps(text))
-
-
-@check("F10", 2, "tidak ada yang datang tanpa diminta | nothing comes unasked",
-       "Jangan kirim apa pun yang tidak diminta. | Send nothing unasked.")
-def nothing_unasked(exam: Exam) -> None:
-    sender, silent = exam.people(2)
-    silent.wire.unasked(0)
-    sender.ok(f"send {silent.name} {exam.word('halo')}")
-    if came := silent.wire.unasked(0.5):
-        silent.wire.came = came
-        raise silent.wire.missed("", "unasked", at=0)
-
-
-@check("F11", 1, "satu jawaban, tidak ada di belakangnya | one reply, nothing behind it",
-       "Satu permintaan, satu jawaban. | One request, one reply.")
-def nothing_behind(exam: Exam) -> None:
-    person = exam.person()
-    person.ok("inbox")
-    if came := person.wire.unasked(0.3):
-        person.wire.came = came
-        raise person.wire.missed("", at=0)
-
-
-@check("F12", 1, "token di koneksi lain | the token on another connection",
-       "Token adalah loginnya, bukan socketnya. | The token is the login, not the socket.")
-def token_on_another_connection(exam: Exam) -> None:
-    exam.wire().ok(exam.person().line("inbox"))
-
+check("F05", 2, "50 permintaan sekaligus, setiap kelima salah | 50 requests at once, every fifth wrong", EACH_LINE,
+      together(*10 * (*4 * (("inbox", "OK"),), ("apaini", "ERROR"))))
+check("F06", 2, "é dipotong di tengah | é cut in two", "Decode baris yang utuh, bukan potongan. | "
+      "Decode whole lines, not pieces.",
+      in_pieces(rb".*\xc3|.+", "send {B} café {text}", 0.1), "B: inbox => has café {text}")
+check("F07", 1, "4.000 huruf dalam empat potong | 4,000 characters in four pieces", COLLECT,
+      in_pieces(rb".{1,1050}", f"send {{B}} {{text}} {'x' * 3970}", 0.05), f"B: inbox => has {{text}} {'x' * 3970}")
+check("F08", 1, "spasi sebelum CR LF | a space before CR LF",
+      "Client lama menaruh spasi sebelum CR LF. | Old clients put a space before CR LF.",
+      "A: auth {A} {A.password} ", "A: send {B}  {text} ", "B: inbox => has {text}")
+check("F09", 2, "é dan 🙂 melalui inbox | é and 🙂 through the inbox",
+      "Kirim teks utuh, dalam ASCII. | Give the whole text back, in ASCII.",
+      "A: send {B} é 🙂 {text}", "B: inbox => ascii and has é 🙂 {text}", needs="C07")
+check("F10", 2, "tidak ada yang datang tanpa diminta | nothing comes unasked",
+      "Jangan kirim apa pun yang tidak diminta. | Send nothing unasked.",
+      "B: inbox", "A: send {B} {text}", quiet("B", 0.5, "unasked"))
+check("F11", 1, "satu jawaban, tidak ada di belakangnya | one reply, nothing behind it",
+      "Satu permintaan, satu jawaban. | One request, one reply.",
+      "A: inbox", quiet("A", 0.3))
+check("F12", 1, "token di koneksi lain | the token on another connection",
+      "Token adalah loginnya, bukan socketnya. | The token is the login, not the socket.",
+      "guest: inbox {A.token}")
 
 # ---- checks: errors ----------------------------------------------------------------------------
 
-
-@check("E01", 2, "command yang tidak ada | unknown command",
-       "Kata yang tidak dikenal: ERROR, koneksi tetap hidup. | Unknown word: ERROR, the connection lives.")
-def unknown_command(exam: Exam) -> None:
-    person = exam.person()
-    person.wire.refused("apaini")
-    person.login()
-
-
-@check("E02", 2, "kata yang kurang | words missing",
-       "IndexError: tangkap, atau hitung katanya. | IndexError: catch it or count words.")
-def words_missing(exam: Exam) -> None:
-    person = exam.person()
-    for line in ("auth", "auth messi", "register x", "send", f"send {person.token}", "addgroup", "joingroup",
-                 f"sendgroup {person.token}", f"sendfile {person.token} {person.name}", "logout"):
-        person.wire.refused(line)
-
-
-@check("E03", 2, "token yang salah | a wrong token",
-       "Periksa token dahulu, di satu tempat. | Check the token first, in one place.")
-def wrong_token(exam: Exam) -> None:
-    wire, token = exam.wire(), secrets.token_hex(16)
-    for line in ("send {} messi x", "sendfile {} messi a.txt b'YQ=='", "sendgroup {} g x", "addgroup {} g" + exam.run,
-                 "joingroup {} g", "inbox {}", "logout {}"):
-        wire.refused(line.format(token))
-
-
-@check("E04", 1, "baris kosong | an empty line",
-       "Baris kosong bukan alasan untuk mati. | An empty line is no reason to die.")
-def empty_line(exam: Exam) -> None:
-    person = exam.person()
-    person.wire.put(b"\r\n")
-    person.wire.unasked(0.3)
-    person.ok("inbox")
-
-
-@check("E05", 2, "byte yang bukan UTF-8 | bytes that are no UTF-8",
-       "decode() dapat gagal: ERROR. | decode() can fail: ERROR.")
-def no_utf8(exam: Exam) -> None:
-    person = exam.person()
-    person.wire.refused(b"auth \xff\xfe messi")
-    person.ok("inbox")
-
-
-@check("E06", 1, "base64 yang rusak | broken base64",
-       "b64decode(…, validate=True) di dalam try. | b64decode(…, validate=True) inside try.")
-def broken_base64(exam: Exam) -> None:
-    person = exam.person()
-    person.refused(f"sendfile {person.name} a.txt b'abc'")
-    person.ok("inbox")
-
-
-@check("E07", 1, "nama file yang jahat | hostile file names",
-       "Nama adalah data: ambil bagian terakhir, potong, jangan membukanya sebagai path. | "
-       "A name is data: take the last part, cut it, never open it as a path.")
-def hostile_names(exam: Exam) -> None:
-    person = exam.person()
-    for name in ("..", "../../x", "/etc/x", "a/", "x" * 300):
-        person.wire.ask(person.line(f"sendfile {person.name} {name} {in_base64(b'isi')}"))
-    person.ok("inbox")
+check("E01", 2, "command yang tidak ada | unknown command",
+      "Kata yang tidak dikenal: ERROR, koneksi tetap hidup. | Unknown word: ERROR, the connection lives.",
+      "A: apaini => ERROR", "A: auth {A} {A.password}")
+check("E02", 2, "kata yang kurang | words missing",
+      "IndexError: tangkap, atau hitung katanya. | IndexError: catch it or count words.",
+      *(f"guest: {line} => ERROR" for line in (
+          "auth", "auth messi", "register x", "send", "send {A.token}", "addgroup", "joingroup",
+          "sendgroup {A.token}", "sendfile {A.token} {A}", "logout")))
+check("E03", 2, "token yang salah | a wrong token",
+      "Periksa token dahulu, di satu tempat. | Check the token first, in one place.",
+      *(f"guest: {line} => ERROR" for line in (
+          "send {wrong} messi x", "sendfile {wrong} messi a.txt b'YQ=='", "sendgroup {wrong} g x",
+          "addgroup {wrong} {group}", "joingroup {wrong} g", "inbox {wrong}", "logout {wrong}")))
+check("E04", 1, "baris kosong | an empty line",
+      "Baris kosong bukan alasan untuk mati. | An empty line is no reason to die.",
+      "A:  => whatever", "A: inbox")
+check("E05", 2, "byte yang bukan UTF-8 | bytes that are no UTF-8", "decode() dapat gagal: ERROR. | "
+      "decode() can fail: ERROR.",
+      "A: auth \udcff\udcfe messi => ERROR", "A: inbox")
+check("E06", 1, "base64 yang rusak | broken base64",
+      "b64decode(…, validate=True) di dalam try. | b64decode(…, validate=True) inside try.",
+      "A: sendfile {A} a.txt b'abc' => ERROR", "A: inbox")
+check("E07", 1, "nama file yang jahat | hostile file names",
+      "Nama adalah data: ambil bagian terakhir, potong, jangan membukanya sebagai path. | "
+      "A name is data: take the last part, cut it, never open it as a path.",
+      *(f"A: sendfile {{A}} {name} b'aXNp' => answered" for name in ("..", "../../x", "/etc/x", "a/", "x" * 300)),
+      "A: inbox")
 
 
 @check("E08", 1, "1 MB tanpa akhir baris | 1 MB without a line end",
        "Batasi buffer setiap koneksi. | Bound the buffer of each connection.")
-def endless_line(exam: Exam) -> None:
-    wire, other = exam.wire(), exam.person()
+def endless_line(scene: Scene) -> None:
     with contextlib.suppress(Miss):                # a server may end that connection
         for _ in range(16):
-            wire.put(b"x" * (64 * KIB), aside=False)
-    other.ok("inbox")
+            scene["guest"].wire.put(b"x" * (64 * KIB), aside=False)
+    scene.play("A: inbox")
 
 
 # ---- checks: several at once -------------------------------------------------------------------
 
-
-@check("X01", 3, "setengah permintaan menahan yang lain | half a request holds others up",
-       "Satu thread setiap client, atau select: jangan menunggu di recv satu client. | "
-       "A thread each, or select: never block in one client's recv.")
-def half_a_request(exam: Exam) -> None:
-    slow, other = exam.people(2)
-    slow.wire.put(b"inbox ")
-    other.ok("inbox", patience=1.0)
-    exam.wire().refused(f"inbox {secrets.token_hex(8)}", patience=1.0)
+check("X01", 3, "setengah permintaan menahan yang lain | half a request holds others up",
+      "Satu thread setiap client, atau select: jangan menunggu di recv satu client. | "
+      "A thread each, or select: never block in one client's recv.",
+      half, "B: inbox", "guest: inbox {wrong} => ERROR")
 
 
 @check("X02", 1, "20 koneksi dan login dalam 3 detik | 20 connections and logins in 3 s",
        "listen(1) membuang SYN, yang datang lagi sesudah 1, 3, 7 detik: listen(128). | "
        "listen(1) drops SYNs, which come again after 1, 3, 7 s: listen(128).")
-def twenty_at_once(exam: Exam) -> None:
-    person = exam.person()
-    started = time.monotonic()
+def twenty_at_once(scene: Scene) -> None:
+    person, started = scene["A"], time.monotonic()
 
     def enter(_: int) -> bool:
         with contextlib.suppress(Miss):
-            return bool(exam.wire().ok(f"auth {person.name} {person.password}", patience=3.0))
+            return bool(Wire(scene.exam).ok(f"auth {person} {person.password}", 3.0))
         return False
 
     with ThreadPoolExecutor(20) as pool:
-        entered = list(pool.map(enter, range(20)))
+        entered = sum(pool.map(enter, range(20)))
     seconds = time.monotonic() - started
-    if seconds > 3.0 or not all(entered):
+    if seconds > 3.0 or entered < 20:
         with contextlib.suppress(Miss):            # the next check begins when the server has caught up
-            exam.wire().ask(person.line("inbox"), patience=4 * exam.patience)
-        raise person.wire.missed("20 × OK < 3 s", path=f"{sum(entered)} × OK, {seconds:.1f} s")
+            Wire(scene.exam).ask(person.line("inbox"), 4 * scene.exam.patience)
+        raise person.wire.missed("20 × OK < 3 s", path=f"{entered} × OK, {seconds:.1f} s")
 
 
 @check("X03", 2, "10 pengirim × 20 pesan | 10 senders × 20 messages",
        "Kunci (lock) apa yang dipakai bersama oleh thread. | Lock what threads share.")
-def many_senders(exam: Exam) -> None:
-    reader, senders = exam.person(), exam.people(10)
-    texts = {sender: [exam.word("banyak") for _ in range(20)] for sender in senders}
+def many_senders(scene: Scene) -> None:
+    reader, senders = scene["Z"], [scene[letter] for letter in "ABCDEFGHIJ"]
+    texts = {sender: [f"{scene['text']} {at} {number}" for number in range(20)] for at, sender in enumerate(senders)}
     for sender in senders:
-        sender.wire.put("".join(sender.line(f"send {reader.name} {text}") + "\r\n" for text in texts[sender]).encode())
+        sender.wire.put("".join(sender.line(f"send {reader} {text}\r\n") for text in texts[sender]).encode())
     for sender in senders:
-        for number in range(20):
-            try:
-                sender.wire.is_ok(sender.wire.take())
-            except Miss as miss:
-                if miss.how != "silent" or not number:
-                    raise
-                raise sender.wire.missed("OK × 20", "fewer", f"replies: {number} of 20") from None
-    arrived = reader.texts()
+        take_all(sender.wire, ["OK"] * 20)
+    arrived = [item.text for item in items_of(reader.wire.ok(reader.line("inbox")).get("messages"))]
     for sender in senders:
         mine = [text for text in arrived if text in texts[sender]]
         if mine != texts[sender]:
-            path = f"{sender.name}: {brief(mine[:3])}, {len(mine)} / 20"
-            raise reader.wire.missed(brief(texts[sender][:3]), path=path)
+            raise reader.wire.missed(brief(texts[sender][:3]), path=f"{sender}: {brief(mine[:3])}, {len(mine)} / 20")
 
 
-@check("X04", 1, "RST di tengah baris | a reset in mid-line",
-       "recv melempar exception: bereskan koneksi yang satu itu. | recv raises: clean up that one.")
-def reset_in_mid_line(exam: Exam) -> None:
-    broken, other = exam.people(2)
-    broken.wire.put(b"inbox ")
-    broken.wire.reset()
-    other.ok("inbox")
-    exam.wire().ok(other.line("inbox"))
-
-
-@check("X05", 1, "satu user dua kali | one user twice",
-       "Satu session setiap login, bukan satu setiap user. | A session each, not one per user.")
-def one_user_twice(exam: Exam) -> None:
-    person, other = exam.person(), exam.wire()
-    token = person.login(other)
-    person.ok("inbox")
-    other.ok(f"inbox {token}")
-
+check("X04", 1, "RST di tengah baris | a reset in mid-line",
+      "recv melempar exception: bereskan koneksi yang satu itu. | recv raises: clean up that one.",
+      "B: inbox", half, reset("A"), "B: inbox", "guest: inbox {B.token}")
+check("X05", 1, "satu user dua kali | one user twice",
+      "Satu session setiap login, bukan satu setiap user. | A session each, not one per user.",
+      "guest: auth {A} {A.password} => OK and tokenid", "A: inbox", "guest: inbox")
 
 # ---- checks: safety ----------------------------------------------------------------------------
 
-
-@check("S01", 2, "info tanpa token | info holds no token",
-       "Siapa yang punya token adalah usernya. | Whoever has the token is the user.", needs="C25")
-def info_holds_no_token(exam: Exam) -> None:
-    person, other = informed(exam)
-    hide(person.wire, person.token, other.token)
-
-
-@check("S02", 1, "info tanpa password | info holds no password",
-       "Jangan pernah mengirim password yang tersimpan. | Never send stored passwords.", needs="C25")
-def info_holds_no_password(exam: Exam) -> None:
-    person, other = informed(exam)
-    hide(person.wire, person.password, other.password)
-
-
-def hide(wire: Wire, *secret: str) -> None:
-    """None of these stands in the reply to `info`."""
-    wire.ok("info")
-    for word in secret:
-        if (at := wire.came.find(word.encode())) >= 0:
-            raise wire.missed("", at=at)
+check("S01", 2, "info tanpa token | info holds no token",
+      "Siapa yang punya token adalah usernya. | Whoever has the token is the user.",
+      "B: send {A} {text}", "A: info => OK and lacks {A.token} and lacks {B.token}", needs="C25")
+check("S02", 1, "info tanpa password | info holds no password",
+      "Jangan pernah mengirim password yang tersimpan. | Never send stored passwords.",
+      "B: send {A} {text}", "A: info => OK and lacks {A.password} and lacks {B.password}", needs="C25")
 
 
 @check("S03", 1, "token: baru setiap login, panjang | tokens: new at each login, and long",
        "secrets.token_hex atau uuid4. | secrets.token_hex or uuid4.")
-def tokens_are_random(exam: Exam) -> None:
-    person = exam.person()
-    tokens = [person.login() for _ in range(3)]
-    if len(set(tokens)) < 3 or min(map(len, tokens)) < 16:
-        raise person.wire.missed("3 tokens, ≥ 16", path=f"{len(set(tokens))}, ≥ {min(map(len, tokens))}")
+def tokens_are_random(scene: Scene) -> None:
+    tokens = [scene["A"].login() for _ in range(3)]
+    shortest = min(map(len, tokens))
+    if len(set(tokens)) < 3 or shortest < 16:
+        raise scene["A"].wire.missed("3 tokens, ≥ 16", path=f"{len(set(tokens))}, ≥ {shortest}")
 
 
-@check("S04", 1, "sendgroup oleh orang luar | sendgroup by a stranger",
-       "Periksa keanggotaan. | Check membership.", needs="C13")
-def strangers_may_not_write(exam: Exam) -> None:
-    maker, stranger = exam.people(2)
-    stranger.refused(f"sendgroup {exam.group(maker)} halo")
-
+check("S04", 1, "sendgroup oleh orang luar | sendgroup by a stranger", "Periksa keanggotaan. | Check membership.",
+      "A: addgroup {group}", "B: sendgroup {group} halo => ERROR", needs="C13")
 
 # ---- checks: two realms ------------------------------------------------------------------------
 
 
-def realm_route(exam: Exam, words: str, *, to: str, user: str = "henderson", sender: int = 0) -> None:
-    """A text goes from one server to a person of the other, and arrives."""
-    person = exam.person(sender)
-    reader = exam.there(user) if sender == 0 else exam.person(0)
-    text = exam.word("antar realm")
-    user = user if sender == 0 else reader.name
-    person.ok(f"{words} {to} {user} {text}", patience=4 * exam.patience)
-    exam.arrives(reader, lambda item: item.text == text, text)
-
-
 @check("R01", 1, "addrealm | addrealm",
        "addrealm mencatat nama, alamat, dan port server lain. | "
-       "addrealm notes another server's name, address and port.",
-       needs="2")
-def addrealm(exam: Exam) -> None:
-    replies = []
+       "addrealm notes another server's name, address and port.", needs="2")
+def addrealm(scene: Scene) -> None:
     for place, other in ((0, 1), (1, 0)):
-        wire = exam.wire(place)
-        host, port = exam.places[other]
-        reply = wire.ask(f"addrealm {exam.names[other]} {host} {port}")
-        replies.append(reply.get("status") == "OK" or "sudah" in str(reply.get("message")).lower())
-    if not all(replies):                           # a fixed table passes, where it holds that row
-        try:
-            realm_route(exam, "sendprivaterealm", to=exam.names[1])
-        except Miss:
-            raise wire.missed('{"status":"OK",…}\\r\\n\\r\\n') from None
+        wire, (host, port) = Wire(scene.exam, place), scene.exam.places[other]
+        reply = wire.ask(f"addrealm {scene.exam.names[other]} {host} {port}")
+        if reply.get("status") != "OK" and "sudah" not in str(reply.get("message")).lower():
+            try:                                   # a fixed table passes, where it holds that row
+                scene.play("A: sendprivaterealm {there} henderson {text}")
+                scene.play("henderson2: inbox => arrives {text}")
+            except Miss:
+                raise wire.missed('{"status":"OK",…}\\r\\n\\r\\n') from None
+            return
 
 
-@check("R02", 3, "sendprivaterealm sampai | sendprivaterealm arrives",
-       "Tunggu jawaban server lain, lalu teruskan. | Wait for the other server's reply and pass it on.", needs="R01")
-def realm_message_arrives(exam: Exam) -> None:
-    realm_route(exam, "sendprivaterealm", to=exam.names[1])
-
-
-@check("R03", 1, "sendprivaterealm kepada user yang hanya ada di sana | to a user who lives only there",
-       "Realm lain yang tahu siapa usernya. | The other realm decides who its users are.", needs="R01")
-def realm_user_of_there(exam: Exam) -> None:
-    sender, reader = exam.person(), exam.person(1)
-    text = exam.word("hanya di sana")
-    sender.ok(f"sendprivaterealm {exam.names[1]} {reader.name} {text}", patience=4 * exam.patience)
-    exam.arrives(reader, lambda item: item.text == text, text)
-
-
-@check("R04", 1, "realm yang tidak ada | unknown realm",
-       "Periksa apakah realm ada dalam tabel. | Check that the realm is in the table.", needs="R01")
-def unknown_realm(exam: Exam) -> None:
-    exam.person().refused("sendprivaterealm realm9 henderson halo", patience=4 * exam.patience)
-
-
-@check("R05", 1, "user yang tidak ada di realm lain | an unknown user of the other realm",
-       "Teruskan ERROR dari realm lain. | Pass the other realm's ERROR on.", needs="R01")
-def unknown_realm_user(exam: Exam) -> None:
-    exam.person().refused(f"sendprivaterealm {exam.names[1]} tidakada{exam.run} halo", patience=4 * exam.patience)
-
-
-@check("R06", 1, "sendgrouprealm kepada dua orang | sendgrouprealm to two people",
-       "Kirim kepada setiap nama di antara koma. | Send to each name between the commas.", needs="R01")
-def realm_message_to_two(exam: Exam) -> None:
-    sender, text = exam.person(), exam.word("untuk berdua")
-    sender.ok(f"sendgrouprealm {exam.names[1]} henderson,lineker {text}", patience=4 * exam.patience)
-    for user in ("henderson", "lineker"):
-        exam.arrives(exam.there(user), lambda item: text in json.dumps(item.fields), text)
-
-
-def realm_file(exam: Exam, words: str, *users: str) -> None:
-    """A file goes to people of the other realm, and is the same there."""
-    sender, data = exam.person(), f"isi antar realm {exam.word('')}".encode()
-    name = f"f{exam.run}{next(exam.counter)}.txt"
-    sender.ok(f"{words} {exam.names[1]} {','.join(users)} {name} {in_base64(data)}", patience=4 * exam.patience)
-    for user in users:
-        reader = exam.there(user)
-        items = exam.arrives(reader, lambda item: is_file(item, name), name)
-        reader.file([item for item in items if is_file(item, name)], len(data), hashlib.sha256(data).hexdigest())
-
-
-def is_file(item: Item, name: str) -> bool:
-    """Whether the message holds the file of that name."""
-    described = item.fields.get("file")
-    return name in (item.fields.get("file_name"), described.get("name") if isinstance(described, dict) else None)
-
-
-@check("R07", 2, "sendfilerealm: isi yang sama | sendfilerealm: the same bytes",
-       "Server Anda berkata OK dan tidak ada yang datang: lihat jawaban dari sana. | "
-       "Yours says OK and nothing comes: look at the other side's reply.", needs="R01")
-def realm_file_arrives(exam: Exam) -> None:
-    realm_file(exam, "sendfilerealm", "henderson")
-
-
-@check("R08", 1, "sendgroupfilerealm: file, bukan teks | sendgroupfilerealm: a file, not a text",
-       "Di antara server pakai baris untuk file, bukan baris untuk teks. | "
-       "Use the file line, not the text line, between servers.", needs="R01")
-def realm_file_to_two(exam: Exam) -> None:
-    realm_file(exam, "sendgroupfilerealm", "henderson", "lineker")
-
-
-@check("R09", 1, "getrealminbox dua kali | getrealminbox twice",
-       "getrealminbox mengambil: kosongkan sesudah dijawab. | getrealminbox takes: empty it when it was answered.",
-       needs="R02")
-def realm_inbox_takes(exam: Exam) -> None:
-    sender, reader = exam.person(), exam.there("lineker")
-    text = exam.word("sekali saja")
-    sender.ok(f"sendprivaterealm {exam.names[1]} lineker {text}", patience=4 * exam.patience)
-    exam.arrives(reader, lambda item: item.text == text, text)
-    for name in exam.names:
-        reply = reader.wire.ask(reader.line(f"getrealminbox {name}"))
-        if text in json.dumps(reply):
-            raise reader.wire.missed('"messages":[]', path="getrealminbox 2")
-
-
-@check("R10", 1, "dan kembali | and back", "Hubungkan dua arah. | Link both ways.", needs="R01")
-def realm_and_back(exam: Exam) -> None:
-    realm_route(exam, "sendprivaterealm", to=exam.names[0], sender=1)
-
-
-@check("R11", 1, "pesan antar realm dari orang asing | a stranger speaks as a realm",
-       "Siapa pun dapat membuka port Anda: realm harus membuktikan dirinya. | "
-       "Anybody can open your port: let a realm prove itself.", needs="R01")
-def stranger_is_no_realm(exam: Exam) -> None:
-    reader = Person(exam, 0, ("henderson", PASSWORD))
-    for name in exam.names:
-        text = exam.word("palsu")
-        wire = exam.wire()
-        wire.put(f"recvrealmprivatemsg messi {name} henderson {text}\r\n".encode())
-        with contextlib.suppress(Miss):
-            wire.take(exam.patience / 2)
-        lines = ["inbox", *(f"getrealminbox {other}" for other in exam.names)]
-        if text in json.dumps([reader.wire.ask(reader.line(line)) for line in lines]):
-            raise wire.missed(f"ERROR, {text} ∉ inbox", path=f"inbox: {text}")
-
+check("R02", 3, "sendprivaterealm sampai | sendprivaterealm arrives",
+      "Tunggu jawaban server lain, lalu teruskan. | Wait for the other server's reply and pass it on.",
+      "A: sendprivaterealm {there} henderson {text}", "henderson2: inbox => arrives {text}", needs="R01")
+check("R03", 1, "sendprivaterealm kepada user yang hanya ada di sana | to a user who lives only there",
+      "Realm lain yang tahu siapa usernya. | The other realm decides who its users are.",
+      "A: sendprivaterealm {there} {B2} {text}", "B2: inbox => arrives {text}", needs="R01")
+check("R04", 1, "realm yang tidak ada | unknown realm",
+      "Periksa apakah realm ada dalam tabel. | Check that the realm is in the table.",
+      "A: sendprivaterealm realm9 henderson halo => ERROR", needs="R01")
+check("R05", 1, "user yang tidak ada di realm lain | an unknown user of the other realm",
+      "Teruskan ERROR dari realm lain. | Pass the other realm's ERROR on.",
+      "A: sendprivaterealm {there} {nobody} halo => ERROR", needs="R01")
+check("R06", 1, "sendgrouprealm kepada dua orang | sendgrouprealm to two people",
+      "Kirim kepada setiap nama di antara koma. | Send to each name between the commas.",
+      "A: sendgrouprealm {there} henderson,lineker {text}",
+      "henderson2: inbox => arrives_inside {text}", "lineker2: inbox => arrives_inside {text}", needs="R01")
+check("R07", 2, "sendfilerealm: isi yang sama | sendfilerealm: the same bytes",
+      "Server Anda berkata OK dan tidak ada yang datang: lihat jawaban dari sana. | "
+      "Yours says OK and nothing comes: look at the other side's reply.",
+      "A: sendfilerealm {there} henderson {name} {content}", "henderson2: inbox => file_arrives {content} {name}",
+      needs="R01")
+check("R08", 1, "sendgroupfilerealm: file, bukan teks | sendgroupfilerealm: a file, not a text",
+      "Di antara server pakai baris untuk file, bukan baris untuk teks. | "
+      "Use the file line, not the text line, between servers.",
+      "A: sendgroupfilerealm {there} henderson,lineker {name} {content}",
+      "henderson2: inbox => file_arrives {content} {name}", "lineker2: inbox => file_arrives {content} {name}",
+      needs="R01")
+check("R09", 1, "getrealminbox dua kali | getrealminbox twice",
+      "getrealminbox mengambil: kosongkan sesudah dijawab. | getrealminbox takes: empty it when it was answered.",
+      "A: sendprivaterealm {there} lineker {text}", "lineker2: inbox => arrives {text}",
+      "lineker2: getrealminbox {here} => lacks {text}", "lineker2: getrealminbox {there} => lacks {text}", needs="R02")
+check("R10", 1, "dan kembali | and back", "Hubungkan dua arah. | Link both ways.",
+      "A2: sendprivaterealm {here} {B} {text}", "B: inbox => arrives {text}", needs="R01")
+check("R11", 1, "pesan antar realm dari orang asing | a stranger speaks as a realm",
+      "Siapa pun dapat membuka port Anda: realm harus membuktikan dirinya. | "
+      "Anybody can open your port: let a realm prove itself.",
+      "henderson: inbox", "guest: recvrealmprivatemsg messi {here} henderson {text} => whatever",
+      "guest: recvrealmprivatemsg messi {there} henderson {text} => whatever", "henderson: inbox => lacks {text}",
+      "henderson: getrealminbox {here} => lacks {text}", "henderson: getrealminbox {there} => lacks {text}",
+      needs="R01")
 
 # ---- checks: our own features (--extra) --------------------------------------------------------
 
-
-@check("T01", 1, "@TAG kembali | @TAG comes back",
-       "Jawaban membawa tag permintaannya. | A reply carries the tag of its request.")
-def tag_comes_back(exam: Exam) -> None:
-    person = exam.person()
-    person.wire.is_same(person.ok("@satu.1 inbox").get("tag"), "satu.1", "tag")
-
-
-@check("T02", 1, "tag yang sama disimpan sekali | a repeated tag is stored once",
-       "Cari tag sebelum menyimpan. | Look the tag up before storing.", needs="T01")
-def repeated_tag(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    text = exam.word("sekali")
-    first, second = (sender.ok(f"@ulang send {reader.name} {text}") for _ in range(2))
-    sender.wire.is_same(second.get("id"), first["id"], "id")
-    reader.has_only(text)
+check("T01", 1, "@TAG kembali | @TAG comes back",
+      "Jawaban membawa tag permintaannya. | A reply carries the tag of its request.",
+      "A: @satu.1 inbox => OK and tag = satu.1")
+check("T02", 1, "tag yang sama disimpan sekali | a repeated tag is stored once",
+      "Cari tag sebelum menyimpan. | Look the tag up before storing.",
+      "A: @ulang send {B} {text}", "A: @ulang send {B} {text} => OK and id = {sent[0][id]}",
+      "B: inbox => in_order {text}", needs="T01")
 
 
 @check("T03", 1, "LF saja, huruf besar, banyak spasi | a bare LF, capitals, runs of spaces",
        "Terima LF saja; abaikan huruf besar dan spasi. | Take a bare LF; ignore case and spaces.")
-def lenient_lines(exam: Exam) -> None:
-    person = exam.person()
-    person.wire.put(f"  INBOX   {person.token}  \n".encode())
-    person.wire.is_ok(person.wire.take())
+def lenient_lines(scene: Scene) -> None:
+    wire = scene["A"].wire
+    wire.put(f"  INBOX   {scene['A'].token}  \n".encode())
+    wire.is_ok(wire.take())
 
 
-@check("T04", 1, "subscribe: pesan datang sendiri | subscribe: messages come by themselves",
-       "Kirim event ke koneksi yang subscribe. | Send events to connections that subscribed.")
-def subscribe_pushes(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    subscribe(reader)
-    sender.ok(f"send {reader.name} {(text := exam.word('langsung'))}")
-    reader.wire.event("message", msg=text)
+check("T04", 1, "subscribe: pesan datang sendiri | subscribe: messages come by themselves",
+      "Kirim event ke koneksi yang subscribe. | Send events to connections that subscribed.",
+      "B: subscribe", "A: send {B} {text}", "B gets message msg={text}")
+check("T05", 1, "history dari dua arah | history, both ways",
+      "Simpan juga pesan yang dikirim. | Keep what was sent, too.",
+      "A: send {B} pergi {text}", "B: send {A} pulang {text}",
+      "A: history {B} => OK and messages.msg = pergi {text}, pulang {text}",
+      "B: history {A} => OK and messages.msg = pergi {text}, pulang {text}")
+check("T06", 1, "code setiap ERROR | the code of each ERROR", "code adalah untuk program. | code is for programs.",
+      *(f"A: {line} => ERROR {code}" for line, code in (
+          ("apaini", "unknown_command"), ("auth", "bad_arguments"), ("auth {A} salah", "bad_credentials"),
+          ("auth \udcff x", "bad_encoding"), ("send {nobody} x", "user_not_found"),
+          ("joingroup {nobody}", "group_not_found"), ("sendfile {A} a b'abc'", "bad_base64"),
+          ("send realm9.x@realm9 x", "realm_not_found"))),
+      "guest: inbox {wrong} => ERROR session_not_found")
 
 
-def subscribe(person: Person, after: str = "") -> int:
-    """From here on the connection gets events; gives `last_id`."""
-    person.wire.subscribed = True
-    return person.ok(f"subscribe {after}".strip())["last_id"]
-
-
-@check("T05", 1, "history dari dua arah | history, both ways",
-       "Simpan juga pesan yang dikirim. | Keep what was sent, too.")
-def history_both_ways(exam: Exam) -> None:
-    one, other = exam.people(2)
-    texts = [exam.word("pergi"), exam.word("pulang")]
-    one.ok(f"send {other.name} {texts[0]}")
-    other.ok(f"send {one.name} {texts[1]}")
-    for person, whom in ((one, other), (other, one)):
-        messages = person.ok(f"history {whom.name}")["messages"]
-        person.wire.is_same([message.get("msg") for message in messages], texts, "messages")
-
-
-@check("T06", 1, "code setiap ERROR | the code of each ERROR", "code adalah untuk program. | code is for programs.")
-def error_codes(exam: Exam) -> None:
-    person = exam.person()
-    for line, code in (("apaini", "unknown_command"), ("auth", "bad_arguments"), ("inbox salah", "session_not_found"),
-                       (f"auth {person.name} salah", "bad_credentials"),
-                       (person.line("send tidakada x"), "user_not_found"),
-                       (person.line("joingroup tidakada"), "group_not_found"), (b"auth \xff x", "bad_encoding"),
-                       (person.line(f"sendfile {person.name} a b'abc'"), "bad_base64"),
-                       (person.line("send realm9.x@realm9 x"), "realm_not_found")):
-        person.wire.refused(line, code)
-
-
-@check("T07", 1, "id selalu naik | ids rise", "Satu pencacah untuk semua pesan. | One counter for all messages.")
-def ids_rise(exam: Exam) -> None:
-    person, other = exam.people(2)
-    ids = [(person, other)[number % 2].ok(f"send {other.name} x")["id"] for number in range(6)]
-    person.wire.is_same(ids, sorted(set(ids)), "id")
+@check("T07", 1, "id selalu naik | ids rise", "Satu pencacah untuk semua pesan. | One counter for all messages.",
+       *3 * ("A: send {B} x", "B: send {B} x"))
+def ids_rise(scene: Scene) -> None:
+    ids = [reply["id"] for reply in scene["sent"]]
+    scene["A"].wire.is_same(ids, sorted(set(ids)), "id")
 
 
 @check("T08", 1, "subscribe T AFTER: tidak ada yang hilang atau dobel | subscribe T AFTER misses and doubles nothing",
-       "Mulai dari id itu, menurut urutan id. | Begin at that id, in order of id.", needs="T04")
-def subscribe_after(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    subscribe(reader)
-    texts = [exam.word(f"pesan {number}") for number in range(6)]
-    for text in texts[:3]:
-        sender.ok(f"send {reader.name} {text}")
-    last = reader.wire.event("message", msg=texts[0])["id"]
-    reader.wire.reset()
-    for text in texts[3:]:
-        sender.ok(f"send {reader.name} {text}")
-    reader.wire = exam.wire()
-    subscribe(reader, str(last))
-    found = [reader.wire.event("message")["msg"] for _ in texts[1:]]
-    reader.wire.is_same(found, texts[1:], "events")
-    reader.ok("inbox")
-    reader.wire.is_same([event["msg"] for event in reader.wire.events if event["event"] == "message"], [], "events")
+       "Mulai dari id itu, menurut urutan id. | Begin at that id, in order of id.",
+       "B: subscribe", *(f"A: send {{B}} {{text}} {number}" for number in range(3)),
+       "B gets message msg={text} 0 and id={sent[0][id]}", reset("B"),
+       *(f"A: send {{B}} {{text}} {number}" for number in range(3, 6)),
+       "B: subscribe {sent[0][id]}", *(f"B gets message msg={{text}} {number}" for number in range(1, 6)),
+       "B: inbox", needs="T04")
+def nothing_came_twice(scene: Scene) -> None:
+    wire = scene["B"].wire
+    wire.is_same([event["msg"] for event in wire.events if event["event"] == "message"], [], "events")
 
 
-@check("T09", 1, "getfile: sha256 | getfile: sha256", "Hitung SHA-256 dari isi file. | SHA-256 of the file's content.")
-def getfile_digest(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    data = secrets.token_bytes(3000)
-    number = sender.ok(f"sendfile {reader.name} data%20saya.bin {base64.b64encode(data).decode()}")["file"]["id"]
-    reply = reader.ok(f"getfile {number}")
-    reader.wire.is_same((reply["sha256"], reply["file_size"], reply["file_name"]),
-                        (hashlib.sha256(data).hexdigest(), 3000, "data saya.bin"), "sha256, file_size, file_name")
-    exam.person().refused(f"getfile {number}", "file_not_found")
-
-
-@check("T10", 1, "U+2028 kembali | U+2028 comes back", "Baris baru dalam pesan berjalan sebagai U+2028. | "
-       "A line break inside a message travels as U+2028.")
-def line_separator(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    text = f"{exam.word('baris satu')}{LINE_BREAK}baris dua"
-    sender.ok(f"send {reader.name} {text}")
-    reader.has(text)
-
-
-@check("T11", 1, "teks 8.193 byte | a text of 8,193 bytes",
-       "too_long, dan koneksi tetap hidup. | too_long, and the connection lives.")
-def text_too_long(exam: Exam) -> None:
-    person = exam.person()
-    person.ok(f"send {person.name} {'x' * 8192}")
-    person.refused(f"send {person.name} {'x' * 8193}", "too_long")
-    person.ok("inbox")
-
-
-@check("T12", 1, "login salah 10 kali | 10 wrong logins",
-       "Batasi tebakan setiap akun. | Limit the guesses of each account.")
-def login_throttle(exam: Exam) -> None:
-    name, wire = exam.person().name, exam.wire()
-    for _ in range(10):
-        wire.refused(f"auth {name} salah", "bad_credentials")
-    if not wire.refused(f"auth {name} salah", "rate_limited").get("retry_after"):
-        raise wire.missed('"retry_after":…')
-
-
-@check("T13", 1, "satu teks untuk user dan password yang salah | one text for unknown user and wrong password",
-       "Jangan beri tahu user mana yang ada. | Do not tell which users exist.")
-def one_text_for_both(exam: Exam) -> None:
-    person, wire = exam.person(), exam.wire()
-    wrong, unknown = wire.refused(f"auth {person.name} salah"), wire.refused(f"auth tidakada{exam.run} salah")
-    wire.is_same(unknown.get("message"), wrong.get("message"), "message")
-
-
-@check("T14", 1, "history hanya untuk anggota | history is for members", "Periksa keanggotaan. | Check membership.")
-def history_is_for_members(exam: Exam) -> None:
-    maker, stranger = exam.people(2)
-    stranger.refused(f"history {exam.group(maker)}", "not_member")
-
-
-@check("T15", 1, "send kepada user@realm | send to user@realm",
-       "user@realm adalah alamat lengkap. | user@realm is a full address.")
-def full_address(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    sender.ok(f"send {reader.name}@{exam.names[0]} {(text := exam.word('alamat lengkap'))}")
-    reader.has(text)
-
-
-@check("T16", 1, "uid: jawaban, inbox, history | uid: reply, inbox, history",
-       "Satu nama untuk satu pesan, di mana-mana. | One name for a message, everywhere.")
-def one_uid(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    reply = sender.ok(f"send {reader.name} {(text := exam.word('bernama'))}")
-    sender.wire.is_same(reply.get("uid"), f"{exam.names[0]}:{reply['id']}", "uid")
-    item = reader.has(text)
-    reader.wire.is_same(item.fields.get("uid"), reply["uid"], "uid")
-    (message,) = reader.ok(f"history {sender.name}")["messages"]
-    reader.wire.is_same(message.get("uid"), reply["uid"], "uid")
-
-
-def conversation(person: Person, whom: str) -> dict:
-    """The row of `conversations` with that person or group."""
-    rows = person.ok("conversations")["conversations"]
-    found = [row for row in rows if (row.get("with") or row.get("group", "")).partition("@")[0] == whom]
-    if len(found) != 1:
-        raise person.wire.missed(f'"with":"{whom}@…"', path=f"conversations: {len(found)} × {whom}")
-    return found[0]
-
-
-@check("T17", 1, "conversations: belum dibaca | conversations: unread",
-       "Hitung yang sesudah id terakhir yang dibaca. | Count what stands behind the last id that was read.")
-def unread_count(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    texts = [exam.word("belum dibaca") for _ in range(3)]
-    for text in texts:
-        sender.ok(f"send {reader.name} {text}")
-    row = conversation(reader, sender.name)
-    found = row["unread"], row["last"]["msg"], row["name"]
-    reader.wire.is_same(found, (3, texts[-1], sender.nama), "unread, last, name")
-
-
-@check("T18", 1, "read: hitungan turun, yang lain mendengar | read: the count falls, the others hear of it",
-       "read mencatat sampai mana, dan mengirim event. | read notes how far, and sends an event.", needs="T17")
-def read_is_heard(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    subscribe(sender)
-    first = sender.ok(f"send {reader.name} satu")["id"]
-    sender.ok(f"send {reader.name} dua")
-    reader.ok(f"read {sender.name} {first}")
-    event = sender.wire.event("read", id=first)
-    sender.wire.is_same(event["user"].partition("@")[0], reader.name, "user")
-    reader.wire.is_same(conversation(reader, sender.name)["unread"], 1, "unread")
-
-
-@check("T19", 1, "search tanpa melihat huruf besar | search, whatever the case",
-       "Bandingkan dengan casefold(). | Compare with casefold().")
-def search_finds(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    text = exam.word("Belajar Socket")
-    sender.ok(f"send {reader.name} {text}")
-    sender.ok(f"send {reader.name} lain")
-    messages = reader.ok(f"search {sender.name} belajar socket")["messages"]
-    reader.wire.is_same([message["msg"] for message in messages], [text], "messages")
+check("T09", 1, "getfile: sha256 | getfile: sha256", "Hitung SHA-256 dari isi file. | SHA-256 of the file's content.",
+      "A: sendfile {B} data%20saya.bin {content}",
+      "B: getfile {sent[0][file][id]} => OK and sha256 = {sha256} and file_size = {size} and file_name = data saya.bin",
+      "C: getfile {sent[0][file][id]} => ERROR file_not_found")
+check("T10", 1, "U+2028 kembali | U+2028 comes back", "Baris baru dalam pesan berjalan sebagai U+2028. | "
+      "A line break inside a message travels as U+2028.",
+      f"A: send {{B}} {{text}}{LINE_BREAK}baris dua", f"B: inbox => has {{text}}{LINE_BREAK}baris dua")
+check("T11", 1, "teks 8.193 byte | a text of 8,193 bytes",
+      "too_long, dan koneksi tetap hidup. | too_long, and the connection lives.",
+      f"A: send {{A}} {'x' * MAX_TEXT}", f"A: send {{A}} {'x' * (MAX_TEXT + 1)} => ERROR too_long", "A: inbox")
+check("T12", 1, "login salah 10 kali | 10 wrong logins",
+      "Batasi tebakan setiap akun. | Limit the guesses of each account.",
+      *10 * ("guest: auth {A} salah => ERROR bad_credentials",),
+      "guest: auth {A} salah => ERROR rate_limited and retry_after")
+check("T13", 1, "satu teks untuk user dan password yang salah | one text for unknown user and wrong password",
+      "Jangan beri tahu user mana yang ada. | Do not tell which users exist.",
+      "guest: auth {A} salah => ERROR", "guest: auth {nobody} salah => ERROR and message = {reply[message]}")
+check("T14", 1, "history hanya untuk anggota | history is for members", "Periksa keanggotaan. | Check membership.",
+      "A: addgroup {group}", "B: history {group} => ERROR not_member")
+check("T15", 1, "send kepada user@realm | send to user@realm",
+      "user@realm adalah alamat lengkap. | user@realm is a full address.",
+      "A: send {B}@{here} {text}", "B: inbox => has {text}")
+check("T16", 1, "uid: jawaban, inbox, history | uid: reply, inbox, history",
+      "Satu nama untuk satu pesan, di mana-mana. | One name for a message, everywhere.",
+      "A: send {B} {text} => OK and uid = {here}:{sent[0][id]}",
+      "B: inbox => has {text} and contains \"{sent[0][uid]}\"",
+      "B: history {A} => OK and messages.uid = {sent[0][uid]}")
+check("T17", 1, "conversations: belum dibaca | conversations: unread",
+      "Hitung yang sesudah id terakhir yang dibaca. | Count what stands behind the last id that was read.",
+      *(f"A: send {{B}} {{text}} {number}" for number in range(3)),
+      "B: conversations => OK and conversations.0.unread = 3 and conversations.0.last.msg = {text} 2"
+      " and conversations.0.name = {A.nama}")
+check("T18", 1, "read: hitungan turun, yang lain mendengar | read: the count falls, the others hear of it",
+      "read mencatat sampai mana, dan mengirim event. | read notes how far, and sends an event.",
+      "A: subscribe", "A: send {B} satu", "A: send {B} dua", "B: read {A} {sent[0][id]}",
+      "A gets read user={B}@{here} and id={sent[0][id]}", "B: conversations => OK and conversations.0.unread = 1",
+      needs="T17")
+check("T19", 1, "search tanpa melihat huruf besar | search, whatever the case",
+      "Bandingkan dengan casefold(). | Compare with casefold().",
+      "A: send {B} Belajar Socket {text}", "A: send {B} lain",
+      "B: search {A} belajar socket => OK and messages.msg = Belajar Socket {text}")
 
 
 @check("T20", 1, "groups: jumlah anggota | groups: the count of members",
-       "Satu baris setiap group, dengan count. | A row for each group, with count.")
-def groups_count(exam: Exam) -> None:
-    maker, member = exam.people(2)
-    name = exam.group(maker, member)
-    rows = [row for row in member.ok("groups")["groups"] if row["group"].partition("@")[0] == name]
-    found = [(row.get("count"), row["member"], len(row["members"])) for row in rows]
-    member.wire.is_same(found, [(2, True, 2)], "groups")
+       "Satu baris setiap group, dengan count. | A row for each group, with count.", *GROUP, "B: groups")
+def groups_count(scene: Scene) -> None:
+    found = [(row.get("count"), row["member"], len(row["members"])) for row in scene["reply"]["groups"]
+             if row["group"].partition("@")[0] == scene["group"]]
+    scene["B"].wire.is_same(found, [(2, True, 2)], "groups")
 
 
-@check("T21", 1, "info T REALM AFTER | info T REALM AFTER", "Lanjutkan sesudah nama itu. | Go on behind that name.")
-def info_goes_on(exam: Exam) -> None:
-    person, _ = sorted(exam.people(2), key=lambda person: person.name)
-    users = person.ok(f"info {exam.names[0]} {person.name}")["users"]
-    names = [user["user"].partition("@")[0] for user in users]
-    person.wire.is_same([name for name in names if name <= person.name], [], "users")
+@check("T21", 1, "info T REALM AFTER | info T REALM AFTER", "Lanjutkan sesudah nama itu. | Go on behind that name.",
+       "A: inbox", "B: inbox", "A: info {A.token} {here} {A}")
+def info_goes_on(scene: Scene) -> None:
+    names = [user["user"].partition("@")[0] for user in scene["reply"]["users"]]
+    scene["A"].wire.is_same([name for name in names if name <= scene["A"].name], [], "users")
 
 
-@check("T22", 1, "state dan uid antar realm | state and uid between realms",
-       "state tidak disimpan: ia turunan dari antrean. | state is not stored: it follows from the queue.", needs="R02")
-def state_between_realms(exam: Exam) -> None:
-    sender, reader = exam.person(), exam.person(1)
-    text = exam.word("antar realm")
-    reply = sender.ok(f"send {reader.name}@{exam.names[1]} {text}", patience=4 * exam.patience)
-    (message,) = sender.ok(f"history {reader.name}@{exam.names[1]}")["messages"]
-    sender.wire.is_same((message.get("state"), message.get("uid")), ("delivered", reply.get("uid")), "state, uid")
-    items = exam.arrives(reader, lambda item: item.text == text, text)
-    reader.wire.is_same([item.fields.get("uid") for item in items if item.text == text], [reply.get("uid")], "uid")
-
+check("T22", 1, "state dan uid antar realm | state and uid between realms",
+      "state tidak disimpan: ia turunan dari antrean. | state is not stored: it follows from the queue.",
+      "A: send {B2}@{there} {text}",
+      "A: history {B2}@{there} => OK and messages.state = delivered and messages.uid = {sent[0][uid]}",
+      'B2: inbox => arrives {text} and contains "{sent[0][uid]}"', needs="R02")
 
 # ---- checks: what survives (--run) -------------------------------------------------------------
 
+check("P01", 2, "SIGTERM dan mulai lagi: akun | SIGTERM and a new start: the account",
+      "Simpan akun di disk pada saat register. | Store the account on disk at register.",
+      "A: inbox", restart(signal.SIGTERM))
+check("P02", 2, "kill -9 sesudah OK: pesan | kill -9 right after OK: the message",
+      "Tulis ke disk (commit) sebelum menjawab OK. | Write to disk (commit) before you answer OK.",
+      "A: send {B} {text}", restart(KILL), "B: inbox => has {text}", needs="P01")
+check("P03", 2, "kill -9: group | kill -9: groups",
+      "Simpan group dan anggotanya di disk. | Store groups and their members on disk.",
+      *GROUP, restart(KILL), "A: sendgroup {group} {text}", "B: inbox => has {text}", needs="P01")
+check("P04", 2, "kill -9: yang sudah diambil tidak datang lagi | kill -9: what was taken does not come again",
+      "Simpan juga sampai mana inbox sudah diambil. | Store how far an inbox was taken, too.",
+      "A: send {B} {text}", "B: inbox => has {text}", "B: inbox", restart(KILL), "B: inbox => OK and lacks {text}",
+      needs="P02")
 
-class Program:
-    """The server that `--run` names: started, stopped and killed by the examiner."""
+# ---- client ------------------------------------------------------------------------------------
 
-    START_SECONDS = 15.0
-
-    def __init__(self, command: str, place: tuple[str, int], **environment: str) -> None:
-        self.words = [absolute(word) for word in shlex.split(command)]
-        self.place, self.environment = place, {**os.environ, **environment}
-        self.output = tempfile.TemporaryFile()
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, seconds: float = START_SECONDS) -> None:
-        """Starts it and waits until it listens. Raises Gone where it does not, or where another program does."""
-        with contextlib.suppress(OSError):
-            socket.create_connection(self.place, 1.0).close()
-            raise Gone(f"{self.place[0]}:{self.place[1]} is taken")
-        self.process = subprocess.Popen(self.words, stdin=subprocess.DEVNULL, stdout=self.output, stderr=self.output,
-                                        env=self.environment, start_new_session=True)
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and self.process.poll() is None:
-            with contextlib.suppress(OSError):
-                socket.create_connection(self.place, 1.0).close()
-                return
-            time.sleep(0.05)                       # nothing announces that another program listens
-        self.end(signal.SIGTERM)
-        raise Gone(self.said())
-
-    def end(self, number: int) -> None:
-        """Sends a signal to it and its children, and waits; what does not end is killed."""
-        if not self.process:
-            return
-        for each in (number, getattr(signal, "SIGKILL", number)):
-            with contextlib.suppress(OSError):
-                os.killpg(self.process.pid, each) if hasattr(os, "killpg") else self.process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(5.0)
-                break
-        self.process = None
-
-    def said(self) -> str:
-        """The last line of its output."""
-        self.output.seek(0)
-        lines = self.output.read()[-KIB:].decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else ""
-
-
-def absolute(word: str) -> str:
-    """A word of a command line; the path of a file as it is found from any folder."""
-    return str(Path(word).resolve()) if "/" in word or Path(word).is_file() else word
-
-
-def again(exam: Exam, number: int) -> None:
-    """The server ends by that signal and starts again. Raises Miss where it does not come back."""
-    exam.program.end(number)
-    try:
-        exam.program.start(exam.wait(Program.START_SECONDS))
-    except Gone as gone:
-        raise Miss("restart", "listen()", came=str(gone).encode()) from None
-
-
-@check("P01", 2, "SIGTERM dan mulai lagi: akun | SIGTERM and a new start: the account",
-       "Simpan akun di disk pada saat register. | Store the account on disk at register.")
-def account_survives(exam: Exam) -> None:
-    person = exam.person()
-    again(exam, signal.SIGTERM)
-    exam.wire().ok(f"auth {person.name} {person.password}")
-
-
-def killed(exam: Exam, person: Person) -> None:
-    """kill -9, a new start, and the person logs in again."""
-    again(exam, getattr(signal, "SIGKILL", signal.SIGTERM))
-    person.wire = exam.wire()
-    person.token = person.login()
-
-
-@check("P02", 2, "kill -9 sesudah OK: pesan | kill -9 right after OK: the message",
-       "Tulis ke disk (commit) sebelum menjawab OK. | Write to disk (commit) before you answer OK.", needs="P01")
-def message_survives(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    sender.ok(f"send {reader.name} {(text := exam.word('tahan banting'))}")
-    killed(exam, reader)
-    reader.has(text)
-
-
-@check("P03", 2, "kill -9: group | kill -9: groups",
-       "Simpan group dan anggotanya di disk. | Store groups and their members on disk.", needs="P01")
-def group_survives(exam: Exam) -> None:
-    maker, member = exam.people(2)
-    name, text = exam.group(maker, member), exam.word("masih satu group")
-    killed(exam, maker)
-    member.wire = exam.wire()
-    member.token = member.login()
-    maker.ok(f"sendgroup {name} {text}")
-    member.has(text)
-
-
-@check("P04", 2, "kill -9: yang sudah diambil tidak datang lagi | kill -9: what was taken does not come again",
-       "Simpan juga sampai mana inbox sudah diambil. | Store how far an inbox was taken, too.", needs="P02")
-def taken_stays_taken(exam: Exam) -> None:
-    sender, reader = exam.people(2)
-    sender.ok(f"send {reader.name} {(text := exam.word('sekali'))}")
-    reader.has(text)
-    reader.ok("inbox")
-    killed(exam, reader)
-    if text in reader.texts():
-        raise reader.wire.missed('"messages":{}', path=f"inbox: {text}")
-
-
-# ---- checks: a client (--client) ---------------------------------------------------------------
+FILE = b"isi file \xc3\xa9\x00\xff untuk diperiksa\n"
 
 
 class Call:
-    """One request that a client sent: where, its bytes, its tag and its words."""
+    """One request that a client sent: where, its bytes, its tag and its words, and what was typed for it."""
 
     def __init__(self, connection: socket.socket, line: bytes) -> None:
-        self.connection, self.line, self.typed = connection, line, ""
+        self.connection, self.line, self.typed = connection, line, b""
         words = line.decode(errors="replace").split()
         self.tag = words.pop(0)[1:] if words and words[0].startswith("@") else ""
         self.words = words
+        self.word = words[0].lower() if words else ""
 
-    @property
-    def word(self) -> str:
-        """Its command."""
-        return self.words[0].lower() if self.words else ""
+    def frame(self, **fields: object) -> bytes:
+        """A reply to it, as it goes on the wire."""
+        tag = {"tag": self.tag} if self.tag else {}
+        reply = {"status": "OK", "message": "OK", **tag, **fields}
+        return json.dumps(reply, separators=(",", ":")).encode() + FRAME_END
+
+    def is_spelled(self, *words: str) -> None:
+        """It has these words behind its command; `*` stands for any word, spaces are free."""
+        found = self.words[1:]
+        if len(found) != len(words) or any(word not in ("*", other) for word, other in zip(words, found, strict=True)):
+            raise Miss("value", " ".join([self.word, *words]) + "\\r\\n", self.typed, self.line)
 
 
 class ClientExam(Examination):
@@ -1806,16 +1473,27 @@ class ClientExam(Examination):
         self.connections: list[socket.socket] = []
         self.token = ""                            # what the last login was given
         self.asked = False                         # whether a person was asked to start a client
-        self.root = Path(tempfile.mkdtemp(prefix="chat-mark-"))
-        self.folder = self.root / "a" / "b" / "work"             # deep, so that `../../x` stays in `root`
-        self.folder.mkdir(parents=True)
-        self.shown_file = self.root / "shown"
-        self.words = [absolute(word) for word in shlex.split(command)]
-        self.limit = LIMIT if command else 60 * LIMIT            # a person types
-        self.process: subprocess.Popen[bytes] | None = None
+        self.program = Program(command) if command else None
+        if self.program:
+            self.folder = self.program.root / "a" / "b" / "work"     # deep, so that `../../x` stays in the root
+            self.folder.mkdir(parents=True)
+            (self.folder / "file.txt").write_bytes(FILE)
+        else:
+            self.limit = 60 * LIMIT                # a person types
         threading.Thread(target=self.accept, daemon=True).start()
 
-    # -- the server
+    def perform(self, row: Check) -> None:
+        for step in row.steps:
+            step(self)
+
+    def goes_on(self) -> bool:
+        return bool(self.tokens)                   # K02 was missed by its CR LF alone
+
+    def close(self, missed: bool) -> None:
+        if missed and self.current != "K02":       # the next check begins with a new client
+            self.stop()
+
+    # -- as its server
 
     def accept(self) -> None:
         """Takes in connections, each with a thread that reads its lines."""
@@ -1838,146 +1516,120 @@ class ClientExam(Examination):
                     self.calls.put(Call(connection, line + b"\n"))
         self.calls.put(None)
 
-    def expect(self, *words: str, typed: str = "") -> Call:
-        """The next request with one of these commands; whatever else a client asks meanwhile is answered OK."""
-        deadline = time.monotonic() + (self.TYPING_SECONDS if not self.words else self.wait(2.5 * self.patience))
+    def expect(self, word: str, typed: str = "") -> Call:
+        """The next request with this command; whatever else a client asks meanwhile is answered OK."""
+        deadline = time.monotonic() + (self.wait(2.5 * self.patience) if self.program else self.TYPING_SECONDS)
         last = b""
         while (left := deadline - time.monotonic()) > 0:
             try:
                 call = self.calls.get(timeout=left)
             except queue.Empty:
                 break
-            if call and call.word in words:
+            if call and call.word == word:
+                call.typed = typed.encode()
                 return call
             if call:
                 last = call.line
                 self.answer(call)
-        raise Miss("value", f"{' / '.join(words)} …\\r\\n", typed.encode(), last, end="then_nothing")
-
-    def frame(self, call: Call, **fields: object) -> bytes:
-        """The reply to a request, as it goes on the wire."""
-        tag = {"tag": call.tag} if call.tag else {}
-        fields = {"status": "OK", "message": "OK", **tag, **fields}
-        return json.dumps(fields, separators=(",", ":")).encode() + FRAME_END
+        raise Miss("value", f"{word} …\\r\\n", typed.encode(), last, end="then_nothing")
 
     def answer(self, call: Call, *pieces: bytes, pause: float = 0.0, **fields: object) -> None:
         """Sends a reply, whole or in these pieces with a pause before each."""
-        for piece in pieces or (self.frame(call, **fields),):
+        for piece in pieces or (call.frame(**fields),):
             if pause:
                 time.sleep(pause)
             self.note(f">{self.connections.index(call.connection) + 1}", piece)
             with contextlib.suppress(OSError):
                 call.connection.sendall(piece)
 
-    # -- the client
+    # -- as the person before it
 
     def start(self) -> None:
-        """Starts the client anew, with nothing in its folder but a file to send."""
+        """Starts the client anew, or asks a person to."""
         self.stop()
         self.calls = queue.Queue()
-        (self.folder / "file.txt").write_bytes(FILE)
         host, port = self.place[0], str(self.place[1])
-        if not self.words:
+        if self.program:
+            self.program.launch(subprocess.PIPE, self.folder, SERVER_IP=host, SERVER_PORT=port,
+                                CHAT_SERVER=f"{host}:{port}", CHAT_DOWNLOADS=str(self.folder),
+                                PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")
+        else:
             self.asked = True
             print(say("start", self.language, f"{host}:{port}"), flush=True)
-            return
-        settings = {"SERVER_IP": host, "SERVER_PORT": port, "CHAT_SERVER": f"{host}:{port}", "PYTHONUNBUFFERED": "1",
-                    "CHAT_DOWNLOADS": str(self.folder), "PYTHONIOENCODING": "utf-8"}
-        with self.shown_file.open("wb") as output:     # a file: a pipe that nobody reads would block the client
-            self.process = subprocess.Popen(self.words, stdin=subprocess.PIPE, stdout=output, stderr=output,
-                                            cwd=self.folder, env={**os.environ, **settings}, start_new_session=True)
 
     def stop(self) -> None:
         """Ends the client and its connections."""
         self.token, self.asked = "", False
-        if self.process:
-            with contextlib.suppress(OSError):
-                os.killpg(self.process.pid, signal.SIGKILL) if hasattr(os, "killpg") else self.process.kill()
-            self.process.wait()
-            with contextlib.suppress(OSError):
-                self.process.stdin.close()
-            self.process = None
+        if self.program:
+            self.program.end(KILL)
         for connection in self.connections:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
+    def finish(self) -> None:
+        """Leaves nothing behind."""
+        self.stop()
+        self.listener.close()
+        if self.program:
+            self.program.close()
+
+    def has_stopped(self) -> bool:
+        """Whether the process that we started has ended, or nobody was asked to start a client yet."""
+        return self.program.has_ended() if self.program else not self.asked
+
     def type(self, line: str) -> None:
         """Types a line, or asks a person to."""
-        if not self.words:
+        if not self.program:
             print(say("type", self.language, line), flush=True)
-        elif self.process:
+        elif self.program.process:
             self.last_sent = self.current, line.encode()
             with contextlib.suppress(OSError):     # it has ended: no request will come
-                self.process.stdin.write(line.encode() + b"\n")
-                self.process.stdin.flush()
+                self.program.process.stdin.write(line.encode() + b"\n")
+                self.program.process.stdin.flush()
 
     def ask(self, line: str) -> Call:
-        """Types a command; its request."""
+        """Types a command into a client that runs and is logged in; its request."""
+        if not self.token or self.has_stopped():
+            self.start()
+            self.login()
         self.type(line)
-        call = self.expect(line.split()[0], typed=line)
-        call.typed = line
-        return call
+        return self.expect(line.split()[0], line)
 
     def login(self) -> Call:
         """Types the login and answers it with a token: its request."""
-        call = self.ask("auth messi surabaya")
+        self.type("auth messi surabaya")
+        call = self.expect("auth", "auth messi surabaya")
         self.token = secrets.token_hex(16)
         self.tokens.add(self.token)
         self.answer(call, tokenid=self.token, user="messi@mesin1")
         return call
 
-    def ready(self) -> None:
-        """A client that runs and is logged in."""
-        if not self.token or self.has_ended():
-            self.start()
-            self.login()
+    def printed(self) -> str:
+        """All that the client has printed; nothing where a person started it."""
+        return self.program.printed() if self.program else ""
 
-    def has_ended(self) -> bool:
-        """Whether the process that we started has ended, or nobody was asked to start a client yet."""
-        return not self.asked if not self.words else self.process is None or self.process.poll() is not None
-
-    def shows(self, text: str, seconds: float | None = None) -> bool:
-        """Whether the client prints that text in time. Of a client that a person started it is believed."""
+    def must_show(self, text: str, typed: bytes, seconds: float | None = None) -> None:
+        """The client prints that text in time. Of a client that a person started it is believed."""
         deadline = time.monotonic() + self.wait(seconds)
-        while self.words and text not in self.shown():
-            if time.monotonic() > deadline or self.has_ended() and text not in self.shown():
-                return False
+        while self.program and text not in self.printed():
+            if time.monotonic() > deadline or self.has_stopped() and text not in self.printed():
+                raise Miss("value", text, typed, self.printed()[-300:].encode(), path="stdout")
             time.sleep(0.02)                       # nothing announces that a file has grown
-        return True
-
-    def shown(self) -> str:
-        """All that the client has printed."""
-        return self.shown_file.read_text("utf-8", "replace")
-
-    def must_show(self, text: str, seconds: float | None = None) -> None:
-        """The client prints that text, and its next command works."""
-        if not self.shows(text, seconds):
-            raise Miss("value", text, self.last_sent[1], self.shown()[-300:].encode(), path="stdout")
-        self.works()
 
     def works(self) -> None:
         """The next command gets through, and its reply is shown.
 
         The reply comes after a pause: a client that left bytes of the reply before unread takes them for this one.
         """
-        text = marker()
-        call = self.ask("inbox")
-        self.answer(call, inbox_reply(self, call, text), pause=0.3)
-        if not self.shows(text):
-            raise Miss("value", text, call.typed.encode(), self.shown()[-300:].encode(), path="stdout")
-
-    def goes_on(self) -> bool:
-        return bool(self.tokens)                   # K02 was missed by its CR LF alone
-
-    def close(self, missed: bool) -> None:
-        if missed and self.current != "K02":       # the next check begins with a new client
-            self.stop()
+        call, text = self.ask("inbox"), marker()
+        self.answer(call, call.frame(messages=inbox(text)), pause=0.3)
+        self.must_show(text, call.typed)
 
     def cpu_share(self, seconds: float) -> float:
         """Seconds of computing in each second, over a while; 0 where the system does not say."""
         def used() -> float:
             try:
-                fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+                fields = Path(f"/proc/{self.program.process.pid}/stat").read_text().rpartition(")")[2].split()
                 return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
             except (OSError, AttributeError):
                 return 0.0
@@ -1985,98 +1637,21 @@ class ClientExam(Examination):
         time.sleep(seconds)
         return max(used() - before, 0.0) / seconds
 
-    def finish(self) -> None:
-        """Leaves nothing behind."""
+    def must_notice(self, broken: socket.socket) -> None:
+        """After a break the client ends, or says so, or asks again on a new connection; then it is ended."""
+        before = self.printed()
+        deadline = time.monotonic() + self.wait(2.5 * self.patience)
+        if self.program and not self.has_stopped():
+            self.type("inbox")
+            while not self.has_stopped() and self.printed() == before:
+                if time.monotonic() > deadline:
+                    raise Miss("value", "end, message or reconnect", path="nothing")
+                with contextlib.suppress(queue.Empty):
+                    again = self.calls.get(timeout=0.1)
+                    if again and again.connection is not broken:
+                        self.answer(again, messages={})
+                        break
         self.stop()
-        self.listener.close()
-        shutil.rmtree(self.root, ignore_errors=True)
-
-
-FILE = b"isi file \xc3\xa9\x00\xff untuk diperiksa\n"
-
-
-def client_check(identity: str, name: str, sentence: str) -> Callable:
-    """A check of a client: two points; without a login (K02) nothing else can be seen."""
-    return check(identity, 2, name, sentence, needs="" if identity in ("K01", "K02") else "K02")
-
-
-def spelled(call: Call, *words: str) -> None:
-    """The request has these words behind its command; `*` stands for any word, spaces are free."""
-    expected = " ".join([call.word, *words])
-    found = call.words[1:]
-    if len(found) != len(words) or any(word not in ("*", other) for word, other in zip(words, found, strict=False)):
-        raise Miss("value", f"{expected}\\r\\n", call.typed.encode(), call.line)
-
-
-@client_check("K01", "terhubung, diam | connects, sends nothing unasked",
-              "Kirim hanya yang diketik. | Send only what was typed.")
-def client_is_silent(exam: ClientExam) -> None:
-    exam.start()
-    if not exam.words:
-        return
-    with contextlib.suppress(queue.Empty):
-        call = exam.calls.get(timeout=0.5)
-        raise Miss("value", "", came=call.line if call else b"", end="" if call else "then_closed")
-
-
-@client_check("K02", "auth, diakhiri CR LF | auth, ended by CR LF",
-              "Kirim `auth USER PASSWORD` dan akhiri dengan \\r\\n. | "
-              "Send `auth USER PASSWORD` and end it with \\r\\n.")
-def client_logs_in(exam: ClientExam) -> None:
-    if exam.token or exam.has_ended():
-        exam.start()
-    call = exam.login()
-    spelled(call, "messi", "surabaya")
-    if not call.line.endswith(b"\r\n"):
-        raise Miss("value", "auth messi surabaya\\r\\n", call.typed.encode(), call.line, len(call.line) - 1)
-
-
-@client_check("K03", "memakai token | uses the token of the reply",
-              "Simpan tokenid dari jawaban dan kirim bersama setiap command. | "
-              "Keep the tokenid of the reply and send it with each command.")
-def client_uses_the_token(exam: ClientExam) -> None:
-    exam.ready()
-    call = exam.ask("inbox")
-    exam.answer(call, messages={})
-    spelled(call, exam.token)
-
-
-def typed_and_sent(exam: ClientExam, line: str) -> None:
-    """A typed line stands on the wire with the token put in; which token, is looked at by K03 alone."""
-    exam.ready()
-    call = exam.ask(line)
-    exam.answer(call, id=1, uid="mesin1:1", messages={})
-    spelled(call, "*", *line.split()[1:])
-    if call.word == "logout":
-        exam.token = ""                            # the next check logs in again
-
-
-TYPED = ("send henderson hello world", "sendgroup jarkom3 hallo guys welcome", "addgroup jarkom3", "joingroup jarkom3",
-         "inbox", "logout")
-for number, typed in enumerate(TYPED, 4):
-    client_check(f"K{number:02}", f"{typed.split()[0]} | {typed.split()[0]}",
-                 "Susunannya seperti di tabel command: command, token, lalu argumennya. | "
-                 "As in the table of commands: the command, the token, then its arguments.",
-                 )(functools.partial(typed_and_sent, line=typed))
-
-
-@client_check("K10", "sendfile: base64 dari filenya | sendfile: base64 of the file",
-              "Baca file dengan \"rb\" dan kirim base64-nya. | Open the file with \"rb\" and send its base64.")
-def client_sends_file(exam: ClientExam) -> None:
-    exam.ready()
-    call = exam.ask("sendfile henderson file.txt")
-    exam.answer(call, id=1, uid="mesin1:1", file={"id": 1, "name": "file.txt", "size": len(FILE)})
-    spelled(call, "*", "henderson", "file.txt", "*")
-    content = re.sub(r"^b'(.*)'$", r"\1", call.words[4])
-    if content != base64.b64encode(FILE).decode():
-        raise Miss("value", base64.b64encode(FILE).decode(), call.typed.encode(), call.line, path="base64")
-
-
-def message(text: str, **fields: object) -> dict:
-    """A message as a server gives it."""
-    return {"id": 7, "uid": "mesin1:7", "ts": "2026-01-02T03:04:05.678Z", "from": "henderson@mesin1",
-            "from_name": "Jordan Henderson", "to": "messi@mesin1", "msg_from": "Jordan Henderson",
-            "msg_to": "Lionel Messi", "msg": text, **fields}
 
 
 def marker() -> str:
@@ -2084,163 +1659,177 @@ def marker() -> str:
     return f"kata{secrets.token_hex(4)}"
 
 
-def inbox_reply(exam: ClientExam, call: Call, *texts: str) -> bytes:
-    """The reply to `inbox` with these texts from henderson."""
-    return exam.frame(call, messages={"henderson@mesin1": [message(text) for text in texts]})
+def inbox(*texts: str, **fields: object) -> dict:
+    """`messages` as a server gives them: these texts from henderson, with these fields too."""
+    return {"henderson@mesin1": [
+        {"id": 7, "uid": "mesin1:7", "ts": "2026-01-02T03:04:05.678Z", "from": "henderson@mesin1",
+         "from_name": "Jordan Henderson", "to": "messi@mesin1", "msg_from": "Jordan Henderson",
+         "msg_to": "Lionel Messi", "msg": text, **fields} for text in texts]}
 
 
-@client_check("K11", "jawaban byte demi byte | a reply in one-byte pieces",
-              "Satu recv bukan satu jawaban: kumpulkan sampai \\r\\n\\r\\n. | "
-              "One recv is not one reply: collect until \\r\\n\\r\\n.")
-def client_takes_single_bytes(exam: ClientExam) -> None:
-    exam.ready()
-    call, text = exam.ask("inbox"), marker()
-    exam.answer(call, *(bytes([byte]) for byte in inbox_reply(exam, call, text)), pause=0.001)
-    exam.must_show(text)
+# ---- checks: a client (--client) ---------------------------------------------------------------
 
 
-@client_check("K12", "akhir jawaban dipotong di tengah | the reply's end is cut in the middle",
-              "Carilah \\r\\n\\r\\n dalam semua yang terkumpul, bukan dalam potongan terakhir. | "
-              "Look for \\r\\n\\r\\n in all that was collected, not in the last piece.")
-def client_takes_a_cut_end(exam: ClientExam) -> None:
-    exam.ready()
-    call, text = exam.ask("inbox"), marker()
-    frame = inbox_reply(exam, call, text)
-    exam.answer(call, frame[:-2], frame[-2:], pause=0.2)
-    exam.must_show(text)
+@check("K01", 2, "terhubung, diam | connects, sends nothing unasked",
+       "Kirim hanya yang diketik. | Send only what was typed.", needs="")
+def client_is_silent(exam: ClientExam) -> None:
+    exam.start()
+    if exam.program:
+        with contextlib.suppress(queue.Empty):
+            call = exam.calls.get(timeout=0.5)
+            raise Miss("value", "", came=call.line if call else b"", end="" if call else "then_closed")
 
 
-@client_check("K13", "UTF-8 dipotong di tengah huruf | UTF-8 cut in a character",
-              "Decode jawaban yang utuh, bukan potongan. | Decode the whole reply, not its pieces.")
-def client_survives_cut_utf8(exam: ClientExam) -> None:
-    exam.ready()
+@check("K02", 2, "auth, diakhiri CR LF | auth, ended by CR LF",
+       "Kirim `auth USER PASSWORD` dan akhiri dengan \\r\\n. | Send `auth USER PASSWORD` and end it with \\r\\n.",
+       needs="")
+def client_logs_in(exam: ClientExam) -> None:
+    if exam.token or exam.has_stopped():
+        exam.start()
+    call = exam.login()
+    call.is_spelled("messi", "surabaya")
+    if not call.line.endswith(b"\r\n"):
+        raise Miss("value", "auth messi surabaya\\r\\n", call.typed, call.line, len(call.line) - 1)
+
+
+@check("K03", 2, "memakai token | uses the token of the reply",
+       "Simpan tokenid dari jawaban dan kirim bersama setiap command. | "
+       "Keep the tokenid of the reply and send it with each command.", needs="K02")
+def client_uses_the_token(exam: ClientExam) -> None:
     call = exam.ask("inbox")
-    fields = json.loads(inbox_reply(exam, call, "café"))
-    frame = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode() + FRAME_END
-    at = frame.index("é".encode()) + 1
-    exam.answer(call, frame[:at], frame[at:], pause=0.2)
-    exam.works()
+    exam.answer(call, messages={})
+    call.is_spelled(exam.token)
 
 
-@client_check("K14", "jawaban 100 KB | a reply of 100 KB",
-              "Kumpulkan dalam loop, tanpa batas yang kecil. | Collect in a loop, without a small limit.")
-def client_takes_a_long_reply(exam: ClientExam) -> None:
-    exam.ready()
-    call, text = exam.ask("inbox"), marker()
-    exam.answer(call, inbox_reply(exam, call, *("x" * 2000 for _ in range(50)), text))
-    exam.must_show(text, 2 * exam.patience)
+def typed(line: str) -> Callable:
+    """A typed line stands on the wire with the token put in; which token, is looked at by K03 alone."""
+    def step(exam: ClientExam) -> None:
+        call = exam.ask(line)
+        exam.answer(call, id=1, uid="mesin1:1", messages={})
+        call.is_spelled("*", *line.split()[1:])
+        if call.word == "logout":
+            exam.token = ""                        # the next check logs in again
+    return step
 
 
-@client_check("K15", "ERROR ditampilkan, lalu lanjut | an ERROR is shown, and the client goes on",
-              "Tampilkan message dari ERROR dan kembali ke prompt. | "
-              "Show the ERROR's message and go back to the prompt.")
-def client_shows_errors(exam: ClientExam) -> None:
-    exam.ready()
-    call, text = exam.ask("send tidakada halo"), marker()
-    exam.answer(call, status="ERROR", code="user_not_found", message=f"User tidak ditemukan {text}")
-    exam.must_show(text)
+for number, line in enumerate(("send henderson hello world", "sendgroup jarkom3 hallo guys welcome",
+                               "addgroup jarkom3", "joingroup jarkom3", "inbox", "logout"), 4):
+    check(f"K{number:02}", 2, f"{line.split()[0]} | {line.split()[0]}",
+          "Susunannya seperti di tabel command: command, token, lalu argumennya. | "
+          "As in the table of commands: the command, the token, then its arguments.", typed(line), needs="K02")
 
 
-@client_check("K16", "kunci JSON yang tidak dikenal | unknown JSON keys",
-              "Pakai kunci yang Anda kenal, abaikan yang lain. | Use the keys you know, ignore the others.")
-def client_ignores_unknown_keys(exam: ClientExam) -> None:
-    exam.ready()
-    call, text = exam.ask("inbox"), marker()
-    exam.answer(call, messages={"henderson@mesin1": [message(text, besok={"a": [1, None]})]}, more=False, baru=[{}])
-    exam.must_show(text)
+@check("K10", 2, "sendfile: base64 dari filenya | sendfile: base64 of the file",
+       'Baca file dengan "rb" dan kirim base64-nya. | Open the file with "rb" and send its base64.', needs="K02")
+def client_sends_file(exam: ClientExam) -> None:
+    call = exam.ask("sendfile henderson file.txt")
+    exam.answer(call, id=1, uid="mesin1:1", file={"id": 1, "name": "file.txt", "size": len(FILE)})
+    call.is_spelled("*", "henderson", "file.txt", "*")
+    if call.words[4] not in (content := base64.b64encode(FILE).decode(), f"b'{content}'"):
+        raise Miss("value", content, call.typed, call.line, path="base64")
 
 
-@client_check("K17", "server menutup koneksi (FIN) | the server closes (FIN)",
-              "recv memberi b'' pada akhir koneksi: keluar dari loop. | "
-              "recv gives b'' at the end of the connection: leave the loop.")
+def replied(cut: bytes = rb".+", pause: float = 0.0, line: str = "inbox", texts: tuple[str, ...] = ("{}",),
+            ascii: bool = True, more: dict | None = None, **fields: object) -> Callable:
+    """A reply with an own word in it comes in the pieces that this pattern finds; the client shows it and goes on.
+
+    A reply that is not ASCII need not be shown right. `more` are fields of each message, `fields` of the reply.
+    """
+    def step(exam: ClientExam) -> None:
+        call, word = exam.ask(line), marker()
+        fill = {key: value.format(word) if isinstance(value, str) else value for key, value in fields.items()}
+        messages = {"messages": inbox(*(text.format(word) for text in texts), **(more or {}))} if texts else {}
+        frame = call.frame(**messages, **fill)
+        if not ascii:
+            frame = json.dumps(json.loads(frame), ensure_ascii=False).encode() + FRAME_END
+        exam.answer(call, *re.findall(cut, frame, re.DOTALL), pause=pause)
+        if ascii:
+            exam.must_show(word, call.typed, 2 * exam.patience)
+        exam.works()
+    return step
+
+
+check("K11", 2, "jawaban byte demi byte | a reply in one-byte pieces",
+      "Satu recv bukan satu jawaban: kumpulkan sampai \\r\\n\\r\\n. | "
+      "One recv is not one reply: collect until \\r\\n\\r\\n.", replied(rb".", 0.001), needs="K02")
+check("K12", 2, "akhir jawaban dipotong di tengah | the reply's end is cut in the middle",
+      "Carilah \\r\\n\\r\\n dalam semua yang terkumpul, bukan dalam potongan terakhir. | "
+      "Look for \\r\\n\\r\\n in all that was collected, not in the last piece.",
+      replied(rb".+(?=\r\n\Z)|\r\n\Z", 0.2), needs="K02")
+check("K13", 2, "UTF-8 dipotong di tengah huruf | UTF-8 cut in a character",
+      "Decode jawaban yang utuh, bukan potongan. | Decode the whole reply, not its pieces.",
+      replied(rb".*\xc3|.+", 0.2, texts=("café {}",), ascii=False), needs="K02")
+check("K14", 2, "jawaban 100 KB | a reply of 100 KB",
+      "Kumpulkan dalam loop, tanpa batas yang kecil. | Collect in a loop, without a small limit.",
+      replied(texts=(*50 * ("x" * 2000,), "{}")), needs="K02")
+check("K15", 2, "ERROR ditampilkan, lalu lanjut | an ERROR is shown, and the client goes on",
+      "Tampilkan message dari ERROR dan kembali ke prompt. | Show the ERROR's message and go back to the prompt.",
+      replied(line="send tidakada halo", texts=(), status="ERROR", code="user_not_found",
+              message="User tidak ditemukan {}"), needs="K02")
+check("K16", 2, "kunci JSON yang tidak dikenal | unknown JSON keys",
+      "Pakai kunci yang Anda kenal, abaikan yang lain. | Use the keys you know, ignore the others.",
+      replied(more={"besok": {"a": [1, None]}}, baru=[{}]), needs="K02")
+
+
+@check("K17", 2, "server menutup koneksi (FIN) | the server closes (FIN)",
+       "recv memberi b'' pada akhir koneksi: keluar dari loop. | "
+       "recv gives b'' at the end of the connection: leave the loop.", needs="K02")
 def client_notices_fin(exam: ClientExam) -> None:
-    exam.ready()
     call = exam.ask("inbox")
     with contextlib.suppress(OSError):
         call.connection.shutdown(socket.SHUT_WR)
     share = exam.cpu_share(1.0)
-    noticed(exam, call)
+    exam.must_notice(call.connection)
     if share >= 0.2:
         raise Miss("value", "< 0.2 CPU s/s", path=f"{share:.2f} CPU s/s")
 
 
-def noticed(exam: ClientExam, call: Call) -> None:
-    """After a break the client ends, or says so, or asks again on a new connection."""
-    if not exam.words or exam.has_ended():
-        exam.stop()
-        return
-    before = exam.shown()
-    exam.type("inbox")
-    deadline = time.monotonic() + exam.wait(2.5 * exam.patience)
-    while time.monotonic() < deadline and not exam.has_ended():
-        with contextlib.suppress(queue.Empty):
-            again = exam.calls.get(timeout=0.1)
-            if again and again.connection is not call.connection:
-                exam.answer(again, messages={})
-                exam.stop()
-                return
-        if exam.shown() != before:
-            exam.stop()
-            return
-    if not exam.has_ended():
-        exam.stop()
-        raise Miss("value", "end, message or reconnect", path="nothing")
-    exam.stop()
-
-
-@client_check("K18", "koneksi putus (RST) | the connection breaks (RST)",
-              "recv dan send melempar ConnectionError: tangkap dan katakan. | "
-              "recv and send raise ConnectionError: catch it and say so.")
+@check("K18", 2, "koneksi putus (RST) | the connection breaks (RST)",
+       "recv dan send melempar ConnectionError: tangkap dan katakan. | "
+       "recv and send raise ConnectionError: catch it and say so.", needs="K02")
 def client_notices_rst(exam: ClientExam) -> None:
-    exam.ready()
     call = exam.ask("inbox")
     call.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     with contextlib.suppress(OSError):
         call.connection.shutdown(socket.SHUT_RD)       # wakes the thread that reads it, so that close takes effect
     call.connection.close()
-    noticed(exam, call)
-    if exam.words and "Traceback" in exam.shown():
-        raise Miss("value", "a message", came=exam.shown()[-200:].encode(), path="stdout")
+    exam.must_notice(call.connection)
+    if "Traceback" in (printed := exam.printed()):
+        raise Miss("value", "a message", came=printed[-200:].encode(), path="stdout")
 
 
-@client_check("K19", "jawaban sesudah 3 detik | a reply after 3 s",
-              "Tunggu jawabannya: server boleh sibuk. | Wait for the reply: a server may be busy.")
-def client_waits(exam: ClientExam) -> None:
-    exam.ready()
-    call, text = exam.ask("inbox"), marker()
-    exam.answer(call, inbox_reply(exam, call, text), pause=3.0)
-    exam.must_show(text)
+check("K19", 2, "jawaban sesudah 3 detik | a reply after 3 s",
+      "Tunggu jawabannya: server boleh sibuk. | Wait for the reply: a server may be busy.",
+      replied(pause=3.0), needs="K02")
 
 
-@client_check("K20", "inbox dengan file: isi sama, nama jahat | inbox with a file: same bytes, hostile name",
-              "Tulis base64-nya yang sudah di-decode, dengan os.path.basename(nama). | "
-              "Write its base64 decoded, under os.path.basename(name).")
+@check("K20", 2, "inbox dengan file: isi sama, nama jahat | inbox with a file: same bytes, hostile name",
+       "Tulis base64-nya yang sudah di-decode, dengan os.path.basename(nama). | "
+       "Write its base64 decoded, under os.path.basename(name).", needs="K02")
 def client_saves_files(exam: ClientExam) -> None:
-    exam.ready()
     name, data = f"{marker()}.bin", secrets.token_bytes(500)
-    described = {"id": 17, "name": f"../../{name}", "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    content = {"file_name": f"../../{name}", "file_size": len(data), "sha256": described["sha256"],
+    content = {"file_name": f"../../{name}", "file_size": len(data), "sha256": hashlib.sha256(data).hexdigest(),
                "file_content": base64.b64encode(data).decode()}
-    item = message("", file=described, **content)
-    exam.answer(exam.ask("inbox"), messages={"henderson@mesin1": [item]})
-    if not exam.words:
+    described = {"id": 17, "name": content["file_name"], "size": len(data), "sha256": content["sha256"]}
+    exam.answer(exam.ask("inbox"), messages=inbox("", file=described, **content))
+    if not exam.program:
         return
     exam.works()
-    if not saved(exam, name, data):
+    if not is_saved(exam, name, data):
         exam.type("getfile 17")
         with contextlib.suppress(Miss):
             exam.answer(exam.expect("getfile"), **content)
             exam.works()
-        if not saved(exam, name, data):
+        if not is_saved(exam, name, data):
             raise Miss("value", f"{name}: {len(data)} bytes", path="no such file")
 
 
-def saved(exam: ClientExam, name: str, data: bytes) -> bool:
+def is_saved(exam: ClientExam, name: str, data: bytes) -> bool:
     """Whether the file lies in the client's folder with its bytes. Raises Miss where it lies elsewhere."""
-    for path in exam.root.rglob("*"):
-        if path.is_file() and path != exam.shown_file and path.read_bytes() == data:
+    for path in exam.program.root.rglob("*"):
+        if path.is_file() and path != exam.program.output and path.read_bytes() == data:
             if exam.folder not in path.parents:
-                raise Miss("value", f"{exam.folder.name}/{name}", path=str(path.relative_to(exam.root)))
+                raise Miss("value", f"{exam.folder.name}/{name}", path=str(path.relative_to(exam.program.root)))
             return True
     return False
 
@@ -2283,25 +1872,22 @@ class Report:
     def status(self, percent: float) -> int:
         """The exit status."""
         score, most = self.score
-        if not self.was_judged:
-            return NOT_JUDGED
-        return FULL_MARKS if score >= most * percent / 100 else LESS
+        return NOT_JUDGED if not self.was_judged else FULL_MARKS if score >= most * percent / 100 else LESS
 
-    def sections(self) -> str:
-        """`framing 12/21 · commands 34/40`: the points of each section, the weakest first."""
-        parts = []
-        for letter, title in SECTIONS.items():
-            if found := [result for result in self.results if result.check.section == letter]:
-                score, most = total(found)
-                parts.append((score / most, f"{in_language(title, self.language)} {score}/{most}"))
-        return " · ".join(text for _, text in sorted(parts, key=lambda part: part[0]))
+    def sections(self) -> dict[str, list[Result]]:
+        """The results of each section, in the order of SECTIONS."""
+        found = {letter: [result for result in self.results if result.check.section == letter] for letter in SECTIONS}
+        return {letter: results for letter, results in found.items() if results}
 
     def summary(self) -> str:
-        """The line that says it all."""
+        """The line that says it all; the weakest section comes first."""
         score, most = self.score
         passed = sum(result.passed for result in self.counted)
+        parts = sorted((points / best, letter, f"{points}/{best}") for letter, (points, best) in
+                       ((letter, total(results)) for letter, results in self.sections().items()))
+        sections = " · ".join(f"{in_language(SECTIONS[letter], self.language)} {text}" for _, letter, text in parts)
         return (f"{score}/{most} {say('points', self.language)}, {passed} {say('of', self.language)} "
-                f"{len(self.counted)} {say('checks', self.language)}, {self.seconds:.0f} s     {self.sections()}")
+                f"{len(self.counted)} {say('checks', self.language)}, {self.seconds:.0f} s     {sections}")
 
     def verdict(self) -> str:
         """Where the examination could not go on: why. Else nothing."""
@@ -2315,9 +1901,13 @@ class Report:
         return say("gate", self.language) if self.exam.gated else ""
 
     def why_skipped(self, result: Result) -> str:
-        """Why a check was not tested."""
+        """Why a check was not tested, or nothing."""
         key, _, value = result.skipped.partition(":")
-        return say(key, self.language, value)
+        return say(key, self.language, value) if key else ""
+
+    def title(self, result: Result) -> str:
+        """`C07 send: a text with spaces`."""
+        return f"{result.check.id} {in_language(result.check.name, self.language)}"
 
     def readable(self, data: bytes, at: int | None = None, most: int = SHOWN) -> tuple[str, int | None]:
         """Bytes for people, without tokens, cut to what is near the caret; and the caret's column."""
@@ -2332,31 +1922,29 @@ class Report:
         for token in self.exam.tokens:
             word = token.encode(errors="replace")
             if len(word) >= 16:                    # a shorter one may be any word
-                data = data.replace(word, "•••".encode())
+                data = data.replace(word, HIDDEN)
                 rest = data.rfind(word[:8])
-                data = data if rest < 0 or not word.startswith(data[rest:]) else data[:rest] + "•••".encode()
+                data = data if rest < 0 or not word.startswith(data[rest:]) else data[:rest] + HIDDEN
         return data
 
     def details(self, result: Result, most: int = SHOWN) -> list[str]:
         """A miss: what was sent, expected and came, a caret, and the sentence that helps."""
-        miss, width, lines = result.miss, 10, []
-
-        def row(key: str, text: str) -> None:
-            lines.append(f"{say(key, self.language):<{width}} {text}")
-
-        if miss.sent:
-            row("sent", self.readable(miss.sent, None, most)[0])
-        if not self.brief:
-            row("expected", printable(miss.expected) or say("nothing", self.language))
-        text, column = self.readable(miss.came, miss.at, most)
-        end = say(miss.end, self.language) if miss.end else "" if text else say("nothing", self.language)
-        row("came", f"{text}   {end}".strip())
+        miss, width = result.miss, 11
+        came, column = self.readable(miss.came, miss.at, most)
+        end = say(miss.end, self.language) if miss.end else "" if came else say("nothing", self.language)
+        rows = {"sent": self.readable(miss.sent, None, most)[0],
+                "expected": "" if self.brief else printable(miss.expected) or say("nothing", self.language),
+                "came": f"{came}   {end}".strip()}
+        lines = [f"{say(key, self.language):<{width}}{text}" for key, text in rows.items() if text]
         if column is not None:
-            lines.append(" " * (width + 1 + column) + "^")
+            lines.append(" " * (width + column) + "^")
         if miss.path:
-            lines.append(" " * (width + 1) + printable(miss.path))
-        lines.append(result.sentence(self.language))
-        return lines
+            lines.append(" " * width + printable(miss.path))
+        return [*lines, result.sentence(self.language)]
+
+    def exchange(self, result: Result) -> list[list[str]]:
+        """Every byte of a check: `[">1", "inbox …"]`, an arrow with the number of its connection."""
+        return [[arrow, self.readable(data, None, KEPT)[0]] for arrow, data in result.exchange]
 
 
 def printable(data: bytes | str) -> str:
@@ -2365,57 +1953,44 @@ def printable(data: bytes | str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
-def total(results: Iterable[Result]) -> tuple[int, int]:
+def total(results: list[Result]) -> tuple[int, int]:
     """Points, and how many there could be."""
-    results = list(results)
     return sum(result.score for result in results), sum(result.check.points for result in results)
 
 
-class Terminal:
-    """The table as it grows: a line a check, the misses at the end."""
+COLOURS = {"passed": "32", "missed": "31;1", "skipped": "33"}
 
-    COLOURS = {"passed": "32", "missed": "31;1", "skipped": "33"}
 
-    def __init__(self, report: Report, count: int) -> None:
-        self.report, self.count = report, count
-        self.live = sys.stdout.isatty()
+def print_result(report: Report, result: Result) -> None:
+    """A check's line, in colour on a terminal."""
+    word = f"{say(result.kind, report.language):<5}"
+    why = f"  ({report.why_skipped(result)})" if result.skipped else ""
+    if sys.stdout.isatty():
+        word = f"\033[{COLOURS[result.kind]}m{word}\033[0m"
+        print("\r\033[K", end="")                  # in place of the count
+    name = in_language(result.check.name, report.language)
+    print(f"{result.check.id} {word} {result.score}/{result.check.points}  {name}{why}", flush=True)
 
-    def running(self, number: int, row: Check) -> None:
-        """Says which check is under way, on a terminal."""
-        if self.live:
-            print(f"\r\033[K{number}/{self.count} {row.id}", end="", flush=True)
 
-    def done(self, result: Result) -> None:
-        """A check's line."""
-        language, row = self.report.language, result.check
-        kind = "passed" if result.passed else "skipped" if result.skipped else "missed"
-        word = f"{say(kind, language):<5}"
-        if self.live:
-            word = f"\r\033[K{row.id} \033[{self.COLOURS[kind]}m{word}\033[0m"
-        else:
-            word = f"{row.id} {word}"
-        why = f"  ({self.report.why_skipped(result)})" if result.skipped else ""
-        print(f"{word} {result.score}/{row.points}  {in_language(row.name, language)}{why}", flush=True)
-
-    def end(self) -> None:
-        """The misses, and the sum."""
-        for result in self.report.results:
-            if result.miss:
-                print(f"\n{result.check.id}  {in_language(result.check.name, self.report.language)}")
-                print("\n".join(f"     {line}" for line in self.report.details(result)))
-        if verdict := self.report.verdict():
-            print(f"\n{verdict}")
-        print(f"\n{self.report.summary()}", flush=True)
+def print_end(report: Report) -> None:
+    """The misses, and the sum."""
+    for result in report.results:
+        if result.miss:
+            print(f"\n{result.check.id}  {in_language(result.check.name, report.language)}")
+            print("\n".join(f"     {line}" for line in report.details(result)))
+    if verdict := report.verdict():
+        print(f"\n{verdict}")
+    print(f"\n{report.summary()}", flush=True)
 
 
 def escape(text: str) -> str:
     """Text within HTML, and within a table of Markdown."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
+    return html.escape(text, quote=False).replace("|", "&#124;")
 
 
-def exchange_lines(report: Report, result: Result) -> list[list[str]]:
-    """Every byte of a check: `[">1", "inbox …"]`, an arrow with the number of its connection."""
-    return [[arrow, report.readable(data, None, KEPT)[0]] for arrow, data in result.exchange]
+def block(lines: Iterable[str]) -> str:
+    """Lines in Markdown as they stand."""
+    return "<pre>" + "\n".join(map(escape, lines)) + "</pre>"
 
 
 def as_markdown(report: Report) -> str:
@@ -2427,36 +2002,28 @@ def as_markdown(report: Report) -> str:
         lines += [f"> {escape(verdict)}", ""]
     lines += [f"| | | {say('points', language)} | |", "|---|---|---|---|"]
     for result in report.results:
-        kind = "passed" if result.passed else "skipped" if result.skipped else "missed"
-        why = report.why_skipped(result) if result.skipped else ""
-        lines.append(f"| {result.check.id} | {say(kind, language)} | {result.score}/{result.check.points} | "
-                     f"{escape(in_language(result.check.name, language))} {escape(why)} |")
+        name = escape(f"{in_language(result.check.name, language)} {report.why_skipped(result)}")
+        lines.append(f"| {result.check.id} | {say(result.kind, language)} | {result.score}/{result.check.points} | "
+                     f"{name} |")
     for result in report.results:
         if result.miss:
-            title = escape(f"{result.check.id} {in_language(result.check.name, language)}")
-            lines += ["", f"<details><summary>{title}</summary>", "", block(report.details(result, KEPT)),
-                      f"<p>{say('exchange', language)}</p>", "",
-                      block(" ".join(row) for row in exchange_lines(report, result)), "", "</details>"]
+            lines += ["", f"<details><summary>{escape(report.title(result))}</summary>", "",
+                      block(report.details(result, KEPT)), f"<p>{say('exchange', language)}</p>", "",
+                      block(map(" ".join, report.exchange(result))), "", "</details>"]
     return "\n".join(lines) + "\n"
-
-
-def block(lines: Iterable[str]) -> str:
-    """Lines in Markdown as they stand."""
-    return "<pre>" + "\n".join(escape(line) for line in lines) + "</pre>"
 
 
 def as_json(report: Report) -> str:
     """Gradescope's results.json, with the bytes of each check in `extra_data`."""
     tests = []
     for result in report.results:
-        row, miss = result.check, result.miss
-        extra: dict[str, object] = {"exchange": exchange_lines(report, result), "seconds": round(result.seconds, 3)}
-        output = report.why_skipped(result) if result.skipped else ""
+        row, miss, output = result.check, result.miss, report.why_skipped(result)
+        extra: dict[str, object] = {"exchange": report.exchange(result), "seconds": round(result.seconds, 3)}
         if miss:
             output = block(report.details(result, KEPT))
-            extra |= {"sent": report.readable(miss.sent, None, KEPT)[0],
-                      "came": report.readable(miss.came, None, KEPT)[0],
-                      "how": miss.how, **({} if report.brief else {"expected": miss.expected})}
+            extra |= {key: report.readable(data, None, KEPT)[0] for key, data in
+                      (("sent", miss.sent), ("came", miss.came))}
+            extra |= {"how": miss.how, **({} if report.brief else {"expected": miss.expected})}
         tests.append({"number": row.id, "name": in_language(row.name, report.language), "score": result.score,
                       "max_score": row.points, "status": "passed" if result.passed else "failed", "output": output,
                       "output_format": "md", "tags": [in_language(SECTIONS[row.section], ENGLISH)],
@@ -2471,20 +2038,20 @@ def as_json(report: Report) -> str:
 def as_xml(report: Report) -> str:
     """JUnit's XML: a suite for each section."""
     root = ElementTree.Element("testsuites", name=report.name or report.target)
-    for letter, results in itertools.groupby(report.results, key=lambda result: result.check.section):
-        rows = list(results)
+    for letter, results in report.sections().items():
+        kinds = [result.kind for result in results]
         suite = ElementTree.SubElement(
-            root, "testsuite", name=in_language(SECTIONS[letter], ENGLISH), tests=str(len(rows)), errors="0",
-            failures=str(sum(bool(row.miss) for row in rows)), skipped=str(sum(bool(row.skipped) for row in rows)),
-            time=f"{sum(row.seconds for row in rows):.3f}")
-        for row in rows:
-            case = ElementTree.SubElement(suite, "testcase", classname=f"progjar.{letter}", time=f"{row.seconds:.3f}",
-                                          name=f"{row.check.id} {in_language(row.check.name, report.language)}")
-            if row.miss:
-                failure = ElementTree.SubElement(case, "failure", message=row.sentence(report.language))
-                failure.text = "\n".join(report.details(row, KEPT))
-            elif row.skipped:
-                ElementTree.SubElement(case, "skipped", message=report.why_skipped(row))
+            root, "testsuite", name=in_language(SECTIONS[letter], ENGLISH), tests=str(len(results)), errors="0",
+            failures=str(kinds.count("missed")), skipped=str(kinds.count("skipped")),
+            time=f"{sum(result.seconds for result in results):.3f}")
+        for result in results:
+            case = ElementTree.SubElement(suite, "testcase", classname=f"progjar.{letter}", name=report.title(result),
+                                          time=f"{result.seconds:.3f}")
+            if result.miss:
+                failure = ElementTree.SubElement(case, "failure", message=result.sentence(report.language))
+                failure.text = "\n".join(report.details(result, KEPT))
+            elif result.skipped:
+                ElementTree.SubElement(case, "skipped", message=report.why_skipped(result))
     return ElementTree.tostring(root, "unicode", xml_declaration=True) + "\n"
 
 
@@ -2492,14 +2059,14 @@ def append_csv(path: Path, report: Report) -> None:
     """One line for this run; the first run of a file writes the header."""
     score, most = report.score
     row = {"name": report.name, "target": report.target, "when": report.when, "score": score, "max": most,
-           "judged": int(report.was_judged), "seconds": round(report.seconds),
-           **{result.check.id: result.score for result in report.results if not result.skipped}}
-    columns = [*list(row)[:7], *(each.id for each in CHECKS)]
+           "judged": int(report.was_judged), "seconds": round(report.seconds)}
+    columns = [*row, *(each.id for each in CHECKS)]
+    row |= {result.check.id: result.score for result in report.results if not result.skipped}
     with path.open("a+", encoding="utf-8", newline="") as stream:
         stream.seek(0)
-        header = next(csv.reader(io.StringIO(stream.readline())), None)
+        header = next(csv.reader([stream.readline()]))
         writer = csv.DictWriter(stream, header or columns, extrasaction="ignore")
-        if header is None:
+        if not header:
             writer.writeheader()
         writer.writerow(row)
 
@@ -2543,12 +2110,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                help="exit status 0 from that share of the points on (100)")
     add_option(parser, "--patience", type=float, default=PATIENCE, metavar="SECONDS", help="for one reply (2)")
     options = parser.parse_args(arguments)
-    check_options(parser, options)
-    return options
-
-
-def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Ends the program where the options do not fit together."""
     try:
         options.places = [parse_host_port(place) for place in options.places]
     except ValueError as error:
@@ -2557,81 +2118,76 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     options.language = LANGUAGES[options.language]
     options.names = options.names.lower().split(",")
     options.only = [word.strip().upper() for word in options.only.split(",") if word.strip()]
-    known = {row.id for row in CHECKS} | set(SECTIONS)
-    if unknown := set(options.only) - known:
-        parser.error(f"--only: no check {', '.join(sorted(unknown))}")
-    if wrong := [str(path) for path in options.report if path.suffix not in (*WRITERS, ".csv")]:
-        parser.error(f"--report: .md, .json, .xml or .csv, not {', '.join(wrong)}")
-    if not 0 < options.patience <= 60:
-        parser.error("--patience: more than 0, at most 60")
-    if options.pupils and (options.places or options.client or options.run or options.report):
-        parser.error("--class takes its addresses from the file, and its reports go to --folder")
-    if not options.pupils and not options.client and not 1 <= len(options.places) <= 2:
-        parser.error("one or two HOST:PORT, or --client, or --class")
-    if len(options.names) < max(len(options.places), 1):
-        parser.error("--names: one for each address")
+    if wrong := next((text for is_wrong, text in wrong_options(options) if is_wrong), ""):
+        parser.error(wrong)
+    return options
+
+
+def wrong_options(options: argparse.Namespace) -> list[tuple[object, str]]:
+    """What does not fit together: whether it is so, and what is said of it."""
+    unknown = sorted(set(options.only) - {row.id for row in CHECKS} - set(SECTIONS))
+    endings = [str(path) for path in options.report if path.suffix not in (*WRITERS, ".csv")]
+    of_one = options.places or options.client or options.run or options.report
+    return [
+        (unknown, f"--only: no check {', '.join(unknown)}"),
+        (endings, f"--report: .md, .json, .xml or .csv, not {', '.join(endings)}"),
+        (not 0 < options.patience <= 60, "--patience: more than 0, at most 60"),
+        (options.pupils and of_one, "--class takes its addresses from the file, and its reports go to --folder"),
+        (not options.pupils and not options.client and not 1 <= len(options.places) <= 2,
+         "one or two HOST:PORT, or --client, or --class"),
+        (len(options.names) < max(len(options.places), 1), "--names: one for each address"),
+    ]
 
 
 def chosen(options: argparse.Namespace, count: int) -> list[Check]:
     """The checks that are asked for, of a client or of that many servers."""
     def is_chosen(row: Check) -> bool:
-        if row.section == "K" or options.client:
-            fits = row.section == "K" and options.client
-        elif needs_two(row):
-            fits = count > 1
-        else:
-            fits = row.section != "P" or bool(options.run)
+        letter = row.section
+        fits = (letter == "K") == options.client and (letter != "P" or options.run) and (count > 1 or not far(row))
         if options.only:
-            return fits and (row.id in options.only or row.section in options.only)
-        return fits and (row.section != "T" or options.extra)
+            return fits and (row.id in options.only or letter in options.only)
+        return fits and (letter != "T" or options.extra)
+
+    def far(row: Check) -> bool:
+        """Whether it, or what it needs, takes two servers."""
+        return row.needs == "2" or any(far(other) for other in CHECKS if other.id == row.needs)
+
     return [row for row in CHECKS if is_chosen(row)]
 
 
-def needs_two(row: Check) -> bool:
-    """Whether it, or what it needs, takes two servers."""
-    return row.needs == "2" or any(needs_two(other) for other in CHECKS if other.id == row.needs)
-
-
-def mark(report: Report, rows: list[Check], terminal: Terminal | None = None) -> Report:
-    """Runs the checks and fills the report."""
-    for number, row in enumerate(rows, 1):
-        if terminal:
-            terminal.running(number, row)
-        report.results.append(report.exam.result_of(row))
-        if terminal:
-            terminal.done(report.results[-1])
-    if terminal:
-        terminal.end()
-    return report
+def place_names(places: list[tuple[str, int]]) -> str:
+    """`HOST:PORT HOST:PORT`."""
+    return " ".join(f"{host}:{port}" for host, port in places)
 
 
 def mark_one(options: argparse.Namespace) -> int:
     """Marks a server or a client; the exit status."""
-    program = Program(options.run, options.places[0]) if options.run and not options.client else None
     if options.client:
         exam: Examination = ClientExam(options.listen, options.run, options.patience, options.language)
-        target = options.run or "client"
     else:
-        exam = Exam(options.places, options.names, options.patience, program)
-        target = " ".join(f"{host}:{port}" for host, port in options.places)
-    report = Report(target, exam, options.language, options.brief)
-    try:
-        if program:
-            program.start()
+        exam = Exam(options.places, options.names, options.patience, Program(options.run) if options.run else None)
+    report = Report(place_names(options.places) or options.run or "client", exam, options.language, options.brief)
+    rows = chosen(options, len(options.places))
+    with contextlib.ExitStack() as stack:
+        if isinstance(exam, ClientExam):
+            stack.callback(exam.finish)
+        elif exam.program:
+            stack.callback(exam.program.close)
+            try:
+                exam.program.serve(exam.places[0])
+            except Gone as gone:
+                print(say("did_not_start", options.language, gone))
+                return NOT_JUDGED
             exam.started = time.monotonic()
-        rows = chosen(options, len(options.places))
-        mark(report, rows, Terminal(report, len(rows)))
+        for number, row in enumerate(rows, 1):
+            if sys.stdout.isatty():
+                print(f"\r\033[K{number}/{len(rows)} {row.id}", end="", flush=True)
+            report.results.append(exam.result_of(row))
+            print_result(report, report.results[-1])
+        print_end(report)
         for path in options.report:
             write_report(path, report)
-        return report.status(options.percent)
-    except Gone as gone:
-        print(say("did_not_start", options.language, gone))
-        return NOT_JUDGED
-    finally:
-        if program:
-            program.end(signal.SIGTERM)
-        if isinstance(exam, ClientExam):
-            exam.finish()
+    return report.status(options.percent)
 
 
 def read_class(path: Path) -> list[tuple[str, list[tuple[str, int]]]]:
@@ -2651,16 +2207,15 @@ def read_class(path: Path) -> list[tuple[str, list[tuple[str, int]]]]:
 
 def mark_class(options: argparse.Namespace) -> int:
     """Marks a class side by side: a row each here, a line each in class.csv, a report each; the exit status."""
+    pupils, lock = read_class(options.pupils), threading.Lock()
     folder = options.folder or options.pupils.with_name(f"{options.pupils.stem}-reports")
     folder.mkdir(parents=True, exist_ok=True)
-    lock, width = threading.Lock(), max((len(name) for name, _ in read_class(options.pupils)), default=0)
+    width = max((len(name) for name, _ in pupils), default=0)
 
-    def mark_pupil(pupil: tuple[str, list[tuple[str, int]]]) -> int:
-        name, places = pupil
+    def mark_pupil(name: str, places: list[tuple[str, int]]) -> int:
         exam = Exam(places, options.names, options.patience)
-        target = " ".join(f"{host}:{port}" for host, port in places)
-        report = Report(target, exam, options.language, options.brief, name)
-        mark(report, chosen(options, len(places)))
+        report = Report(place_names(places), exam, options.language, options.brief, name)
+        report.results = list(exam.judge(chosen(options, len(places))))
         file_name = re.sub(r"[^\w.-]+", "_", name).lstrip(".") or "_"
         with lock:
             write_report(folder / f"{file_name}.md", report)
@@ -2669,10 +2224,8 @@ def mark_class(options: argparse.Namespace) -> int:
         return report.status(options.percent)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        statuses = list(pool.map(mark_pupil, read_class(options.pupils)))
-    if set(statuses) <= {NOT_JUDGED}:
-        return NOT_JUDGED
-    return FULL_MARKS if set(statuses) == {FULL_MARKS} else LESS
+        statuses = set(pool.map(mark_pupil, *zip(*pupils, strict=True)))
+    return LESS if len(statuses) > 1 else statuses.pop() if statuses else NOT_JUDGED
 
 
 def main(arguments: list[str] | None = None) -> int:
