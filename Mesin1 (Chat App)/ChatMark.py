@@ -35,6 +35,7 @@ import hashlib
 import html
 import itertools
 import json
+import operator
 import os
 import queue
 import re
@@ -59,19 +60,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import (  # noqa: E402
-    COMMANDS,
-    FRAME_END,
-    HIDDEN,
-    KIB,
-    LINE_BREAK,
-    MAX_TEXT,
-    MIB,
-    REALMS,
-    add_option,
-    parse_host_port,
-    visible,
-)
+from common import COMMANDS, FRAME_END, HIDDEN, KIB, MIB, REALMS, add_option, parse_host_port, visible  # noqa: E402
 
 LIMIT = 110.0                  # seconds of one examination, whatever the other side does; the reports come after it
 PATIENCE = 2.0                 # seconds that one reply may take (--patience); between realms four times that
@@ -184,7 +173,7 @@ class Check:
     name: str
     sentence: str                  # what helps where `how` says nothing better
     steps: list[str | Callable]
-    needs: str = "C01"             # the check without which this one says nothing, or `2` for a second server
+    needs: str                     # the check without which this one says nothing, or `2` for a second server
 
     @property
     def section(self) -> str:
@@ -193,10 +182,13 @@ class Check:
 
 
 CHECKS: list[Check] = []
+NEEDS = {"R": "R01", "K": "K02"}                   # what the checks of a section need; the others need C01
 
 
-def check(identity: str, points: int, name: str, sentence: str, *steps: str | Callable, needs: str = "C01") -> Callable:
+def check(identity: str, points: int, name: str, sentence: str, *steps: str | Callable,
+          needs: str | None = None) -> Callable:
     """Adds a row to the table of checks. As a decorator it adds the function below it as the last step."""
+    needs = NEEDS.get(identity[0], "C01") if needs is None else needs
     row = Check(identity, points, name, sentence, list(steps), needs)
     CHECKS.append(row)
 
@@ -442,6 +434,11 @@ class Item:
         return text.strip() if isinstance(text, str) else text
 
     @property
+    def from_name(self) -> object:
+        """The sender's full name."""
+        return self.fields.get("msg_from") or self.fields.get("from_name")
+
+    @property
     def file(self) -> dict:
         """What it says of its file beside the content: `id`, `name`; or nothing."""
         described = self.fields.get("file")
@@ -462,7 +459,7 @@ def items_of(messages: object) -> list[Item]:
             if isinstance(value, str):
                 with contextlib.suppress(ValueError):
                     value = json.loads(value)
-            items.append(Item(sender, value if isinstance(value, dict) else {"msg": value}))
+            items.append(Item(sender.partition("@")[0], value if isinstance(value, dict) else {"msg": value}))
     return items
 
 
@@ -714,6 +711,7 @@ class Scene(dict):
     STEP = re.compile(r"(\w+)(: | gets )(.*?)(?: => (.*))?", re.DOTALL)
 
     def __init__(self, exam: Exam) -> None:
+        self.exam = exam
         mark = f"{exam.run}{next(exam.counter)}"               # in no other check
         data = f"isi file é {mark}".encode()
         super().__init__(
@@ -721,7 +719,6 @@ class Scene(dict):
             name=f"f{mark}.txt", content=in_base64(data), sha256=hashlib.sha256(data).hexdigest(), size=len(data),
             here=exam.names[0], there=exam.names[-1],          # the two realms
             sent=[], reply={})                                 # the replies to what was sent, and the reply before
-        self.exam = exam
 
     def __missing__(self, who: str) -> Person:
         place, name = int(who.endswith("2")), who.removesuffix("2")
@@ -767,14 +764,14 @@ class Scene(dict):
             self["sent"].append(reply)
         for expectation in expectations:
             word, _, value = expectation.format_map(self).partition(" ")
-            EXPECTED.get(word, partial(has_field, word))(self, person, reply, value)
+            EXPECTED.get(word, partial(has_field, word))(person, reply, value)
         self["reply"] = reply
 
 
-# What a reply must be: a function of the scene, who asked, the reply's fields, and the words behind the expectation's.
+# What a reply must be: a function of who asked, the reply's fields, and the words behind the expectation.
 
 
-def has_field(path: str, scene: Scene, person: Person, reply: dict, value: str) -> None:
+def has_field(path: str, person: Person, reply: dict, value: str) -> None:
     """`tokenid`: it has that field. `tag = x`, `messages.msg = x, y`, `rows.0.last.msg = x`: which is that."""
     found: object = reply
     for key in path.split("."):
@@ -789,54 +786,46 @@ def has_field(path: str, scene: Scene, person: Person, reply: dict, value: str) 
         raise person.wire.missed(f'{{"status":…,"{path}":…}}\\r\\n\\r\\n')
 
 
-def is_error(scene: Scene, person: Person, reply: dict, code: str) -> None:
+def is_error(person: Person, reply: dict, code: str) -> None:
     """`ERROR`, `ERROR too_long`: an ERROR, with that code if one is named."""
     if reply.get("status") != "ERROR" or code and reply.get("code") != code:
         named, path = (f'"code":"{code}",', f"code = {reply.get('code')}") if code else ("", "")
         raise person.wire.missed(f'{{"status":"ERROR",{named}…}}\\r\\n\\r\\n', path=path)
 
 
-def inbox_has(path: str, what: Callable, scene: Scene, person: Person, reply: dict, wanted: str) -> None:
-    """One of the messages has this text, sender's name, or place in the inbox."""
-    found = [what(item) for item in items_of(person.wire.is_ok(reply).get("messages"))]
-    if wanted not in found:
-        raise person.wire.missed(brief(wanted), path=f"{path}: {brief(found)}")
+def inbox(name: str, is_right: Callable, person: Person, reply: dict, wanted: str) -> None:
+    """This attribute of all the messages, as a list, is right."""
+    found = [getattr(item, name) for item in items_of(person.wire.is_ok(reply).get("messages"))]
+    if not is_right(found, wanted):
+        raise person.wire.missed(brief(wanted) or '{"status":"OK","messages":{}}', path=f"inbox: {brief(found)}")
 
 
-def inbox_in_order(scene: Scene, person: Person, reply: dict, wanted: str) -> None:
-    """Of these texts, separated by commas, the messages have each once, in this order."""
+def are_in_order(found: list, wanted: str) -> bool:
+    """Of these texts, separated by commas, each was found once, in this order."""
     texts = wanted.split(", ")
-    found = [item.text for item in items_of(person.wire.is_ok(reply).get("messages")) if item.text in texts]
-    if found != texts:
-        raise person.wire.missed(brief(texts), path=f"inbox: {brief(found)}")
+    return [text for text in found if text in texts] == texts
 
 
-def inbox_is_empty(scene: Scene, person: Person, reply: dict, _: str) -> None:
-    """No message is there."""
-    if items := items_of(person.wire.is_ok(reply).get("messages")):
-        raise person.wire.missed('{"status":"OK","messages":{}}', path=f"inbox: {[item.text for item in items]}")
-
-
-def contains(scene: Scene, person: Person, reply: dict, wanted: str) -> None:
+def contains(person: Person, reply: dict, wanted: str) -> None:
     """The words stand somewhere in the reply."""
     if wanted not in json.dumps(person.wire.is_ok(reply)):
         raise person.wire.missed(f"…{wanted}…", path="messages" if "messages" in reply else "message")
 
 
-def lacks(scene: Scene, person: Person, reply: dict, unwanted: str) -> None:
+def lacks(person: Person, reply: dict, unwanted: str) -> None:
     """The words stand nowhere in the reply, be it OK or ERROR."""
     if (at := person.wire.came.find(unwanted.encode())) >= 0:
         raise person.wire.missed("", at=at)
 
 
-def is_ascii(scene: Scene, person: Person, reply: dict, _: str) -> None:
+def is_ascii(person: Person, reply: dict, _: str) -> None:
     """The reply has no byte above 127."""
     if not person.wire.came.isascii():
         at = next(at for at, byte in enumerate(person.wire.came) if byte > 127)
         raise person.wire.missed("ASCII", "ascii", at=at)
 
 
-def has_file(scene: Scene, person: Person, reply: dict, wanted: str) -> None:
+def has_file(person: Person, reply: dict, wanted: str) -> None:
     """`BASE64 NAME`: the first file among the messages has this content, and this name if one is given."""
     is_that_file(person, items_of(person.wire.is_ok(reply).get("messages")), *wanted.split(" "))
 
@@ -860,9 +849,9 @@ def is_that_file(person: Person, items: list[Item], content: str, name: str = ""
         person.wire.is_same(item.file_name, name, "file_name")
 
 
-def arrives(is_it: Callable, scene: Scene, person: Person, reply: dict, wanted: str) -> list[Item]:
+def arrives(is_it: Callable, person: Person, reply: dict, wanted: str) -> list[Item]:
     """A message of the other realm is there, or comes before four times the patience is over."""
-    exam, found = scene.exam, items_of(reply.get("messages"))
+    exam, found = person.wire.exam, items_of(reply.get("messages"))
     deadline = time.monotonic() + exam.wait(4 * exam.patience)
     while not any(is_it(item, wanted) for item in found):
         if time.monotonic() > deadline:
@@ -875,20 +864,19 @@ def arrives(is_it: Callable, scene: Scene, person: Person, reply: dict, wanted: 
     return [item for item in found if is_it(item, wanted)]
 
 
-def file_arrives(scene: Scene, person: Person, reply: dict, wanted: str) -> None:
+def file_arrives(person: Person, reply: dict, wanted: str) -> None:
     """`BASE64 NAME`: the file of that name comes from the other realm with this content."""
     content, name = wanted.split(" ")
-    is_that_file(person, arrives(lambda item, name: item.file_name == name, scene, person, reply, name), content)
+    is_that_file(person, arrives(lambda item, name: item.file_name == name, person, reply, name), content)
 
 
 EXPECTED: dict[str, Callable] = {                  # any other word is a field of the reply: see has_field
-    "OK": lambda scene, person, reply, _: person.wire.is_ok(reply),
+    "OK": lambda person, reply, _: person.wire.is_ok(reply),
     "ERROR": is_error,
-    "answered": lambda scene, person, reply, _: None,          # OK or ERROR; `whatever` allows silence, too
-    "has": partial(inbox_has, "inbox", lambda item: item.text),
-    "from": partial(inbox_has, "msg_from", lambda item: item.fields.get("msg_from") or item.fields.get("from_name")),
-    "under": partial(inbox_has, "messages: key", lambda item: item.sender.partition("@")[0]),
-    "in_order": inbox_in_order, "empty": inbox_is_empty,
+    "answered": lambda person, reply, _: None,          # OK or ERROR; `whatever` allows silence, too
+    "has": partial(inbox, "text", operator.contains), "in_order": partial(inbox, "text", are_in_order),
+    "empty": partial(inbox, "text", lambda found, _: not found),
+    "from": partial(inbox, "from_name", operator.contains), "under": partial(inbox, "sender", operator.contains),
     "contains": contains, "lacks": lacks, "ascii": is_ascii,
     "file": has_file, "file_arrives": file_arrives,
     "arrives": partial(arrives, lambda item, text: item.text == text),
@@ -1257,44 +1245,41 @@ def addrealm(scene: Scene) -> None:
 
 check("R02", 3, "sendprivaterealm sampai | sendprivaterealm arrives",
       "Tunggu jawaban server lain, lalu teruskan. | Wait for the other server's reply and pass it on.",
-      "A: sendprivaterealm {there} henderson {text}", "henderson2: inbox => arrives {text}", needs="R01")
+      "A: sendprivaterealm {there} henderson {text}", "henderson2: inbox => arrives {text}")
 check("R03", 1, "sendprivaterealm kepada user yang hanya ada di sana | to a user who lives only there",
       "Realm lain yang tahu siapa usernya. | The other realm decides who its users are.",
-      "A: sendprivaterealm {there} {B2} {text}", "B2: inbox => arrives {text}", needs="R01")
+      "A: sendprivaterealm {there} {B2} {text}", "B2: inbox => arrives {text}")
 check("R04", 1, "realm yang tidak ada | unknown realm",
       "Periksa apakah realm ada dalam tabel. | Check that the realm is in the table.",
-      "A: sendprivaterealm realm9 henderson halo => ERROR", needs="R01")
+      "A: sendprivaterealm realm9 henderson halo => ERROR")
 check("R05", 1, "user yang tidak ada di realm lain | an unknown user of the other realm",
       "Teruskan ERROR dari realm lain. | Pass the other realm's ERROR on.",
-      "A: sendprivaterealm {there} {nobody} halo => ERROR", needs="R01")
+      "A: sendprivaterealm {there} {nobody} halo => ERROR")
 check("R06", 1, "sendgrouprealm kepada dua orang | sendgrouprealm to two people",
       "Kirim kepada setiap nama di antara koma. | Send to each name between the commas.",
       "A: sendgrouprealm {there} henderson,lineker {text}",
-      "henderson2: inbox => arrives_inside {text}", "lineker2: inbox => arrives_inside {text}", needs="R01")
+      "henderson2: inbox => arrives_inside {text}", "lineker2: inbox => arrives_inside {text}")
 check("R07", 2, "sendfilerealm: isi yang sama | sendfilerealm: the same bytes",
       "Server Anda berkata OK dan tidak ada yang datang: lihat jawaban dari sana. | "
       "Yours says OK and nothing comes: look at the other side's reply.",
-      "A: sendfilerealm {there} henderson {name} {content}", "henderson2: inbox => file_arrives {content} {name}",
-      needs="R01")
+      "A: sendfilerealm {there} henderson {name} {content}", "henderson2: inbox => file_arrives {content} {name}")
 check("R08", 1, "sendgroupfilerealm: file, bukan teks | sendgroupfilerealm: a file, not a text",
       "Di antara server pakai baris untuk file, bukan baris untuk teks. | "
       "Use the file line, not the text line, between servers.",
       "A: sendgroupfilerealm {there} henderson,lineker {name} {content}",
-      "henderson2: inbox => file_arrives {content} {name}", "lineker2: inbox => file_arrives {content} {name}",
-      needs="R01")
+      "henderson2: inbox => file_arrives {content} {name}", "lineker2: inbox => file_arrives {content} {name}")
 check("R09", 1, "getrealminbox dua kali | getrealminbox twice",
       "getrealminbox mengambil: kosongkan sesudah dijawab. | getrealminbox takes: empty it when it was answered.",
       "A: sendprivaterealm {there} lineker {text}", "lineker2: inbox => arrives {text}",
       "lineker2: getrealminbox {here} => lacks {text}", "lineker2: getrealminbox {there} => lacks {text}", needs="R02")
 check("R10", 1, "dan kembali | and back", "Hubungkan dua arah. | Link both ways.",
-      "A2: sendprivaterealm {here} {B} {text}", "B: inbox => arrives {text}", needs="R01")
+      "A2: sendprivaterealm {here} {B} {text}", "B: inbox => arrives {text}")
 check("R11", 1, "pesan antar realm dari orang asing | a stranger speaks as a realm",
       "Siapa pun dapat membuka port Anda: realm harus membuktikan dirinya. | "
       "Anybody can open your port: let a realm prove itself.",
       "henderson: inbox", "guest: recvrealmprivatemsg messi {here} henderson {text} => whatever",
       "guest: recvrealmprivatemsg messi {there} henderson {text} => whatever", "henderson: inbox => lacks {text}",
-      "henderson: getrealminbox {here} => lacks {text}", "henderson: getrealminbox {there} => lacks {text}",
-      needs="R01")
+      "henderson: getrealminbox {here} => lacks {text}", "henderson: getrealminbox {there} => lacks {text}")
 
 # ---- checks: our own features (--extra) --------------------------------------------------------
 
@@ -1357,10 +1342,10 @@ check("T09", 1, "getfile: sha256 | getfile: sha256", "Hitung SHA-256 dari isi fi
       "C: getfile {sent[0][file][id]} => ERROR file_not_found")
 check("T10", 1, "U+2028 kembali | U+2028 comes back", "Baris baru dalam pesan berjalan sebagai U+2028. | "
       "A line break inside a message travels as U+2028.",
-      f"A: send {{B}} {{text}}{LINE_BREAK}baris dua", f"B: inbox => has {{text}}{LINE_BREAK}baris dua")
+      "A: send {B} {text}\u2028baris dua", "B: inbox => has {text}\u2028baris dua")
 check("T11", 1, "teks 8.193 byte | a text of 8,193 bytes",
       "too_long, dan koneksi tetap hidup. | too_long, and the connection lives.",
-      f"A: send {{A}} {'x' * MAX_TEXT}", f"A: send {{A}} {'x' * (MAX_TEXT + 1)} => ERROR too_long", "A: inbox")
+      f"A: send {{A}} {'x' * 8192}", f"A: send {{A}} {'x' * 8193} => ERROR too_long", "A: inbox")
 check("T12", 1, "login salah 10 kali | 10 wrong logins",
       "Batasi tebakan setiap akun. | Limit the guesses of each account.",
       *10 * ("guest: auth {A} salah => ERROR bad_credentials",),
@@ -1622,7 +1607,7 @@ class ClientExam(Examination):
         The reply comes after a pause: a client that left bytes of the reply before unread takes them for this one.
         """
         call, text = self.ask("inbox"), marker()
-        self.answer(call, call.frame(messages=inbox(text)), pause=0.3)
+        self.answer(call, call.frame(messages=messages_of(text)), pause=0.3)
         self.must_show(text, call.typed)
 
     def cpu_share(self, seconds: float) -> float:
@@ -1659,7 +1644,7 @@ def marker() -> str:
     return f"kata{secrets.token_hex(4)}"
 
 
-def inbox(*texts: str, **fields: object) -> dict:
+def messages_of(*texts: str, **fields: object) -> dict:
     """`messages` as a server gives them: these texts from henderson, with these fields too."""
     return {"henderson@mesin1": [
         {"id": 7, "uid": "mesin1:7", "ts": "2026-01-02T03:04:05.678Z", "from": "henderson@mesin1",
@@ -1694,7 +1679,7 @@ def client_logs_in(exam: ClientExam) -> None:
 
 @check("K03", 2, "memakai token | uses the token of the reply",
        "Simpan tokenid dari jawaban dan kirim bersama setiap command. | "
-       "Keep the tokenid of the reply and send it with each command.", needs="K02")
+       "Keep the tokenid of the reply and send it with each command.")
 def client_uses_the_token(exam: ClientExam) -> None:
     call = exam.ask("inbox")
     exam.answer(call, messages={})
@@ -1716,11 +1701,11 @@ for number, line in enumerate(("send henderson hello world", "sendgroup jarkom3 
                                "addgroup jarkom3", "joingroup jarkom3", "inbox", "logout"), 4):
     check(f"K{number:02}", 2, f"{line.split()[0]} | {line.split()[0]}",
           "Susunannya seperti di tabel command: command, token, lalu argumennya. | "
-          "As in the table of commands: the command, the token, then its arguments.", typed(line), needs="K02")
+          "As in the table of commands: the command, the token, then its arguments.", typed(line))
 
 
 @check("K10", 2, "sendfile: base64 dari filenya | sendfile: base64 of the file",
-       'Baca file dengan "rb" dan kirim base64-nya. | Open the file with "rb" and send its base64.', needs="K02")
+       'Baca file dengan "rb" dan kirim base64-nya. | Open the file with "rb" and send its base64.')
 def client_sends_file(exam: ClientExam) -> None:
     call = exam.ask("sendfile henderson file.txt")
     exam.answer(call, id=1, uid="mesin1:1", file={"id": 1, "name": "file.txt", "size": len(FILE)})
@@ -1738,7 +1723,7 @@ def replied(cut: bytes = rb".+", pause: float = 0.0, line: str = "inbox", texts:
     def step(exam: ClientExam) -> None:
         call, word = exam.ask(line), marker()
         fill = {key: value.format(word) if isinstance(value, str) else value for key, value in fields.items()}
-        messages = {"messages": inbox(*(text.format(word) for text in texts), **(more or {}))} if texts else {}
+        messages = {"messages": messages_of(*(text.format(word) for text in texts), **(more or {}))} if texts else {}
         frame = call.frame(**messages, **fill)
         if not ascii:
             frame = json.dumps(json.loads(frame), ensure_ascii=False).encode() + FRAME_END
@@ -1751,29 +1736,29 @@ def replied(cut: bytes = rb".+", pause: float = 0.0, line: str = "inbox", texts:
 
 check("K11", 2, "jawaban byte demi byte | a reply in one-byte pieces",
       "Satu recv bukan satu jawaban: kumpulkan sampai \\r\\n\\r\\n. | "
-      "One recv is not one reply: collect until \\r\\n\\r\\n.", replied(rb".", 0.001), needs="K02")
+      "One recv is not one reply: collect until \\r\\n\\r\\n.", replied(rb".", 0.001))
 check("K12", 2, "akhir jawaban dipotong di tengah | the reply's end is cut in the middle",
       "Carilah \\r\\n\\r\\n dalam semua yang terkumpul, bukan dalam potongan terakhir. | "
       "Look for \\r\\n\\r\\n in all that was collected, not in the last piece.",
-      replied(rb".+(?=\r\n\Z)|\r\n\Z", 0.2), needs="K02")
+      replied(rb".+(?=\r\n\Z)|\r\n\Z", 0.2))
 check("K13", 2, "UTF-8 dipotong di tengah huruf | UTF-8 cut in a character",
       "Decode jawaban yang utuh, bukan potongan. | Decode the whole reply, not its pieces.",
-      replied(rb".*\xc3|.+", 0.2, texts=("café {}",), ascii=False), needs="K02")
+      replied(rb".*\xc3|.+", 0.2, texts=("café {}",), ascii=False))
 check("K14", 2, "jawaban 100 KB | a reply of 100 KB",
       "Kumpulkan dalam loop, tanpa batas yang kecil. | Collect in a loop, without a small limit.",
-      replied(texts=(*50 * ("x" * 2000,), "{}")), needs="K02")
+      replied(texts=(*50 * ("x" * 2000,), "{}")))
 check("K15", 2, "ERROR ditampilkan, lalu lanjut | an ERROR is shown, and the client goes on",
       "Tampilkan message dari ERROR dan kembali ke prompt. | Show the ERROR's message and go back to the prompt.",
       replied(line="send tidakada halo", texts=(), status="ERROR", code="user_not_found",
-              message="User tidak ditemukan {}"), needs="K02")
+              message="User tidak ditemukan {}"))
 check("K16", 2, "kunci JSON yang tidak dikenal | unknown JSON keys",
       "Pakai kunci yang Anda kenal, abaikan yang lain. | Use the keys you know, ignore the others.",
-      replied(more={"besok": {"a": [1, None]}}, baru=[{}]), needs="K02")
+      replied(more={"besok": {"a": [1, None]}}, baru=[{}]))
 
 
 @check("K17", 2, "server menutup koneksi (FIN) | the server closes (FIN)",
        "recv memberi b'' pada akhir koneksi: keluar dari loop. | "
-       "recv gives b'' at the end of the connection: leave the loop.", needs="K02")
+       "recv gives b'' at the end of the connection: leave the loop.")
 def client_notices_fin(exam: ClientExam) -> None:
     call = exam.ask("inbox")
     with contextlib.suppress(OSError):
@@ -1786,7 +1771,7 @@ def client_notices_fin(exam: ClientExam) -> None:
 
 @check("K18", 2, "koneksi putus (RST) | the connection breaks (RST)",
        "recv dan send melempar ConnectionError: tangkap dan katakan. | "
-       "recv and send raise ConnectionError: catch it and say so.", needs="K02")
+       "recv and send raise ConnectionError: catch it and say so.")
 def client_notices_rst(exam: ClientExam) -> None:
     call = exam.ask("inbox")
     call.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -1800,18 +1785,18 @@ def client_notices_rst(exam: ClientExam) -> None:
 
 check("K19", 2, "jawaban sesudah 3 detik | a reply after 3 s",
       "Tunggu jawabannya: server boleh sibuk. | Wait for the reply: a server may be busy.",
-      replied(pause=3.0), needs="K02")
+      replied(pause=3.0))
 
 
 @check("K20", 2, "inbox dengan file: isi sama, nama jahat | inbox with a file: same bytes, hostile name",
        "Tulis base64-nya yang sudah di-decode, dengan os.path.basename(nama). | "
-       "Write its base64 decoded, under os.path.basename(name).", needs="K02")
+       "Write its base64 decoded, under os.path.basename(name).")
 def client_saves_files(exam: ClientExam) -> None:
     name, data = f"{marker()}.bin", secrets.token_bytes(500)
     content = {"file_name": f"../../{name}", "file_size": len(data), "sha256": hashlib.sha256(data).hexdigest(),
                "file_content": base64.b64encode(data).decode()}
     described = {"id": 17, "name": content["file_name"], "size": len(data), "sha256": content["sha256"]}
-    exam.answer(exam.ask("inbox"), messages=inbox("", file=described, **content))
+    exam.answer(exam.ask("inbox"), messages=messages_of("", file=described, **content))
     if not exam.program:
         return
     exam.works()
