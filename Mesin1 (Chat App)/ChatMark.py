@@ -1468,6 +1468,9 @@ class ClientExam(Examination):
         threading.Thread(target=self.accept, daemon=True).start()
 
     def perform(self, row: Check) -> None:
+        if row.needs and (not self.token or self.has_stopped()):
+            self.start()
+            self.login()
         for step in row.steps:
             step(self)
 
@@ -1573,17 +1576,13 @@ class ClientExam(Examination):
                 self.program.process.stdin.flush()
 
     def ask(self, line: str) -> Call:
-        """Types a command into a client that runs and is logged in; its request."""
-        if not self.token or self.has_stopped():
-            self.start()
-            self.login()
+        """Types a command; its request."""
         self.type(line)
         return self.expect(line.split()[0], line)
 
     def login(self) -> Call:
         """Types the login and answers it with a token: its request."""
-        self.type("auth messi surabaya")
-        call = self.expect("auth", "auth messi surabaya")
+        call = self.ask("auth messi surabaya")
         self.token = secrets.token_hex(16)
         self.tokens.add(self.token)
         self.answer(call, tokenid=self.token, user="messi@mesin1")
