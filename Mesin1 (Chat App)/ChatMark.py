@@ -182,12 +182,15 @@ class Check:
 
 
 CHECKS: list[Check] = []
+STEP = re.compile(r"(\w+)(: | gets )(.*?)(?: => (.*))?", re.DOTALL)         # of which Scene tells the meaning
 NEEDS = {"R": "R01", "K": "K02"}                   # what the checks of a section need; the others need C01
 
 
 def check(identity: str, points: int, name: str, sentence: str, *steps: str | Callable,
           needs: str | None = None) -> Callable:
     """Adds a row to the table of checks. As a decorator it adds the function below it as the last step."""
+    if wrong := [step for step in steps if isinstance(step, str) and not STEP.fullmatch(step)]:
+        raise ValueError(f"{identity}: no step: {wrong[0]}")
     needs = NEEDS.get(identity[0], "C01") if needs is None else needs
     row = Check(identity, points, name, sentence, list(steps), needs)
     CHECKS.append(row)
@@ -420,47 +423,27 @@ def is_token(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= KIB and value.isprintable() and " " not in value
 
 
-@dataclass
 class Item:
-    """One message of an inbox: under which sender it stood, and its fields."""
+    """One message of an inbox: what the checks look at, under whichever of its documented names it stands."""
 
-    sender: str
-    fields: dict
-
-    @property
-    def text(self) -> object:
-        """Its text without the spaces around it, or None."""
-        text = self.fields.get("msg")
-        return text.strip() if isinstance(text, str) else text
-
-    @property
-    def from_name(self) -> object:
-        """The sender's full name."""
-        return self.fields.get("msg_from") or self.fields.get("from_name")
-
-    @property
-    def file(self) -> dict:
-        """What it says of its file beside the content: `id`, `name`; or nothing."""
-        described = self.fields.get("file")
-        return described if isinstance(described, dict) else {}
-
-    @property
-    def file_name(self) -> str:
-        """The name of its file, or nothing."""
-        return str(self.fields.get("file_name") or self.file.get("name") or "")
+    def __init__(self, sender: str, value: object) -> None:
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = json.loads(value)
+        self.fields = fields = value if isinstance(value, dict) else {"msg": value}
+        file = fields.get("file") if isinstance(fields.get("file"), dict) else {}
+        text = fields.get("msg")
+        self.sender = sender.partition("@")[0]
+        self.from_name = fields.get("msg_from") or fields.get("from_name")
+        self.text = text.strip() if isinstance(text, str) else text
+        self.file_id, self.file_name = file.get("id"), str(fields.get("file_name") or file.get("name") or "")
 
 
 def items_of(messages: object) -> list[Item]:
     """What `messages` of an inbox holds: a map by sender or a list, of objects or of JSON texts."""
     groups = messages.items() if isinstance(messages, dict) else [("", messages)]
-    items = []
-    for sender, values in groups:
-        for value in values if isinstance(values, list) else [values] if values else []:
-            if isinstance(value, str):
-                with contextlib.suppress(ValueError):
-                    value = json.loads(value)
-            items.append(Item(sender.partition("@")[0], value if isinstance(value, dict) else {"msg": value}))
-    return items
+    return [Item(sender, value) for sender, values in groups
+            for value in (values if isinstance(values, list) else [values] if values else [])]
 
 
 # ---- examination -------------------------------------------------------------------------------
@@ -511,19 +494,19 @@ class Examination:
             self.results[row.id] = Result(row, skipped=reason) if reason else self.examine(row)
         return self.results[row.id]
 
-    def has_ended(self) -> str:
+    def why_over(self) -> str:
         """Why no further check can be run, as `key:value` of WORDS, or nothing."""
         return f"gone:{self.gone}" if self.gone else "gate:" if self.gated else "time:" if self.is_late() else ""
 
     def reason_to_skip(self, row: Check) -> str:
         """Why a check cannot say anything now, as `key:value` of WORDS, or nothing."""
         if row.needs == "2":
-            return self.has_ended() or ("" if self.second else "needs:HOST:PORT 2")
-        if row.needs and not self.has_ended():
+            return self.why_over() or ("" if self.second else "needs:HOST:PORT 2")
+        if row.needs and not self.why_over():
             needed = self.result_of(next(other for other in CHECKS if other.id == row.needs))
             if not needed.passed and not self.goes_on():
-                return self.has_ended() or f"needs:{row.needs}"
-        return self.has_ended()
+                return self.why_over() or f"needs:{row.needs}"
+        return self.why_over()
 
     def examine(self, row: Check) -> Result:
         """Runs one check. Nothing that a server does leaves here as anything but a Result."""
@@ -708,8 +691,6 @@ class Scene(dict):
     come when they are first named. The token is put in by itself; the reply must be OK where nothing is expected.
     """
 
-    STEP = re.compile(r"(\w+)(: | gets )(.*?)(?: => (.*))?", re.DOTALL)
-
     def __init__(self, exam: Exam) -> None:
         self.exam = exam
         mark = f"{exam.run}{next(exam.counter)}"               # in no other check
@@ -741,7 +722,7 @@ class Scene(dict):
         if callable(step):
             step(self)
             return
-        who, kind, words, expected = self.STEP.fullmatch(step).groups()
+        who, kind, words, expected = STEP.fullmatch(step).groups()
         person, line = self[who], words.format_map(self)
         if kind == " gets ":
             event, _, fields = line.partition(" ")
@@ -832,12 +813,12 @@ def has_file(person: Person, reply: dict, wanted: str) -> None:
 
 def is_that_file(person: Person, items: list[Item], content: str, name: str = "") -> None:
     """The first file among the messages has this content and name. Content is strict, for a stray letter must miss."""
-    item = next((item for item in items if "file_content" in item.fields or "id" in item.file), None)
+    item = next((item for item in items if "file_content" in item.fields or item.file_id), None)
     if item is None:
         raise person.wire.missed("file_content", path="inbox")
     came = item.fields.get("file_content")
-    if "id" in item.file:
-        came = person.wire.ok(person.line(f"getfile {item.file['id']}")).get("file_content")
+    if item.file_id:
+        came = person.wire.ok(person.line(f"getfile {item.file_id}")).get("file_content")
     wanted, inner = base64.b64decode(content[2:-1]), re.fullmatch(r"b(['\"])(.*)\1|(.*)", came, re.DOTALL)
     try:
         data = base64.b64decode(inner[2] or inner[3] or "", validate=True)
