@@ -141,7 +141,6 @@ def in_language(text: str, language: int) -> str:
 
 
 def say(key: str, language: int, *values: object) -> str:
-    """A row of WORDS."""
     return in_language(WORDS[key], language).format(*values)
 
 
@@ -177,7 +176,6 @@ class Check:
 
     @property
     def section(self) -> str:
-        """The letter of its id."""
         return self.id[0]
 
 
@@ -213,17 +211,14 @@ class Result:
 
     @property
     def kind(self) -> str:
-        """A key of WORDS."""
         return "missed" if self.miss else "skipped" if self.skipped else "passed"
 
     @property
     def passed(self) -> bool:
-        """Whether it gets its points."""
         return self.kind == "passed"
 
     @property
     def score(self) -> int:
-        """Its points, all or none."""
         return self.check.points if self.passed else 0
 
     def sentence(self, language: int) -> str:
@@ -348,7 +343,6 @@ class Wire:
                 raise self.missed("…", "endless")
 
     def event(self, kind: str, **wanted: str) -> None:
-        """The next event of that kind has these fields."""
         deadline = time.monotonic() + self.exam.wait()
         while not (found := [event for event in self.events if event["event"] == kind]):
             frame = self.frame(deadline - time.monotonic(), f'{{"event":"{kind}",…}}\\r\\n\\r\\n')
@@ -363,13 +357,11 @@ class Wire:
         return self.take(patience)
 
     def is_ok(self, reply: dict) -> dict:
-        """The reply, which must be OK."""
         if reply.get("status") != "OK":
             raise self.missed('{"status":"OK",…}\\r\\n\\r\\n')
         return reply
 
     def ok(self, line: str, patience: float | None = None) -> dict:
-        """Sends a request that must be granted."""
         return self.is_ok(self.ask(line, patience))
 
     def is_same(self, found: object, expected: object, path: str) -> None:
@@ -473,7 +465,6 @@ class Examination:
         return max(min(self.patience if seconds is None else seconds, left), 0.001)
 
     def is_late(self) -> bool:
-        """Whether the time for the whole is up."""
         return time.monotonic() > self.started + self.limit
 
     def note(self, arrow: str, data: bytes) -> None:
@@ -484,7 +475,6 @@ class Examination:
             self.exchange.append((arrow, data[:KEPT]))
 
     def judge(self, checks: list[Check]) -> Iterator[Result]:
-        """Gives a Result for each check."""
         return map(self.result_of, checks)
 
     def result_of(self, row: Check) -> Result:
@@ -539,7 +529,6 @@ class Examination:
     # What the two kinds of examination do differently:
 
     def perform(self, row: Check) -> None:
-        """Carries out a check's steps."""
         raise NotImplementedError
 
     def goes_on(self) -> bool:
@@ -624,7 +613,6 @@ class Program:
         self.process: subprocess.Popen[bytes] | None = None
 
     def launch(self, stdin: int = subprocess.DEVNULL, folder: Path | None = None, **environment: str) -> None:
-        """Starts it."""
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(self.words, stdin=stdin, stdout=output, stderr=output, cwd=folder,
                                             env={**os.environ, **environment}, start_new_session=True)
@@ -660,11 +648,9 @@ class Program:
         self.process = None
 
     def has_ended(self) -> bool:
-        """Whether it does not run."""
         return self.process is None or self.process.poll() is not None
 
     def printed(self) -> str:
-        """All that it has printed since its start."""
         return self.output.read_text("utf-8", "replace")
 
     def close(self) -> None:
@@ -714,11 +700,9 @@ class Scene(dict):
 
     @property
     def people(self) -> list[Person]:
-        """Who was named so far."""
         return [value for value in self.values() if isinstance(value, Person)]
 
     def play(self, step: str | Callable) -> None:
-        """Carries out one step."""
         if callable(step):
             step(self)
             return
@@ -1536,7 +1520,6 @@ class ClientExam(Examination):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def finish(self) -> None:
-        """Leaves nothing behind."""
         self.stop()
         self.listener.close()
         if self.program:
@@ -1821,12 +1804,10 @@ class Report:
 
     @property
     def score(self) -> tuple[int, int]:
-        """Points, and how many there could be."""
         return total(self.counted)
 
     @property
     def seconds(self) -> float:
-        """How long the checks took."""
         return sum(result.seconds for result in self.results)
 
     @property
@@ -1835,7 +1816,6 @@ class Report:
         return self.exam.connected and any(not result.skipped for result in self.results)
 
     def status(self, percent: float) -> int:
-        """The exit status."""
         score, most = self.score
         return NOT_JUDGED if not self.was_judged else FULL_MARKS if score >= most * percent / 100 else LESS
 
@@ -1866,12 +1846,10 @@ class Report:
         return say("gate", self.language) if self.exam.gated else ""
 
     def why_skipped(self, result: Result) -> str:
-        """Why a check was not tested, or nothing."""
         key, _, value = result.skipped.partition(":")
         return say(key, self.language, value) if key else ""
 
     def title(self, result: Result) -> str:
-        """`C07 send: a text with spaces`."""
         return f"{result.check.id} {in_language(result.check.name, self.language)}"
 
     def readable(self, data: bytes, at: int | None = None, most: int = SHOWN) -> tuple[str, int | None]:
@@ -1919,7 +1897,6 @@ def printable(data: bytes | str) -> str:
 
 
 def total(results: list[Result]) -> tuple[int, int]:
-    """Points, and how many there could be."""
     return sum(result.score for result in results), sum(result.check.points for result in results)
 
 
@@ -1954,7 +1931,6 @@ def escape(text: str) -> str:
 
 
 def block(lines: Iterable[str]) -> str:
-    """Lines in Markdown as they stand."""
     return "<pre>" + "\n".join(map(escape, lines)) + "</pre>"
 
 
@@ -2121,7 +2097,6 @@ def chosen(options: argparse.Namespace, count: int) -> list[Check]:
 
 
 def place_names(places: list[tuple[str, int]]) -> str:
-    """`HOST:PORT HOST:PORT`."""
     return " ".join(f"{host}:{port}" for host, port in places)
 
 
