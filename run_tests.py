@@ -7641,6 +7641,16 @@ class ExaminedServers(ChatTest):
         missed = [result.check.id for result in exam.judge(rows[::-1]) if not result.passed]
         self.assertEqual(missed, [])
 
+    def test_a_check_is_added_by_a_row(self):
+        mark = load_program(EXAMINER)                          # a copy of its own, for the table grows
+        exam = mark.Exam([common.parse_host_port(self.student().place)], ["mesin1"])
+        texts = 1, "sendiri | oneself", "Simpan pesannya. | Store the message."
+        mark.check("C98", *texts, "A: send {A} {text}", "A: inbox => has {text}")
+        mark.check("C99", *texts, "A: inbox => has {text}")
+        self.assertEqual([result.kind for result in exam.judge(mark.CHECKS[-2:])], ["passed", "missed"])
+        with self.assertRaisesRegex(ValueError, "C99: no step: A send"):
+            mark.check("C99", *texts, "A send")
+
     def test_the_list_of_a_class(self):
         path = Path(tempfile.mkdtemp(dir=SCRATCH)) / "class.txt"
         path.write_text("# A\n\nSiti Aminah 10.0.0.1:8889 10.0.0.2:8890  # two realms\nBudi [::1]:8889\n", "utf-8")

@@ -147,16 +147,17 @@ def say(key: str, language: int, *values: object) -> str:
 # ---- verdicts ----------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class Miss(Exception):
-    """A check is missed: how (a key of HOW, or `value` for the check's own sentence), and the bytes that show it."""
+    """A check is missed: how, and the bytes that show it."""
 
-    def __init__(self, how: str, expected: str, sent: bytes = b"", came: bytes = b"", at: int | None = None,
-                 end: str = "", path: str = "") -> None:
-        super().__init__(how)
-        self.how, self.expected, self.sent, self.came = how, expected, sent, came
-        self.at = at               # offset in `came` where a caret points
-        self.end = end             # what came behind `came`: a key of WORDS, or nothing
-        self.path = path           # where in the JSON it differs, and how
+    how: str                       # a key of HOW, or `value` for the check's own sentence
+    expected: str
+    sent: bytes = b""
+    came: bytes = b""
+    at: int | None = None          # offset in `came` where a caret points
+    end: str = ""                  # what came behind `came`: a key of WORDS, or nothing
+    path: str = ""                 # where in the JSON it differs, and how
 
 
 class Gone(Exception):
@@ -180,7 +181,7 @@ class Check:
 
 
 CHECKS: list[Check] = []
-STEP = re.compile(r"(\w+)(: | gets )(.*?)(?: => (.*))?", re.DOTALL)         # of which Scene tells the meaning
+STEP = re.compile(r"(\w+)(: | gets )(.*?)(?: => (.*))?", re.DOTALL)         # see Scene
 NEEDS = {"R": "R01", "K": "K02"}                   # what the checks of a section need; the others need C01
 
 
@@ -365,15 +366,17 @@ class Wire:
         return self.is_ok(self.ask(line, patience))
 
     def is_same(self, found: object, expected: object, path: str) -> None:
-        """A value of the last reply is as it should be; the caret points at the first byte that differs."""
-        if found == expected:
-            return
-        at = None
-        if isinstance(found, str) and isinstance(expected, str):
-            same = os.path.commonprefix([found, expected])
-            place = self.came.rfind(json.dumps(found)[1:-1].encode())
-            at = place + len(json.dumps(same)) - 2 if place >= 0 else None
-        raise self.missed(f"{path} = {brief(expected)}", path=f"{path} = {brief(found)}", at=at)
+        """A value of the last reply is as it should be."""
+        if found != expected:
+            raise self.missed(f"{path} = {brief(expected)}", path=f"{path} = {brief(found)}",
+                              at=self.differs_at(found, expected))
+
+    def differs_at(self, found: object, expected: object) -> int | None:
+        """Where in the last reply the first byte of a text is that differs: there the caret points."""
+        if not isinstance(found, str) or not isinstance(expected, str):
+            return None
+        place = self.came.rfind(json.dumps(found)[1:-1].encode())
+        return place + len(json.dumps(os.path.commonprefix([found, expected]))) - 2 if place >= 0 else None
 
 
 def brief(value: object, most: int = 120) -> str:
@@ -762,7 +765,8 @@ def inbox(name: str, is_right: Callable, person: Person, reply: dict, wanted: st
     """This attribute of all the messages, as a list, is right."""
     found = [getattr(item, name) for item in items_of(person.wire.is_ok(reply).get("messages"))]
     if not is_right(found, wanted):
-        raise person.wire.missed(brief(wanted) or '{"status":"OK","messages":{}}', path=f"inbox: {brief(found)}")
+        at = person.wire.differs_at(found[0], wanted) if len(found) == 1 else None
+        raise person.wire.missed(brief(wanted) or '{"messages":{}}', path=f"inbox: {brief(found)}", at=at)
 
 
 def are_in_order(found: list, wanted: str) -> bool:
