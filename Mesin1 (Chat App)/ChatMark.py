@@ -980,16 +980,15 @@ check("C12", 2, "send kepada yang tidak ada | send to nobody",
       "A: send {nobody} halo => ERROR")
 
 GROUP = ("A: addgroup {group}", "B: joingroup {group}")
+OF_THREE = (*GROUP, "C: joingroup {group}")
 
 check("C13", 2, "sendgroup: setiap anggota | sendgroup: every member",
       "Masukkan satu pesan ke antrean setiap anggota. | Put one item into each member's queue.",
-      *GROUP, "C: joingroup {group}", "A: sendgroup {group} {text}",
-      "B: inbox => contains {text}", "C: inbox => contains {text}")
+      *OF_THREE, "A: sendgroup {group} {text}", "B: inbox => contains {text}", "C: inbox => contains {text}")
 check("C14", 2, "sendgroup: msg adalah teksnya | sendgroup: msg is the text",
       "Buat dict baru untuk setiap anggota; milik Anda memuat dict sebelumnya. | "
       "Build a new dict for each member; yours holds the one before.",
-      *GROUP, "C: joingroup {group}", "A: sendgroup {group} {text}", "B: inbox => has {text}", "C: inbox => has {text}",
-      needs="C13")
+      *OF_THREE, "A: sendgroup {group} {text}", "B: inbox => has {text}", "C: inbox => has {text}", needs="C13")
 check("C15", 1, "joingroup dua kali | joingroup twice", "Seorang anggota masuk satu kali. | A member joins once.",
       *GROUP, "B: joingroup {group} => ERROR")
 check("C16", 1, "group yang tidak ada | unknown group", "Periksa apakah group ada. | Check that the group exists.",
@@ -1016,7 +1015,7 @@ check("C21", 1, "sendfile: file kosong | sendfile: an empty file",
       "A: sendfile {B} kosong.txt b''", "B: inbox => file b'' kosong.txt")
 check("C22", 2, "sendgroupfile: setiap anggota | sendgroupfile: every member",
       "Seperti sendgroup, dengan file. | As sendgroup, with a file.",
-      *GROUP, "C: joingroup {group}", "A: sendgroupfile {group} {name} {content}",
+      *OF_THREE, "A: sendgroupfile {group} {name} {content}",
       "B: inbox => file {content}", "C: inbox => file {content}")
 check("C23", 1, "sendfile kepada yang tidak ada | sendfile to nobody",
       "Periksa penerima sebelum menyimpan. | Check the recipient before storing.",
