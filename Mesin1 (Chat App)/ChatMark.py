@@ -763,7 +763,7 @@ def is_error(person: Person, reply: dict, code: str) -> None:
 
 
 def inbox(name: str, is_right: Callable, person: Person, reply: dict, wanted: str) -> None:
-    """This attribute of all the messages, as a list, is right."""
+    """The list of what each message has as this attribute passes the test."""
     found = [getattr(item, name) for item in items_of(person.wire.is_ok(reply).get("messages"))]
     if not is_right(found, wanted):
         at = person.wire.differs_at(found[0], wanted) if len(found) == 1 else None
@@ -1688,17 +1688,15 @@ def client_sends_file(exam: ClientExam) -> None:
         raise Miss("value", content, call.typed, call.line, path="base64")
 
 
-def replied(cut: bytes = rb".+", pause: float = 0.0, line: str = "inbox", texts: tuple[str, ...] = ("{}",),
-            ascii: bool = True, more: dict | None = None, **fields: object) -> Callable:
-    """A reply with an own word in it comes in the pieces that this pattern finds; the client shows it and goes on.
+def replied(cut: bytes = rb".+", pause: float = 0.0, line: str = "inbox", ascii: bool = True,
+            **fields: object) -> Callable:
+    """A reply comes in the pieces that this pattern finds; the client shows the new word in it, and goes on.
 
-    A reply that is not ASCII need not be shown right. `more` are fields of each message, `fields` of the reply.
+    WORD stands for that word in the fields. It need not be shown where the reply is not ASCII.
     """
     def step(exam: ClientExam) -> None:
         call, word = exam.ask(line), marker()
-        fill = {key: value.format(word) if isinstance(value, str) else value for key, value in fields.items()}
-        messages = {"messages": messages_of(*(text.format(word) for text in texts), **(more or {}))} if texts else {}
-        frame = call.frame(**messages, **fill)
+        frame = call.frame(**(fields or {"messages": messages_of("WORD")})).replace(b"WORD", word.encode())
         if not ascii:
             frame = json.dumps(json.loads(frame), ensure_ascii=False).encode() + FRAME_END
         exam.answer(call, *re.findall(cut, frame, re.DOTALL), pause=pause)
@@ -1717,17 +1715,16 @@ check("K12", 2, "akhir jawaban dipotong di tengah | the reply's end is cut in th
       replied(rb".+(?=\r\n\Z)|\r\n\Z", 0.2))
 check("K13", 2, "UTF-8 dipotong di tengah huruf | UTF-8 cut in a character",
       "Decode jawaban yang utuh, bukan potongan. | Decode the whole reply, not its pieces.",
-      replied(rb".*\xc3|.+", 0.2, texts=("café {}",), ascii=False))
+      replied(rb".*\xc3|.+", 0.2, ascii=False, messages=messages_of("café WORD")))
 check("K14", 2, "jawaban 100 KB | a reply of 100 KB",
       "Kumpulkan dalam loop, tanpa batas yang kecil. | Collect in a loop, without a small limit.",
-      replied(texts=(*50 * ("x" * 2000,), "{}")))
+      replied(messages=messages_of(*50 * ("x" * 2000,), "WORD")))
 check("K15", 2, "ERROR ditampilkan, lalu lanjut | an ERROR is shown, and the client goes on",
       "Tampilkan message dari ERROR dan kembali ke prompt. | Show the ERROR's message and go back to the prompt.",
-      replied(line="send tidakada halo", texts=(), status="ERROR", code="user_not_found",
-              message="User tidak ditemukan {}"))
+      replied(line="send tidakada halo", status="ERROR", code="user_not_found", message="User tidak ditemukan WORD"))
 check("K16", 2, "kunci JSON yang tidak dikenal | unknown JSON keys",
       "Pakai kunci yang Anda kenal, abaikan yang lain. | Use the keys you know, ignore the others.",
-      replied(more={"besok": {"a": [1, None]}}, baru=[{}]))
+      replied(messages=messages_of("WORD", besok={"a": [1, None]}), baru=[{}]))
 
 
 @check("K17", 2, "server menutup koneksi (FIN) | the server closes (FIN)",
