@@ -1135,15 +1135,15 @@ check("X01", 3, "setengah permintaan menahan yang lain | half a request holds ot
       half, "B: inbox", "guest: inbox {wrong} => ERROR")
 
 
-@check("X02", 1, "20 koneksi dan login dalam 3 detik | 20 connections and logins in 3 s",
+@check("X02", 1, "20 koneksi dan jawaban dalam 3 detik | 20 connections and replies in 3 s",
        "listen(1) membuang SYN, yang datang lagi sesudah 1, 3, 7 detik: listen(128). | "
        "listen(1) drops SYNs, which come again after 1, 3, 7 s: listen(128).")
 def twenty_at_once(scene: Scene) -> None:
     person, started = scene["A"], time.monotonic()
 
-    def enter(_: int) -> bool:
+    def enter(_: int) -> bool:                     # no login: a slow hash of passwords is no slow accept
         with contextlib.suppress(Miss):
-            return bool(Wire(scene.exam).ok(f"auth {person} {person.password}", 3.0))
+            return "status" in Wire(scene.exam).ask(person.line("inbox"), 3.0)
         return False
 
     with ThreadPoolExecutor(20) as pool:
@@ -1152,7 +1152,7 @@ def twenty_at_once(scene: Scene) -> None:
     if seconds > 3.0 or entered < 20:
         with contextlib.suppress(Miss):            # the next check begins when the server has caught up
             Wire(scene.exam).ask(person.line("inbox"), 4 * scene.exam.patience)
-        raise person.wire.missed("20 × OK < 3 s", path=f"{entered} × OK, {seconds:.1f} s")
+        raise person.wire.missed("20 replies < 3 s", path=f"{entered} replies, {seconds:.1f} s")
 
 
 @check("X03", 2, "10 pengirim × 20 pesan | 10 senders × 20 messages",
