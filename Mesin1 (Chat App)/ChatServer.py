@@ -1171,6 +1171,9 @@ class Chat:
 
     def throw_away(self, listed: Future) -> None:
         """Removes those of the old files that no message names. What has come again meanwhile is not old any more."""
+        if listed.exception():
+            log.error("the files can't be listed: %s", listed.exception())
+            return
         before = time.time() - common.SWEEP_AGE
         for name in listed.result():
             path = self.store.files / name
@@ -2187,6 +2190,7 @@ class Server:
         self.guests: dict[Connection, None] = {}   # who may not have logged in yet, the earliest first
         self.uploading: set[Connection] = set()    # a file is coming over them
         self.draining: set[Connection] = set()     # closed as soon as the kernel has sent what it holds
+        self.handing: set[Connection] = set()      # the kernel has not sent all of an `inbox` yet
         self.accept_again = 0.0                    # when accepting failed: the time to try again
         self.stopping = False
 
@@ -2279,7 +2283,7 @@ class Server:
             times.append(max(next(iter(self.guests)).deadline, now + 0.1))
         if self.uploading:
             times.append(now + 1.0)
-        if self.draining or self.stopping:
+        if self.draining or self.handing or self.stopping:
             times.append(now + 0.01)
         if self.accept_again:
             times.append(self.accept_again)
@@ -2495,7 +2499,10 @@ class Server:
         if conn.blocked and conn.session:
             self.check_hoard(conn)
         if conn.taking and not conn.has_output and not conn.replies:
-            self.chat.soon.append(partial(self.chat.take_inbox, conn))
+            if unsent_bytes(conn.sock):
+                self.handing.add(conn)
+            else:
+                self.chat.soon.append(partial(self.chat.take_inbox, conn))
         elif conn.state is not OPEN and conn.is_done:
             self.end(conn)
             return
@@ -2577,8 +2584,11 @@ class Server:
                 self.uploading.discard(conn)
             elif now - conn.upload.heard > common.UPLOAD_SECONDS:
                 self.close(conn, reset=True)
-        for conn in [conn for conn in self.draining if now > conn.deadline or not unsent_bytes(conn.sock)]:
+        for conn in [conn for conn in self.draining if now > conn.deadline or unsent_bytes(conn.sock) == 0]:
             self.close(conn, reset=True)
+        for conn in [conn for conn in self.handing if not unsent_bytes(conn.sock)]:
+            self.handing.discard(conn)
+            self.chat.soon.append(partial(self.chat.take_inbox, conn))
         if self.accept_again and now >= self.accept_again:
             self.accept_again = 0.0
             self.selector.register(self.listener, selectors.EVENT_READ, self.accept)
@@ -2642,18 +2652,19 @@ class Server:
         self.guests.pop(conn, None)
         self.uploading.discard(conn)
         self.draining.discard(conn)
+        self.handing.discard(conn)
         self.chat.detach(conn)
         self.chat.drop_upload(conn)
         if conn.link:
             self.chat.realms.closed(conn)
 
 
-def unsent_bytes(sock: socket.socket) -> int:
-    """Bytes that the kernel has not handed over yet; 1 on a system that does not tell."""
+def unsent_bytes(sock: socket.socket) -> int | None:
+    """Bytes that the kernel has not handed over yet; None on a system that does not tell."""
     try:
         return struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]
     except (AttributeError, OSError):
-        return 1
+        return None
 
 
 # ================================================================================================
