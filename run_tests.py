@@ -5909,8 +5909,9 @@ class Documents(ChatTest):
 
     def test_only_the_standard_library(self):
         flet = {"flet", "fastapi", "uvicorn", "qrcode"}         # the others are what Flet brings along
-        extra = {"common.py": set(), "run_tests.py": {"common", "playwright"}, "ChatServer.py": {"common"},
-                 "ChatMark.py": {"common"}, "ChatLab.py": {"common"}, "ChatClient.py": {"common"} | flet}
+        extra = {"common.py": set(), "run_tests.py": {"common", "playwright", "uvloop"}, "ChatServer.py": {"common"},
+                 "ChatMark.py": {"common"}, "ChatLab.py": {"common", "ChatClient"} | flet,
+                 "ChatClient.py": {"common", "ChatLab"} | flet}
         for path in self.PROGRAMS:
             imported = set()
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -6424,17 +6425,22 @@ class Page:
         self.sees("Caption")
         self.click("Send")
 
-    def open_menu(self, number: int) -> None:
-        """The menu of the message of that id."""
+    def hit(self, thing: object, button: str = "left") -> None:
+        """Clicks on a thing of a list, 30 pixels from its left, once it stands still."""
         places: list[dict | None] = [None]
 
         def stands_still() -> bool:                             # a row that is being drawn has no place, or moves
-            places.append(self.bubble(number).bounding_box())
+            places.append(thing.bounding_box())
             self.tab.wait_for_timeout(50)
             return bool(places[-1]) and places[-1] == places[-2]
 
-        eventually(stands_still, f"the bubble of {number}")
-        self.tab.mouse.click(places[-1]["x"] + 30, places[-1]["y"] + 20, button="right")
+        eventually(stands_still, f"the place of {thing}")
+        place = places[-1]
+        self.tab.mouse.click(place["x"] + 30, place["y"] + min(20, place["height"] / 2), button=button)
+
+    def open_menu(self, number: int) -> None:
+        """The menu of the message of that id."""
+        self.hit(self.bubble(number), button="right")
 
     def bubble(self, number: int) -> object:
         """The message of that id."""
@@ -7152,7 +7158,7 @@ class BrowserDemo(ChatTest):
         page.sees("Halo dari mesin1!")
         page.write("side by side", number=0)
         page.sees("You: side by side")
-        page.sees("send ••• henderson@mesin2 side by side")
+        page.sees("messi → mesin1: send henderson@mesin2 side by side")
         page.tab.get_by_role("switch").nth(1).click()
         page.sees("off")
         page.sees("henderson@mesin2 · unknown")
@@ -7164,6 +7170,236 @@ class BrowserDemo(ChatTest):
         self.assertEqual(len(children), 2 if ON_LINUX else 0)
         client.stop()
         self.assertFalse([pid for pid in children if Path(f"/proc/{pid}").exists()])
+
+    def test_a_connection_that_is_reset_at_once_is_only_lost(self):
+        """With the loop that a page runs in, a reset socket has no options any more."""
+        import uvloop
+        program = load_program(ROOT / REALMS["mesin1"].folder / "ChatClient.py")
+        listener, stop = socket.create_server(("127.0.0.1", 0)), threading.Event()
+        self.addCleanup(listener.close)
+
+        def reset_all() -> None:
+            while not stop.is_set():
+                caller = listener.accept()[0]
+                caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                caller.close()
+
+        async def call() -> set[str]:
+            conn, ends = program.ServerConnection("127.0.0.1", listener.getsockname()[1], "mesin1"), set()
+            for _ in range(500):
+                try:
+                    reader, writer = await conn._connect(KIB)
+                    await conn._converse(reader, writer)
+                except (OSError, EOFError) as error:
+                    ends.add(type(error).__name__)
+            return ends
+
+        resetting = threading.Thread(target=reset_all)
+        resetting.start()
+        with ThreadPoolExecutor() as pool:              # the browser's player has the loop of this thread
+            ends = pool.submit(uvloop.new_event_loop().run_until_complete, call()).result()
+        stop.set()
+        socket.create_connection(listener.getsockname()).close()
+        resetting.join()
+        self.assertIn("ConnectionLost", ends)
+
+
+@unittest.skipUnless(CHROMIUM, "there is no Chromium on this computer")
+class BrowserBench(ChatTest):
+    """The bench on a page: below the demo's chats, and alone."""
+
+    def serve(self, *options: str, program: str = "ChatClient.py") -> WebClient:
+        """The demo, or another program with a page; each test has its own, so that no earlier page is still there."""
+        BrowserTest.start_browser()
+        client = WebClient(*options, program=ROOT / REALMS["mesin1"].folder / program)
+        self.addCleanup(client.stop)
+        return client
+
+    def page(self, client: WebClient, **options: object) -> Page:
+        """A page of it."""
+        page = Page(BrowserTest.browser, client.url, **{"width": 1500, "height": 900, **options})
+        self.keep(page)
+        return page
+
+    def demo_page(self) -> Page:
+        """A page of the demo, both chats on it, the bench on its lower half."""
+        page = self.page(self.serve("--demo"))
+        page.sees("Halo dari mesin1!")
+        page.press("Panel of half the page")
+        page.sees("Panel of half the page", gone=True)
+        return page
+
+    @staticmethod
+    def rows(page: Page, text: str) -> Any:
+        """The rows of the diagram or of the wire with that text."""
+        return page.tab.locator('[flt-semantics-identifier^="arrow-"], [flt-semantics-identifier^="line-"]',
+                                has_text=text)
+
+    def fault(self, page: Page, cable: str, fault: str) -> None:
+        """Chooses a row of a cable's menu."""
+        page.press(f"Faults {cable}")
+        page.click(fault)
+
+    def test_a_cut_cable_queues_and_once_healed_the_message_arrives_once(self):
+        page = self.demo_page()
+        self.fault(page, "mesin1 → mesin2", "Cut (RST)")
+        page.sees("cut ×1")
+        page.write("while it is cut", number=0)
+        page.sees("waiting for the other realm")
+        page.sees("1 under way")
+        self.assertEqual(self.rows(page, "mesin2 → henderson: event message").count(), 0)
+        self.fault(page, "mesin1 → mesin2", "Heal")
+        page.sees("cut ×1", gone=True)
+        page.type("Filter", "while it is cut")
+        self.rows(page, "mesin2 → henderson: event message").wait_for(state="attached")
+        page.sees("0 under way 0 lost 0 doubled")
+        self.assertEqual(self.rows(page, "mesin2 → henderson: event message").count(), 1)
+
+    def test_an_arrow_shows_its_bytes_its_fields_and_its_message_on_every_hop(self):
+        page = self.demo_page()
+        page.write("look inside", number=0)
+        page.press("Panel of the whole page")
+        sent = self.rows(page, "send henderson@mesin2 look inside")
+        page.hit(sent)
+        page.sees("0000  40")                                   # its bytes begin with the @ of the tag
+        page.sees("arrived exactly once")
+        shown = page.tab.locator("flt-semantics-host").inner_text()
+        self.assertRegex(shown, r"T\s+•••")
+        self.assertRegex(shown, r"0\.0 ms\s+messi → mesin1")
+        page.press("Show passwords and tokens")
+        eventually(lambda: re.search(r"T\s+[0-9A-Za-z_-]{20}", page.tab.locator("flt-semantics-host").inner_text()),
+                   "the token")
+        page.hit(sent)                                          # the second click shows this message alone
+        self.rows(page, "history").first.wait_for(state="detached")
+        self.assertEqual(self.rows(page, "mesin1 → mesin2: deliver").count(), 1)
+        page.tab.keyboard.press("Control+ArrowDown")            # to its next frame, and all the others are back
+        page.sees("event message")
+        page.tab.keyboard.press("Escape")
+        page.sees("Click an arrow")
+        self.rows(page, "history").first.wait_for(state="attached")
+
+    def test_a_lesson_from_beginning_to_end(self):
+        page = self.demo_page()
+        page.click("Lessons")
+        page.choose("6. A lost answer")
+        steps = lab().Lesson(lab().LESSONS / "06-lost-answer.txt").steps
+        following = page.tab.get_by_role("button", name="Next", exact=True)
+        for number, step in enumerate(steps[:-1], 1):
+            if step.kind == "=" or steps[number].kind == "?":   # the page goes on by itself
+                continue
+            page.tab.locator(f'[flt-semantics-identifier="step-{number}"]').wait_for(state="attached")
+            eventually(following.is_enabled, "the end of the step")
+            if step.kind == "~":
+                page.type("Your prediction", "once")
+            following.click()
+        page.sees("done: 8 of 8 checks hold")
+        page.type("Filter", "lost by the bench")
+        self.rows(page, "lost by the bench").first.wait_for(state="attached")
+        page.click("All lessons")
+        page.sees("10. kill -9")
+
+    def test_frames_are_held_and_let_go_by_keys(self):
+        page = self.demo_page()
+        self.fault(page, "clients → mesin1", "Hold each frame")
+        page.write("wait for me", number=0)
+        page.sees("1 held")
+        held = self.rows(page, "send henderson@mesin2 wait for me · held")
+        held.wait_for(state="attached")
+        self.assertEqual(self.rows(page, "mesin1 → mesin2: deliver").filter(has_text="#6").count(), 0)
+        page.tab.keyboard.press("F8")                           # one frame goes, its reply is held in its turn
+        self.rows(page, "mesin2 → henderson: event message").wait_for(state="attached")
+        page.tab.keyboard.press("F9")
+        page.sees("1 seen")
+        page.sees(" held", gone=True)
+        page.tab.keyboard.press("F6")
+        page.sees("Resume")
+        page.write("while it is paused", number=0)
+        page.sees("2 seen")
+        self.assertEqual(self.rows(page, "while it is paused").count(), 0)
+        page.tab.keyboard.press("F6")
+        self.rows(page, "while it is paused").wait_for(state="attached")
+        page.tab.keyboard.press("Alt+2")
+        page.tab.locator('[flt-semantics-identifier^="line-"]').first.wait_for(state="attached")
+
+    def test_the_demo_says_what_became_of_its_servers(self):
+        page = self.demo_page()
+        switch = page.tab.get_by_role("switch").nth(1)
+        for action, state, in (("Kill (kill -9)", "off"), ("Freeze (SIGSTOP)", "frozen")):
+            page.press("Process of mesin2")
+            page.click(action)
+            page.sees(f"mesin2 {state}")
+            page.sees("henderson@mesin2 · unknown")             # his realm is not there, and is said not to be
+            switch.click()
+            page.sees("mesin2 on")
+            page.sees("henderson@mesin2 · online")
+
+    def test_a_capture_comes_to_the_browser(self):
+        page = self.demo_page()
+        page.press("Record for Wireshark")
+        page.sees("do not share it")
+        page.write("captured", number=0)
+        page.sees("1 seen")
+        with page.tab.expect_download() as download:
+            page.press("End the capture, save the file")
+        content = Path(download.value.path()).read_bytes()
+        self.assertEqual(content[:4], b"\n\r\r\n")              # pcapng's first block
+        self.assertIn(b"henderson@mesin2 captured\r\n", content)
+        self.assertEqual(download.value.suggested_filename, "talk.pcapng")
+
+    def test_ten_pages_share_one_bench(self):
+        client = self.serve("--demo")
+        pages = [self.page(client, width=1200, height=700) for _ in range(10)]
+        for page in pages:
+            page.sees("Faults mesin1 → mesin2")
+        self.fault(pages[0], "mesin1 → mesin2", "Cut (RST)")
+        for page in pages:
+            page.sees("cut ×1")
+        pages[1].write("seen by ten", number=0)
+        for page in pages:
+            page.sees("1 under way")
+        self.fault(pages[9], "mesin1 → mesin2", "Heal")
+        for page in pages:
+            page.sees("1 seen 0 under way 0 lost 0 doubled")
+        children = {int(pid) for thread in Path(f"/proc/{client.process.pid}/task").glob("*/children")
+                    for pid in thread.read_text().split()}
+        self.assertEqual(len(children), 2 if ON_LINUX else 0)
+
+    def test_on_a_phone_one_tab_at_a_time(self):
+        page = self.page(self.serve("--demo"), width=400, height=800)
+        page.sees("Halo juga")
+        page.click("Diagram")                                   # the panel takes the whole page
+        page.sees("Find a conversation", gone=True)
+        row = self.rows(page, "subscribe").last
+        page.hit(row)
+        page.sees("CR LF ends a request")
+        page.press("Close")
+        row.wait_for(state="attached")
+        page.click("Cables")
+        self.fault(page, "mesin1 → mesin2", "Cut (RST)")
+        page.sees("cut ×1")
+        page.press("Small panel")
+        page.sees("Find a conversation")
+
+    def test_the_bench_alone_on_a_page(self):
+        """`--page`, before a server that is somebody's own."""
+        server, port = self.server(), free_ports(1)[0]
+        page = self.page(self.serve("--page", f"--hop=mesin1={port}>127.0.0.1:{server.port}", program="ChatLab.py"))
+        page.sees("Send a message")
+        person = Wire(port)
+        self.keep(person)
+        person.ask("auth messi surabaya")
+        page.hit(self.rows(page, "messi → mesin1: auth messi"))
+        page.sees("PASSWORD")
+        shown = page.tab.locator("flt-semantics-host").inner_text()
+        self.assertNotIn("surabaya", shown)
+        self.assertNotIn("tokenid", shown)
+        self.fault(page, "clients → mesin1", "Cut (RST)")
+        with self.assertRaises(LOST):
+            person.ask("help")
+        page.sees("RST")
+        page.press("Bahasa Indonesia")
+        page.sees("Pelajaran")
+        page.sees("Gangguan client → mesin1")
 
 
 # ---- the examiner ------------------------------------------------------------------------------

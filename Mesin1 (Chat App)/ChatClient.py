@@ -45,6 +45,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -404,6 +405,8 @@ class ServerConnection:
         except (OSError, asyncio.TimeoutError) as error:
             raise ConnectionLost(f"{self.host}:{self.port}") from error
         sock = writer.get_extra_info("socket")
+        if sock is None:                           # uvloop: it was reset at once
+            raise ConnectionLost(f"{self.host}:{self.port}")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in (("TCP_KEEPIDLE", common.KEEPALIVE_SECONDS), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3),
                               ("TCP_USER_TIMEOUT", 1000 * common.KEEPALIVE_SECONDS)):
@@ -1149,6 +1152,8 @@ IMAGES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gi
 def load_flet() -> None:
     """Flet takes half a second to import, and nothing but the page needs it."""
     global ft, StillList, StillBox
+    if ft:
+        return
     import flet as ft
     ft.context.disable_auto_update()
     StillList = ft.control(isolated=True)(type("StillList", (ft.ListView,), {"__module__": __name__}))
@@ -1311,7 +1316,7 @@ class ChatView(Part):
         """A connection to the server that the form names, or to that one."""
         if self.conn:
             self.window.spawn(self.conn.close())
-        self.conn = ServerConnection(host or self.host, port or self.port, self.realm, self.hear, self.tools.see_frame,
+        self.conn = ServerConnection(host or self.host, port or self.port, self.realm, self.hear, self.tools.wire.see,
                                      self.window.options.context)
         return self.conn
 
@@ -2537,25 +2542,25 @@ class TalkView(ChatPart):
 
 
 class Wire(Part):
-    """Every frame that crossed one or two connections, the newest last; so many and no more."""
+    """Every frame that crossed the chat's connection, the newest last; so many and no more."""
 
     KEPT = 500
     SHOWN = 150
 
     def __init__(self, window: Window) -> None:
         super().__init__(window)
-        self.frames: collections.deque[tuple[str, Frame, bytes]] = collections.deque(maxlen=self.KEPT)
+        self.frames: collections.deque[tuple[Frame, bytes]] = collections.deque(maxlen=self.KEPT)
         self.paused = False
         self.drawing: asyncio.TimerHandle | None = None
         self.undrawn = 0
         self.list = StillList(expand=True, reverse=True, spacing=0, padding=6)
         self.holder = ft.Container(self.list, expand=True)
 
-    def see(self, who: str, frame: Frame) -> None:
+    def see(self, frame: Frame) -> None:
         """A frame; drawn a little later with others."""
         if self.paused:
             return
-        self.frames.append((who, frame, common.mask(frame.head)))
+        self.frames.append((frame, common.mask(frame.head)))
         self.undrawn += 1
         if not self.drawing and self.window.holds(self.holder):
             self.drawing = asyncio.get_running_loop().call_later(0.05, self.draw)
@@ -2571,13 +2576,13 @@ class Wire(Part):
         self.redraw()
         return ft.Column([ft.Container(bar, padding=ft.Padding(10, 4, 0, 0)), self.holder], spacing=0, expand=True)
 
-    def matching(self, entries: Iterable[tuple[str, Frame, bytes]]) -> list[tuple[str, Frame, bytes]]:
+    def matching(self, entries: Iterable[tuple[Frame, bytes]]) -> list[tuple[Frame, bytes]]:
         words = (self.filter.value or "").encode().lower()
-        return [entry for entry in entries if words in entry[2].lower()]
+        return [entry for entry in entries if words in entry[1].lower()]
 
-    def row(self, entry: tuple[str, Frame, bytes]) -> Any:
+    def row(self, entry: tuple[Frame, bytes]) -> Any:
         """A frame on one line; a click shows its fields."""
-        who, frame, head = entry
+        frame, head = entry
         box = StillBox(ink=True, padding=ft.Padding(6, 2, 6, 2), border_radius=6)
         more = f" … {frame.size} B" if frame.size > FRAME_HEAD else ""
         text = common.visible(head if frame.outgoing or more else head + FRAME_END)
@@ -2586,7 +2591,6 @@ class Wire(Part):
         end = f"{frame.elapsed * 1000:.1f} ms" if frame.elapsed is not None else f"{frame.size} B"
         line = ft.Row([
             ft.Text(f"{datetime.fromtimestamp(frame.when):%H:%M:%S.%f}"[:-3], color=ft.Colors.OUTLINE, **mono),
-            *([ft.Text(f"{who:6}", color=ft.Colors.TERTIARY, **mono)] if who else []),
             ft.Text(arrow, weight=ft.FontWeight.BOLD, color=color, **mono),
             ft.Text(text[:400] + more, expand=True, max_lines=1, overflow=ft.TextOverflow.ELLIPSIS, **mono),
             ft.Text(end, color=ft.Colors.OUTLINE, **mono)], spacing=10)
@@ -2627,8 +2631,8 @@ class Wire(Part):
         self.pause.icon = self.named(ft.Icons.PLAY_ARROW if self.paused else ft.Icons.PAUSE, key)
 
     async def copy(self) -> None:
-        lines = [f"{datetime.fromtimestamp(frame.when):%H:%M:%S.%f} {who} {'>' if frame.outgoing else '<'} "
-                 + head.decode(errors="replace").rstrip() for who, frame, head in self.matching(self.frames)]
+        lines = [f"{datetime.fromtimestamp(frame.when):%H:%M:%S.%f} {'>' if frame.outgoing else '<'} "
+                 + head.decode(errors="replace").rstrip() for frame, head in self.matching(self.frames)]
         await self.window.copy("\n".join(lines))
 
     def clear(self) -> None:
@@ -2664,11 +2668,6 @@ class Tools(Part):
             self.window.update(self.list_holder)
             self.wire.clear()
         self.user = user
-
-    def see_frame(self, frame: Frame) -> None:
-        self.wire.see("", frame)
-        if self.window.wire:
-            self.window.wire.see(self.view.realm, frame)
 
     def toggle(self) -> None:
         self.root.visible = not self.root.visible
@@ -2802,35 +2801,29 @@ class Tools(Part):
         return ft.Container(ft.Column([self.table], scroll=ft.ScrollMode.AUTO), padding=14, expand=True)
 
     def draw_realms(self) -> None:
-        self.table.controls = [realm_card(name, [(name, row)], self.say)
-                               for name, row in self.view.chats.realms.items()] or [small(self.say("no_realms"))]
+        self.table.controls = [self.card(name, row) for name, row in self.view.chats.realms.items()] or [
+            small(self.say("no_realms"))]
         self.window.update(self.table)
-        if self.window.demo:
-            self.window.draw_cards()
 
-
-def realm_card(name: str, links: list[tuple[str, dict]] | None, say: Callable[..., str], end: Any = None) -> Any:
-    """A realm, and its links: whether each is up, how quick, and what waits for it. Without links it is off."""
-    lines = [small(say("is_off"))] if links is None else []
-    for other, row in links or ():
+    def card(self, name: str, row: dict) -> Any:
+        """A realm: whether the link to it is up, how quick, and what waits for it."""
         up = row["link"] in ("up", "local")
-        words = [other if other != name else f"{row['address']}:{row['port']}", say(f"link_{row['link']}")]
+        words = [f"{row['address']}:{row['port']}", self.say(f"link_{row['link']}")]
         if up and row.get("rtt_ms") is not None:
             words.insert(1, f"{row['rtt_ms']:.1f} ms")
         if row.get("queued"):
-            words.append(say("queued_count", count=row["queued"]))
+            words.append(self.say("queued_count", count=row["queued"]))
         icon, color = (ft.Icons.LINK, ft.Colors.GREEN_500) if up else (ft.Icons.LINK_OFF, ft.Colors.ERROR)
-        lines.append(ft.Row([ft.Icon(icon, size=16, color=color), small(
-            " · ".join(words), max_lines=1, overflow=ft.TextOverflow.ELLIPSIS, expand=bool(end))],
-            spacing=6, tight=not end))
-    return ft.Container(ft.Row([ft.Icon(ft.Icons.DNS, color=ft.Colors.OUTLINE if links is None else ft.Colors.PRIMARY),
-        ft.Column([ft.Text(name, weight=ft.FontWeight.W_600), *lines], spacing=2, tight=True, expand=bool(end)),
-        *([end] if end else [])], spacing=12, tight=not end), border_radius=14, padding=12,
-        bgcolor=ft.Colors.SURFACE_CONTAINER_HIGH)
+        link = ft.Row([ft.Icon(icon, size=16, color=color), small(" · ".join(words))], spacing=6, tight=True)
+        title = ft.Text(name, weight=ft.FontWeight.W_600)
+        return ft.Container(ft.Row([ft.Icon(ft.Icons.DNS, color=ft.Colors.PRIMARY),
+            ft.Column([title, link], spacing=2, tight=True)], spacing=12, tight=True), border_radius=14, padding=12,
+            bgcolor=ft.Colors.SURFACE_CONTAINER_HIGH)
 
 
 # ---- the page ------------------------------------------------------------------------------------
 
+Panel = Callable[["Window"], Any]                  # what makes the bench's part of a page
 WINDOWS: dict[str, Window] = {}                    # a page's session -> its window
 FILES: dict[str, Path] = {}                        # what browsers may fetch: token -> file
 
@@ -2838,14 +2831,14 @@ FILES: dict[str, Path] = {}                        # what browsers may fetch: to
 class Window:
     """One page, in a browser or a window of its own: what the chats on it share."""
 
-    def __init__(self, page: Any, options: argparse.Namespace, demo: Demo | None) -> None:
-        self.page, self.options, self.demo = page, options, demo
+    def __init__(self, page: Any, options: argparse.Namespace, demo: Demo | None, panel: Panel | None) -> None:
+        self.page, self.options, self.demo, self.panel = page, options, demo, panel
         self.settings: dict[str, Any] = {"language": INDONESIAN, "theme": "system", "notices": True, "muted": []}
         self.visible = True
         self.busy_until = 0.0                      # until then Esc is a dialog's
         self.focused: tuple[Any, Any] = (None, None)   # the field with the focus, and what hears of its arrows
         self.views: list[ChatView] = []
-        self.wire: Wire | None = None              # of the demo, for all its chats
+        self.lab: Any = None                       # the bench's part of the page: below the demo's chats, or alone
         self.folder = Path(tempfile.mkdtemp(dir=options.uploads))      # what is fetched here, and sent from here
         self.tasks: set[asyncio.Task] = set()
         self.prefs = ft.SharedPreferences()
@@ -2954,8 +2947,8 @@ class Window:
 
     def count_unread(self) -> None:
         count = sum(bool(talk.unread) for view in self.views for talk in view.chats.talks.values())
-        realm = "" if self.demo or not self.views[0].chats.own else f" · {self.views[0].realm}"
-        title = (f"({count}) " if count else "") + self.say("title") + realm
+        realm = "" if len(self.views) != 1 or not self.views[0].chats.own else f" · {self.views[0].realm}"
+        title = (f"({count}) " if count else "") + self.say("title" if self.views else "lab_title") + realm
         if self.page.title != title:
             self.page.title = title
             self.update(self.page)
@@ -3069,49 +3062,21 @@ class Window:
     def build(self) -> None:
         page = self.page
         page.theme_mode = getattr(ft.ThemeMode, self.settings["theme"].upper())
+        self.lab = self.panel and self.panel(self)
         if self.demo:
-            self.wire = Wire(self)
             self.views = [ChatView(self, realm, "127.0.0.1", port, (user, "surabaya"))
                           for (realm, port), user in zip(self.demo.ports.items(), self.demo.USERS, strict=False)]
-            self.below = ft.Container(bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST)
             page.controls = [ft.Column([
-                ft.Row([view.root for view in self.views], spacing=1, expand=True), ft.Divider(height=1), self.below],
-                spacing=0, expand=True)]
-            self.draw_below()
+                ft.Row([view.root for view in self.views], spacing=1, expand=True), ft.Divider(height=1),
+                self.lab.root], spacing=0, expand=True)]
+        elif self.lab:
+            page.controls = [self.lab.root]
         else:
             self.views = [ChatView(self, self.options.realm, *self.options.place)]
             page.controls = [self.views[0].root]
         self.count_unread()
         self.resize()
         page.update()
-
-    def draw_below(self) -> None:
-        """The demo's panel: the realms at the left, every frame of both chats at the right."""
-        self.cards = ft.Column(spacing=8, tight=True, scroll=ft.ScrollMode.AUTO)
-        self.draw_cards()
-        self.below.content = ft.Row([ft.Container(self.cards, padding=10, width=320), ft.VerticalDivider(width=1),
-                                     self.wire.build()], spacing=0, expand=True)
-
-    def draw_cards(self) -> None:
-        """The demo's realms, each with its own view of the link to the other, and a switch."""
-        def switch(name: str) -> Any:
-            runs = name in self.demo.servers
-            return ft.Switch(value=runs, tooltip=self.say("turn_off" if runs else "turn_on", realm=name),
-                             on_change=self.on(self.turn, name))
-
-        self.cards.controls = [
-            realm_card(view.realm, [(name, row) for name, row in view.chats.realms.items() if name != view.realm]
-                       if view.realm in self.demo.servers and not view.chats.cut_off else None,
-                       self.say, switch(view.realm)) for view in self.views]
-        self.update(self.cards)
-
-    async def turn(self, name: str) -> None:
-        """Ends a realm's server, or starts it again: what is said meanwhile waits."""
-        await asyncio.to_thread(self.demo.stop if name in self.demo.servers else self.demo.start, name)
-        for view in self.views:
-            if view.conn and view.realm == name and name in self.demo.servers:
-                view.conn.try_now()
-        self.draw_cards()
 
     async def switch_language(self) -> None:
         await self.keep(language=ENGLISH if self.settings["language"] == INDONESIAN else INDONESIAN)
@@ -3131,9 +3096,8 @@ class Window:
         await self.store("settings", self.settings)
 
     def rebuild(self) -> None:
-        if self.demo:
-            self.draw_below()
-            self.update(self.below.parent)
+        if self.lab:
+            self.lab.draw()
         for view in self.views:
             view.tools.draw()
             key = view.shown and view.shown.talk.key
@@ -3147,15 +3111,16 @@ class Window:
 
     def resize(self) -> None:
         """Each view has its part of the page. On a phone the demo's two stand one above the other."""
-        page, count = self.page, len(self.views)
-        width, height = page.width or 1000, page.height or 800
+        page, count, width = self.page, len(self.views), self.page.width or 1000
+        if self.lab:
+            self.lab.resize()
         if self.demo:
             column = page.controls[0]
             stacked = width < 700
             kind = ft.Column if stacked else ft.Row
             if type(column.controls[0]) is not kind:
                 column.controls[0] = kind([view.root for view in self.views], spacing=1, expand=True)
-            self.below.height, self.below.visible = min(236, height * 0.3), not stacked
+            column.controls[0].visible = not self.lab.root.expand
             count = 1 if stacked else count
         for view in self.views:
             view.resize(width / count)
@@ -3170,6 +3135,8 @@ class Window:
 
     async def key_pressed(self, event: Any) -> None:
         """The keys that `KEYS` lists; any other is no business of ours."""
+        if self.lab and self.lab.key_pressed(event):
+            return
         entry, arrows = self.focused
         arrow = {"Arrow Up": -1, "Arrow Down": 1}.get(event.key, 0)
         command = event.ctrl or event.meta
@@ -3203,7 +3170,7 @@ class Window:
 
     def show_keys(self) -> None:
         rows = [ft.Row([ft.Container(ft.Text(keys, font_family="Mono", size=13), width=150), small(self.say(key))])
-                for keys, key in KEYS]
+                for keys, key in (*KEYS, *(self.lab.KEYS if self.lab else ()))]
         self.show_dialog(self.say("keys"), ft.Column(rows, tight=True, width=420), [])
 
     # -- the end of it
@@ -3221,6 +3188,8 @@ class Window:
         asyncio.ensure_future(self.close())
 
     async def close(self) -> None:
+        if self.lab:
+            self.lab.close()
         for view in self.views:
             if view.conn:
                 await view.conn.close()
@@ -3234,7 +3203,8 @@ class Window:
 
 # ---- serving the page ----------------------------------------------------------------------------
 
-def run_page(options: argparse.Namespace) -> int:
+def run_page(options: argparse.Namespace, panel: Panel | None = None) -> int:
+    """Serves the page, until it is ended. With `panel` and no demo, that alone is on it."""
     common.ensure_packages("flet", "flet-web", "flet-cli")
     os.environ.setdefault("FLET_SESSION_TIMEOUT", "30")       # seconds that a page may be away
     os.environ.setdefault("FLET_SECRET_KEY", secrets.token_hex(16))
@@ -3248,9 +3218,10 @@ def run_page(options: argparse.Namespace) -> int:
         demo = None
         if options.demo:
             demo = stack.enter_context(Demo(options.data or folder_for_now("chat-demo-")))
+            panel = demo.panel
 
         async def open_page(page: Any) -> None:
-            await Window(page, options, demo).open()
+            await Window(page, options, demo, panel).open()
 
         if "FLET_DISPLAY_URL_PREFIX" in os.environ:
             end_with_parent()
@@ -3406,42 +3377,64 @@ def free_port(wish: int = 0) -> int:
 
 
 class Demo:
-    """Every realm's server on this computer, for as long as `with` lasts."""
+    """Every realm's server on this computer, and the bench before each, for as long as `with` lasts."""
 
     USERS = ("messi", "henderson")                 # who logs in at the first realm, and at the second
+    SIGNALS = {"freeze": "SIGSTOP", "thaw": "SIGCONT", "stop": "SIGTERM", "kill": "SIGKILL"}
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.ports = {name: free_port() for name in REALMS}
+        sys.modules.setdefault("ChatClient", sys.modules[__name__])        # which the bench's page is going to import
+        sys.path.append(str(Path(__file__).resolve().parent))
+        import ChatLab
+        self.folder, self.bench = folder, ChatLab.Bench()
+        self.panel: Panel = lambda window: ChatLab.LabView(window, self.bench)
+        self.behind = {name: free_port() for name in REALMS}       # the servers' own ports
+        self.ports = {name: self.bench.add_hop(name, ("127.0.0.1", port)).port for name, port in self.behind.items()}
+        self.links = {name: self.bench.add_hop(f">{name}", ("127.0.0.1", port)).port
+                      for name, port in self.behind.items()}
+        self.bench.machines = {name: partial(self.act, name) for name in REALMS}
+        self.bench.states = dict.fromkeys(REALMS, ChatLab.ON)
         self.servers: dict[str, subprocess.Popen] = {}
+        self.lock = threading.Lock()               # several pages may press at once
 
     def __enter__(self) -> Demo:
         try:
+            self.bench.start()
             for name in REALMS:
                 self.start(name)
             asyncio.run(self.begin_talk())
+            self.bench.do(self.bench.clear)        # what is on the page begins with the page
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in list(self.servers):
-            self.stop(name)
+        for name in REALMS:
+            self.act(name, "thaw")                 # a frozen process does not hear of its end
+            self.act(name, "stop")
+        self.bench.close()
+
+    def act(self, name: str, action: str) -> None:
+        """Starts a realm's server, stops, kills, freezes or thaws it; where there is nothing to do, nothing."""
+        with self.lock:
+            server = self.servers.get(name)
+            if action == "start" and not server:
+                self.start(name)
+            elif action != "start" and server:
+                if number := getattr(signal, self.SIGNALS[action], None):      # Windows knows some of them
+                    server.send_signal(number)
+                if action in ("stop", "kill"):
+                    self.servers.pop(name).communicate()
 
     def start(self, name: str) -> None:
         program = Path(__file__).resolve().parent / "ChatServer.py"
-        peers = [f"--peer={realm}=127.0.0.1:{port}" for realm, port in self.ports.items()]
+        peers = [f"--peer={realm}=127.0.0.1:{port}" for realm, port in self.links.items() if realm != name]
         server = self.servers[name] = subprocess.Popen(
-            [sys.executable, str(program), "--realm", name, "--bind", "127.0.0.1", "--port", str(self.ports[name]),
+            [sys.executable, str(program), "--realm", name, "--bind", "127.0.0.1", "--port", str(self.behind[name]),
              *peers, "--data", str(self.folder / name), "--log-level", "error"], stdout=subprocess.PIPE, text=True)
         if not server.stdout.readline():
             sys.exit(say("demo_failed"))
-
-    def stop(self, name: str) -> None:
-        server = self.servers.pop(name)
-        server.terminate()
-        server.communicate()
 
     async def begin_talk(self) -> None:
         """A few words, so that there is something to see; not again where the data was kept."""

@@ -14,13 +14,16 @@ the other the same way. In this order:
   diagrams      for the terminal, and as Mermaid for a report
   Lesson        a text file that predicts, observes and explains
   Console       the commands of the terminal
+  the page      the bench as a person sees and breaks it in a browser; below the client's demo, or alone
 
   python3 ChatLab.py --local       both realms on this computer; it prints how to start them
   python3 ChatLab.py               on mesin1 of the lab
+  python3 ChatLab.py --page        the same on a page
 """
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import errno
 import hashlib
@@ -33,6 +36,7 @@ import random
 import re
 import selectors
 import shlex
+import shutil
 import signal
 import socket
 import struct
@@ -73,10 +77,13 @@ JOURNEYS_MOST = 5000           # messages that are followed, the oldest go first
 LEGS_MOST = 500                # frames that are kept of one message
 TOKENS_MOST = 20_000           # sessions whose person is known
 RESET_WAIT = 2.0               # seconds that the bytes before a reset may take to arrive
+TALLY_SECONDS = 0.3            # for which the counters that the pages show may be old
 HOLD_SIGN = 4.0                # seconds after which the caller of a link that is held gets a sign of life
 CLIENT_OFFSET, LINK_OFFSET = 10_000, 20_000    # the bench's ports: the realm's port, and so much
 RESET_NOW = struct.pack("ii", 1, 0)            # SO_LINGER: `close` sends a RST
 STREAMS = {"0": "talk", "1": "files"}          # the streams of a link, as the diagram names them
+ON, OFF, FROZEN = "on", "off", "frozen"        # a realm's process, where the bench owns it
+MACHINE_STATES = {"start": ON, "thaw": ON, "freeze": FROZEN, "stop": OFF, "kill": OFF}    # what is done -> what it is
 
 # ---- texts -------------------------------------------------------------------------------------
 
@@ -1108,9 +1115,13 @@ class Bench:
         self.journeys = Journeys(self)
         self.capture: Capture | None = None
         self.machines: dict[str, Callable[[str], None]] = {}       # realm -> what kills, freezes, thaws, starts it
+        self.states: dict[str, str] = {}           # realm -> on, off or frozen, of those machines
+        self.playing: object = None                # the page whose lesson is being played: one at a time
         self.started = self.when = time.time_ns()  # `when`: the clock of what is being read
         self._watchers: list[Callable[[list[Frame]], None]] = []
         self._fresh: list[Frame] = []
+        self._changed = False                      # a fault, a port or a machine is not as it was
+        self._tally: tuple[float, dict[str, int]] = 0.0, {}
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._timer_count = itertools.count()
         self._tasks: deque[tuple[Callable[[], Any], Future]] = deque()
@@ -1169,7 +1180,10 @@ class Bench:
         return future.result(30)
 
     def watch(self, callback: Callable[[list[Frame]], None]) -> Callable[[], None]:
-        """From now on `callback` gets each turn's frames as one list, in the bench's thread. Returns what ends it."""
+        """From now on `callback` gets each turn's frames as one list, in the bench's thread. Returns what ends it.
+
+        The list is empty where only a fault, a port or a machine has changed.
+        """
         self.do(lambda: self._watchers.append(callback))
         return lambda: self.do(lambda: self._watchers.remove(callback))
 
@@ -1182,11 +1196,13 @@ class Bench:
             count = int(words[1]) if words[1:] and words[1].isdecimal() else None
             count = count or (1 if words[0] == "step" else None)
             return "released", {"count": self.do(lambda: self.release(count))}
-        if words[0] in ("kill", "freeze", "thaw", "start"):
+        if words[0] in MACHINE_STATES:
             machine = self.machines.get(words[1] if words[1:] else "")
             if machine is None:
                 raise BenchError("not_ours", realm=" ".join(words[1:]))
             machine(words[0])
+            self.states[words[1]] = MACHINE_STATES[words[0]]
+            self.do(self.touch)
             return "fault_set", {"fault": line}
         fault = parse_fault(words)
         self.do(lambda: self.set_fault(fault))
@@ -1196,11 +1212,15 @@ class Bench:
 
     # -- faults
 
+    def touch(self) -> None:
+        """Lets those who watch know that something other than a frame is new. In the loop."""
+        self._changed = True
+
     def has_fault(self, word: str, flow: Flow) -> bool:
         """Whether such a fault is on for this connection."""
         return any(fault.kind.word == word and flow.covered_by(fault.where) for fault in self.faults)
 
-    def _covers_hop(self, where: str, hop: Hop) -> bool:
+    def covers_hop(self, where: str, hop: Hop) -> bool:
         pair = (f"{hop.only_caller}>{hop.realm}", f"{hop.only_caller}-{hop.realm}", f"{hop.realm}-{hop.only_caller}")
         return where in ("all", hop.name) or (hop.is_link and bool(hop.only_caller) and where in pair)
 
@@ -1208,7 +1228,7 @@ class Bench:
         """Breaks something. Raises BenchError where the place is unknown."""
         where, kind = fault.where, fault.kind.word
         flows = [flow for flow in self.flows.values() if flow.covered_by(where)]
-        known = any(self._covers_hop(where, hop) for hop in self.hops.values()) or "@" in where
+        known = any(self.covers_hop(where, hop) for hop in self.hops.values()) or "@" in where
         if not known and not flows and where not in self.journeys.short_names:
             raise BenchError("no_such_hop", name=where)
         at_once = fault.level == CONNECTION and kind in ("cut", "fin", "half")
@@ -1242,6 +1262,7 @@ class Bench:
             self._apply()
             return held
         gone = 0
+        self.touch()
         while gone < count and (waiting := [stream for stream in self._streams() if stream.held]):
             gone += min(waiting, key=lambda stream: stream.held[0].since).release(1)
         return gone
@@ -1251,9 +1272,10 @@ class Bench:
 
     def _apply(self) -> None:
         """Tells every connection which faults concern it, and every port whether it takes calls."""
+        self.touch()
         for hop in self.hops.values():
             mine = {fault.kind.word for fault in self.faults
-                    if fault.level == CONNECTION and self._covers_hop(fault.where, hop)}
+                    if fault.level == CONNECTION and self.covers_hop(fault.where, hop)}
             self._listen_or_not(hop, is_open="cut" not in mine, takes="pull" not in mine)
         for flow in list(self.flows.values()):
             self.apply_to(flow)
@@ -1355,8 +1377,15 @@ class Bench:
         if self._watchers:
             self._fresh.append(frame)
 
+    def tally(self) -> dict[str, int]:
+        """The counters as they were a moment ago at most: many pages may ask for them often."""
+        if time.monotonic() > self._tally[0]:
+            self._tally = time.monotonic() + TALLY_SECONDS, self.do(self.journeys.counters)
+        return self._tally[1]
+
     def clear(self) -> None:
         """Forgets the record and the messages that were followed; connections and faults stay."""
+        self.touch()
         self.frames.clear()
         self.frame_bytes = self.forgotten = 0
         self.journeys.clear()
@@ -1448,8 +1477,8 @@ class Bench:
                 self._call(key.data, events)
             while self._timers and self._timers[0][0] <= time.monotonic():
                 self._call(heapq.heappop(self._timers)[2])
-            if self._fresh:
-                fresh, self._fresh = self._fresh, []
+            if self._fresh or self._changed:
+                fresh, self._fresh, self._changed = self._fresh, [], False
                 for callback in self._watchers:
                     callback(fresh)
 
@@ -2278,6 +2307,11 @@ def is_shown(frame: Frame) -> bool:
     return frame.word not in QUIET and frame.kind not in (OPENED, FINISHED)
 
 
+def is_lost(frame: Frame) -> bool:
+    """Whether the bench let it not arrive."""
+    return any(frame.note == NOTES[word] for word in ("lose", "eat", "cut"))
+
+
 def parties(frames: Iterable[Frame], short: Callable[[str], str] = str) -> list[str]:
     """Who stands above the diagram: people of the first realm, the realms, people of the others."""
     realms: list[str] = []
@@ -2321,8 +2355,7 @@ def _arrow(frame: Frame, start: int, stop: int, place: dict[str, int]) -> str:
     label = f" {summary(frame, max(right - left - 6, 8))} "
     line = label.center(right - left - 1, pen)[:right - left - 1]
     row[left + 1:right] = line
-    lost = any(frame.note == NOTES[word] for word in ("lose", "eat", "cut"))
-    if lost:
+    if is_lost(frame):
         row[right - 2 if stop > start else left + 2] = "✗"
     else:
         row[right - 1 if stop > start else left + 1] = "▶" if stop > start else "◀"
@@ -2338,8 +2371,7 @@ def mermaid(bench: Bench, frames: list[Frame]) -> str:
     for frame in frames:
         source, target = alias.get(short(frame.source)), alias.get(short(frame.target))
         if source and target:
-            lost = any(frame.note == NOTES[word] for word in ("lose", "eat", "cut"))
-            arrow = "--x" if lost else "-->>" if frame.kind in (REPLY, EVENT) else "->>"
+            arrow = "--x" if is_lost(frame) else "-->>" if frame.kind in (REPLY, EVENT) else "->>"
             note = f" ({_plain(frame.note)})" if frame.note else ""
             lines.append(f"    {source}{arrow}{target}: {_plain(summary(frame))}{note}")
     return "\n".join(lines) + "\n"
@@ -2380,9 +2412,22 @@ def follow(journey: Journey, bench: Bench, language: int = INDONESIAN) -> list[s
         lines.append(f"  piece × {journey.pieces[0]}, {journey.pieces[1]:,} bytes")
     for (caller, callee), seq in journey.items.items():
         lines.append(f"  {caller}>{callee} seq {seq}")
-    verdict = {True: "verdict_true", False: "verdict_false", None: "verdict_none"}[journey.verdict()]
-    code = journey.refused or (journey.answer if journey.answer not in ("", "OK", "queued") else "")
-    return [*lines, "  " + (say("refused", language, code=code) if code else say(verdict, language))]
+    return [*lines, "  " + verdict(journey, language)]
+
+
+def verdict(journey: Journey, language: int = INDONESIAN) -> str:
+    """What became of a message, in words."""
+    if code := journey.refused or (journey.answer if journey.answer not in ("", "OK", "queued") else ""):
+        return say("refused", language, code=code)
+    return say({True: "verdict_true", False: "verdict_false", None: "verdict_none"}[journey.verdict()], language)
+
+
+def dump(data: bytes, width: int = 16) -> Iterator[str]:
+    """Bytes as hexadecimal numbers and as text, so many in a line."""
+    for at in range(0, len(data), width):
+        part = data[at:at + width]
+        text = "".join(chr(byte) if 32 <= byte < 127 else "·" for byte in part)
+        yield f"{at:04x}  {part.hex(' '):{3 * width - 1}}  {text}"
 
 
 def matches(frame: Frame, words: list[str], short: Callable[[str], str] = str) -> bool:
@@ -2403,6 +2448,7 @@ def matches(frame: Frame, words: list[str], short: Callable[[str], str] = str) -
 
 TITLE, TELL, BREAK, PREDICT, CHECK, EXPLAIN, TYPE = "=", "#", "!", "~", "?", ".", ">"    # the seven forms of a line
 TYPED = re.compile(r"([a-z0-9._-]+)@([a-z0-9._-]+)(?: x(\d+))?(>>?) (.*)")
+LESSONS = Path(__file__).resolve().parent / "assets" / "lessons"
 REPLY_SECONDS = 8.0            # a send waits 5 s for the other realm's word
 CHECK_SECONDS = 10.0           # what a check waits for
 NEVER_SECONDS = 1.0            # and how long what must not come is watched for
@@ -2739,7 +2785,7 @@ class Console:
             method = getattr(self, f"do_{word}", None)
             if method:
                 return method(*rest) is not False
-            if word not in FAULTS and word not in ("heal", "step", "release", "kill", "freeze", "thaw", "start"):
+            if word not in FAULTS and word not in MACHINE_STATES and word not in ("heal", "step", "release"):
                 raise BenchError("no_such_command", name=word)
             key, fields = self.bench.command(line)
             self.print(key, **fields)
@@ -2812,10 +2858,8 @@ class Console:
         frame = self._frame(number)
         self.lines([self.describe(frame, bench_names(self.bench)), ""])
         shown = frame.head if raw else mask(frame.head)
-        for at in range(0, min(len(shown), 512), 16):
-            part = shown[at:at + 16]
-            text = "".join(chr(byte) if 32 <= byte < 127 else "·" for byte in part)
-            self.lines([f"  {at:04x}  {part.hex(' '):47}  {text}"])
+        for line in dump(shown[:512]):
+            self.lines([f"  {line}"])
         for field_ in explain(frame, self.language, hide=not raw):
             self.lines([f"  {field_.name:14} {field_.value[:80]:30} {field_.meaning}".rstrip()])
         if frame.answers:
@@ -2921,7 +2965,7 @@ class Console:
         """Plays it; False if a check did not hold."""
         place = Path(path)
         if not place.exists():
-            place = Path(__file__).resolve().parent / "assets" / "lessons" / f"{place.stem}.txt"
+            place = LESSONS / f"{place.stem}.txt"
         passed = count = 0
         for step, holds, came in Lesson(place).play(self.bench):
             text = step.text[self.language]
@@ -2942,6 +2986,794 @@ class Console:
         self.print("cleared")
 
 
+# ---- the page ----------------------------------------------------------------------------------
+
+ft: Any = None                 # Flet, its drawings, and the client's program, of whose page this is a part
+cv: Any = None
+chat: Any = None
+
+SMALL, HALF, WHOLE = "small", "half", "whole"      # how much of the page the panel takes
+NARROW, WIDE = 700, 1100       # pixels: below, one tab at a time; from here on, details beside the frames
+SIDE, PANE, LINE = 256, 340, 26                    # pixels: width of the cables and of the details, height of a row
+SHOWN = 150                                        # rows
+CABLE_MENU = (                 # (text, command of the bench); a `-` is a line between
+    ("lab_cut", "cut {hop}"), ("lab_pull", "pull {hop}"), ("lab_half_open", "half {hop} far"), ("-", ""),
+    ("lab_delay", "delay {hop} 300"), ("lab_rate", "rate {hop} 20"), ("-", ""),
+    ("lab_lose", "lose {hop} down {send} x1"), ("lab_double", "double {hop} up {send} x1"), ("lab_hold", "hold {hop}"),
+    ("-", ""), ("lab_heal", "heal {hop}"),
+)
+MACHINE_MENU = (("lab_kill", "kill {realm}"), ("lab_freeze", "freeze {realm}"), ("lab_thaw", "thaw {realm}"))
+COUNTED = ("asked", "here", "there", "seen", "under_way", "lost", "doubled")
+
+
+def load_page() -> None:
+    """Fetches Flet and the client's program, which only the page needs."""
+    global ft, cv, chat
+    if ft:
+        return
+    sys.path.append(str(Path(__file__).resolve().parent))
+    import ChatClient as chat
+    import flet.canvas as cv
+    chat.load_flet()
+    ft = chat.ft
+
+
+class LabView:
+    """The bench on a page: cables and counters, the frames as a diagram or as lines, one frame's details, lessons.
+
+    The bench's thread tells of each turn's frames. The page draws them at most twenty times a second.
+    """
+
+    KEYS = (("F6", "pause"), ("F8", "lab_step"), ("F9", "lab_release"), ("Ctrl+↑ Ctrl+↓", "lab_along"),
+            ("Alt+1 … Alt+4", "lab_tabs"))
+    DUMPED = 96                                    # bytes of a frame that the details show as numbers
+
+    def __init__(self, window: Any, bench: Bench, hints: Iterable[str] = ()) -> None:
+        load_page()
+        self.window, self.bench, self.hints = window, bench, list(hints)
+        self.page, self.say, self.on, self.part = window.page, window.say, window.on, chat.Part(window)
+        self.size, self.tab, self.paused, self.is_settled = SMALL if window.demo else WHOLE, "diagram", False, False
+        self.width = self.height = 0.0
+        self.words: list[str] = []                 # of the filter
+        self.frames: deque[Frame] = deque(maxlen=SHOWN)            # those that have a row, the newest last
+        self.rows: dict[int, Any] = {}             # number of a frame -> its row, kept while it is shown
+        self.fresh: deque[Frame] = deque(maxlen=SHOWN)             # those that came since
+        self.names: list[str] = []                 # of the lifelines
+        self.selected: Frame | None = None
+        self.only = 0                              # the one message that is shown; 0 is all
+        self.reveals = False                       # secrets
+        self.is_drawing = False                    # soon
+        self.is_stale = True                       # rows that are there may look differently now
+        self.drawn: object = None                  # how the parts are put together, and in which language
+        self.cables = Cables(self)
+        self.lesson = LessonView(self)
+        self.root = ft.Container(bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST)
+        self.build()
+        loop = asyncio.get_running_loop()
+
+        def tell(frames: list[Frame]) -> None:
+            with contextlib.suppress(RuntimeError):            # the page's loop has ended
+                loop.call_soon_threadsafe(self.see, frames)
+
+        self.unwatch = bench.watch(tell)
+
+    def close(self) -> None:
+        """The page has gone."""
+        self.unwatch()
+        self.lesson.stop()
+
+    @property
+    def language(self) -> int:
+        """The page's."""
+        return self.window.settings["language"]
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether there is room for one tab at a time only, as on a phone."""
+        return self.width < NARROW
+
+    @property
+    def has_pane(self) -> bool:
+        """Whether the details have a place of their own; else they cover the frames."""
+        return self.width >= WIDE
+
+    # -- what is done
+
+    async def act(self, line: str) -> None:
+        """A command of the bench."""
+        try:
+            await asyncio.to_thread(self.bench.command, line)
+        except BenchError as error:
+            self.window.toast(error.text(self.language))
+
+    def resize(self) -> None:
+        """The page has another size, or the panel another part of it."""
+        width, height = self.page.width or 1280, self.page.height or 800
+        small = 52 if width < NARROW else min(236, height * 0.3)
+        self.root.height = {SMALL: small, HALF: height / 2, WHOLE: None}[self.size]
+        self.root.expand = self.size == WHOLE
+        self.width, self.height = width, height
+        self.draw()
+
+    def enlarge(self, size: str) -> None:
+        """Gives the panel another part of the page."""
+        self.size = size
+        self.window.resize()
+
+    def choose(self, tab: str) -> None:
+        """Opens a tab; on a phone the panel then takes the whole page."""
+        self.tab = tab
+        if self.is_narrow and self.size == SMALL:
+            return self.enlarge(WHOLE)
+        self.draw()
+
+    def toggle_pause(self) -> None:
+        """The rows stand still, or go on with all that has come meanwhile."""
+        self.paused = not self.paused
+        self.draw()
+
+    def look(self) -> None:
+        """The filter has other words."""
+        self.words = (self.filter.value or "").split()
+        self.redraw()
+
+    def settle(self) -> None:
+        """From now on what has not arrived counts as lost; or no longer."""
+        self.is_settled = not self.is_settled
+        self.cables.draw_counters()
+
+    def select(self, frame: Frame | None) -> None:
+        """Shows a frame's details and lights its message; the second time, only this message."""
+        again, was = frame is not None and frame is self.selected, self.only
+        self.only = 0 if not again or self.only else next(iter(frame.journeys), 0)
+        self.selected = frame
+        if self.only != was or not self.has_pane:
+            return self.draw()
+        for shown in self.frames:
+            self.light(self.rows[shown.number].content, shown)
+        self.window.update(self.list)
+        self.draw_details()
+
+    def reveal(self) -> None:
+        """Shows passwords and tokens, or hides them."""
+        self.reveals = not self.reveals
+        self.draw_details()
+
+    def legs(self) -> list[Frame]:
+        """The frames of the selected one's message, in order."""
+        frame = self.selected
+        if not frame:
+            return []
+        journey = self.bench.journeys.all.get(next(iter(frame.journeys), 0))
+        legs = self.bench.do(lambda: list(journey.legs)) if journey else []
+        return sorted({*legs, frame, *filter(None, (frame.answers, frame.answer))}, key=lambda leg: leg.number)
+
+    def go_along(self, by: int) -> None:
+        """The next frame of the message, or the one before."""
+        legs = self.legs()
+        if legs:
+            at = legs.index(self.selected) + by
+            if 0 <= at < len(legs):
+                self.select(legs[at])
+
+    async def record(self) -> None:
+        """Begins a capture; or ends it, and gives the file to the person."""
+        if not self.bench.capture:
+            path = self.window.new_folder() / "talk.pcapng"
+            self.bench.do(lambda: self.bench.start_capture(path, 256 * MIB))
+            self.window.toast(say("capture_on", self.language, path=path.name))
+        elif ended := self.bench.do(self.bench.stop_capture):
+            copy = self.window.new_folder() / ended.path.name
+            await asyncio.to_thread(shutil.copy, ended.path, copy)
+            await self.window.hand_over(copy)
+        self.bench.do(self.bench.touch)
+
+    async def copy(self) -> None:
+        """The frames that are shown, as Mermaid, for a report."""
+        await self.window.copy(mermaid(self.bench, list(self.frames)))
+
+    def key_pressed(self, event: Any) -> bool:
+        """Takes the keys of `KEYS`, and Esc while details are open; True where it was one of them."""
+        by = {"Arrow Up": -1, "Arrow Down": 1}.get(event.key, 0)
+        if event.key == "F6":
+            self.toggle_pause()
+        elif event.key in ("F8", "F9"):
+            self.window.spawn(self.act("step" if event.key == "F8" else "release"))
+        elif by and event.ctrl:
+            self.go_along(by)
+        elif event.alt and event.key in ("1", "2", "3", "4"):
+            self.choose(("diagram", "wire", "lesson", "cables" if self.is_narrow else "diagram")[int(event.key) - 1])
+        elif event.key == "Escape" and self.selected and time.monotonic() > self.window.busy_until:
+            self.select(None)
+        else:
+            return False
+        return True
+
+    # -- what came
+
+    def see(self, frames: list[Frame]) -> None:
+        """Frames of the bench; they are drawn a little later with others."""
+        self.fresh.extend(frames)
+        self.is_stale |= not frames
+        for frame in frames:
+            if frame.answers:
+                self.cables.times[frame.hop] = (frame.when - frame.answers.when) / 1e6
+        if not self.is_drawing:
+            self.is_drawing = True
+            self.window.spawn(self.draw_soon())
+
+    async def draw_soon(self) -> None:
+        """Draws what came within a twentieth of a second; the counters are true a little later."""
+        await asyncio.sleep(0.05)
+        self.is_drawing = False
+        self.cables.draw()
+        if self.is_stale:
+            for view in self.window.views:
+                if view.chats.cut_off:             # it may be that its server is there again
+                    view.conn.try_now()
+        if not self.paused and self.shows_frames:
+            self.draw_fresh()
+        await asyncio.sleep(2 * TALLY_SECONDS)
+        self.cables.draw()
+
+    def draw_fresh(self) -> None:
+        """Adds the rows of what came, or draws all anew where that is not enough."""
+        fresh, stale = [frame for frame in self.fresh if self.is_wanted(frame)], self.is_stale
+        self.fresh.clear()
+        self.is_stale = False
+        self.frames.extend(fresh)
+        if self.selected and any(self.belongs(frame) for frame in fresh):
+            self.draw_details()
+        if stale or self.names != parties(self.frames, bench_names(self.bench)):
+            return self.redraw()
+        if fresh:
+            self.rows |= {frame.number: self.row(frame) for frame in fresh}
+            for number in [*self.rows][:-SHOWN]:
+                del self.rows[number]
+            self.list.controls = [*self.rows.values()][::-1]
+            self.window.update(self.holder)
+
+    def is_wanted(self, frame: Frame) -> bool:
+        """Whether it has a row."""
+        if self.only:
+            return self.only in frame.journeys
+        return matches(frame, self.words, bench_names(self.bench)) if self.words else is_shown(frame)
+
+    @property
+    def middle(self) -> str:
+        """What the middle shows: beside a lesson, where there is room, the diagram of what it does."""
+        return "diagram" if self.has_pane and self.tab == "lesson" else self.tab
+
+    @property
+    def shows_frames(self) -> bool:
+        """Whether rows are on the page."""
+        is_covered = (self.selected and not self.has_pane) or (self.is_narrow and self.size == SMALL)
+        return self.middle in ("diagram", "wire") and not is_covered
+
+    # -- drawing
+
+    def build(self) -> None:
+        """The parts. They stay, so that a click always meets what it was meant for; only what is in them changes."""
+        self.list = chat.StillList(expand=True, reverse=True, spacing=0)
+        self.head, self.holder = ft.Container(), ft.Container(self.list, expand=True)
+        self.column = ft.Column([self.head, self.holder], spacing=0, expand=True)
+        self.sheet = ft.Row([self.column], scroll=ft.ScrollMode.AUTO, expand=True)
+        self.details = ft.Container(width=PANE)
+        self.cables.build()
+        self.lesson.draw()
+        icons = {"diagram": ft.Icons.SWAP_HORIZ, "wire": ft.Icons.LIST, "lesson": ft.Icons.SCHOOL,
+                 "cables": ft.Icons.CABLE}
+        self.tabs = {tab: ft.TextButton(self.say(tab), icon=icon, height=34, on_click=self.on(self.choose, tab))
+                     for tab, icon in icons.items()}
+        self.filter = self.part.field(hint_text=self.say("filter"), text_size=13, content_padding=8, expand=True,
+                                      on_change=self.on(self.look))
+        self.pause = self.tool(ft.Icons.PAUSE, "pause", self.toggle_pause)
+        self.recorder = self.tool(ft.Icons.FIBER_MANUAL_RECORD, "lab_record", self.record)
+        self.tools = [self.filter, self.pause, self.tool(ft.Icons.SKIP_NEXT, "lab_step", self.act, "step"),
+                      self.tool(ft.Icons.FAST_FORWARD, "lab_release", self.act, "release"), self.recorder,
+                      self.tool(ft.Icons.ACCOUNT_TREE, "lab_mermaid", self.copy)]
+        if not self.window.demo:                   # in the demo the chats have their own
+            self.tools += [self.tool(ft.Icons.TRANSLATE, "other_language", self.window.switch_language),
+                           self.tool(ft.Icons.BRIGHTNESS_6, "dark", self.change_theme)]
+        self.sizes = {size: self.tool(icon, f"lab_{size}", self.enlarge, size) for size, icon in (
+            (SMALL, ft.Icons.KEYBOARD_ARROW_DOWN), (HALF, ft.Icons.HORIZONTAL_SPLIT), (WHOLE, ft.Icons.FULLSCREEN))}
+
+    def tool(self, icon: str, key: str, work: Callable[..., Any], *arguments: Any, size: int = 34) -> Any:
+        """A small button with a picture."""
+        return self.part.button(icon, key, work, *arguments, icon_size=size // 2 + 1, width=size, height=size,
+                                padding=0)
+
+    async def change_theme(self) -> None:
+        """Light, or dark."""
+        await self.window.set_theme("light" if self.window.settings["theme"] == "dark" else "dark")
+
+    def draw(self) -> None:
+        """The whole panel."""
+        self.draw_bar()
+        how = (self.is_narrow, self.has_pane, self.size == SMALL, self.middle if not self.shows_frames else "",
+               bool(self.selected) and not self.has_pane, self.language)
+        if how != self.drawn:
+            if self.drawn and self.language != self.drawn[-1]:
+                self.rows.clear()
+                self.build()
+                self.draw_bar()
+            self.drawn = how
+            self.root.content = self.compose()
+        self.draw_details()
+        self.cables.draw()
+        self.redraw()
+        self.window.update(self.root)
+
+    def draw_bar(self) -> None:
+        """What its buttons say now."""
+        for tab, button in self.tabs.items():
+            button.style = ft.ButtonStyle(padding=ft.Padding(8, 0, 8, 0), bgcolor=ft.Colors.SECONDARY_CONTAINER
+                                          if tab == self.tab else None)
+            button.visible = tab != "cables" or self.is_narrow
+        records = bool(self.bench.capture)
+        for button, icon, key in (
+                (self.pause, *((ft.Icons.PLAY_ARROW, "resume") if self.paused else (ft.Icons.PAUSE, "pause"))),
+                (self.recorder, *((ft.Icons.STOP_CIRCLE, "lab_record_end") if records else
+                                  (ft.Icons.FIBER_MANUAL_RECORD, "lab_record")))):
+            if button.tooltip != self.say(key):
+                button.icon, button.tooltip = self.part.named(icon, key), self.say(key)
+        self.recorder.icon_color = ft.Colors.ERROR if records else None
+        for size, button in self.sizes.items():
+            button.visible = bool(self.window.demo) and size != self.size and not (self.is_narrow and size == HALF)
+
+    def compose(self) -> Any:
+        """Puts the parts together: side by side, or one at a time."""
+        ends, is_open = list(self.sizes.values()), not self.is_narrow or self.size != SMALL
+        lines = [ft.Row([*self.tabs.values(), *self.tools, *ends], spacing=2)]
+        if self.is_narrow:
+            lines = [ft.Row([ft.Row([*self.tabs.values()], spacing=0, expand=True), *ends], spacing=0)]
+            lines += [ft.Row(self.tools, spacing=0)] if self.shows_frames else []
+        parts = [ft.Container(ft.Column(lines, spacing=2), padding=ft.Padding(6, 4, 6, 3))]
+        body = {"lesson": self.lesson.root, "cables": self.cables.root}.get(self.middle, self.sheet)
+        self.details.width, self.details.expand = (PANE, False) if self.has_pane else (None, True)
+        if self.has_pane:
+            body = ft.Row([body, ft.VerticalDivider(width=1), self.details], spacing=0, expand=True)
+        elif self.selected:
+            body = self.details
+        parts += [body] if is_open else []
+        if self.is_narrow:
+            return ft.Column(parts, spacing=0, expand=True)
+        return ft.Row([ft.Container(self.cables.root, width=SIDE), ft.VerticalDivider(width=1),
+                       ft.Column(parts, spacing=0, expand=True)], spacing=0, expand=True)
+
+    def redraw(self) -> None:
+        """All rows."""
+        if not self.shows_frames:
+            return
+        if not self.paused:
+            record = self.bench.do(lambda: list(self.bench.frames))
+            found = itertools.islice((frame for frame in reversed(record) if self.is_wanted(frame)), SHOWN)
+            self.frames = deque(reversed(list(found)), SHOWN)
+        self.names = parties(self.frames, bench_names(self.bench))
+        room = self.width - (0 if self.is_narrow else SIDE + 1) - (PANE + 1 if self.has_pane else 0)
+        self.time_width = 0 if self.is_narrow else 66
+        self.row_width = max(room, self.time_width + 96 * len(self.names)) if self.middle == "diagram" else room
+        self.column.width = self.row_width
+        self.draw_head()
+        self.rows = {frame.number: self.row(frame) for frame in self.frames}
+        self.list.controls = [*self.rows.values()][::-1]
+        self.window.update(self.sheet, self.list)
+
+    def draw_head(self) -> None:
+        """The names above the lifelines, or what to do where no frame is shown yet."""
+        if not self.frames:
+            lines = self.hints or [self.say("lab_empty")]
+            self.head.content = ft.Container(ft.SelectionArea(ft.Column(
+                [chat.small(line, font_family="Mono" if self.hints else None) for line in lines])), padding=16)
+        elif self.middle == "wire":
+            self.head.content = None
+        else:
+            style = ft.TextStyle(size=12.5, weight=ft.FontWeight.W_600, color=ft.Colors.ON_SURFACE)
+            earlier = self.frames[0].number - 1 if len(self.frames) == SHOWN else 0
+            texts = [cv.Text(self.place(name), 12, name, style, alignment=ft.Alignment.CENTER, max_lines=1,
+                             max_width=self.gap - 4, ellipsis="…") for name in self.names]
+            texts += [cv.Text(4, 12, self.say("lab_earlier", count=earlier), self.style(ft.Colors.OUTLINE, 10),
+                              alignment=ft.Alignment.CENTER_LEFT, max_width=self.time_width)] if earlier else []
+            self.head.content = cv.Canvas(texts, width=self.row_width, height=24)
+
+    @property
+    def gap(self) -> float:
+        """From one lifeline to the next."""
+        return (self.row_width - self.time_width) / max(len(self.names), 1)
+
+    def place(self, name: str) -> float:
+        """Where that lifeline is."""
+        return self.time_width + self.gap * (self.names.index(name) + 0.5)
+
+    @staticmethod
+    def style(color: str, size: float = 11) -> Any:
+        """Of a text that is drawn."""
+        return ft.TextStyle(size=size, color=color, font_family="Roboto", font_family_fallback=["Mono", "Emoji"])
+
+    def row(self, frame: Frame) -> Any:
+        """A frame as an arrow, or as a line of text; a click shows its details."""
+        short, name = bench_names(self.bench), "arrow" if self.middle == "diagram" else "line"
+        row = self.rows.get(frame.number) or ft.Semantics(button=True, content=ft.Container(
+            height=LINE, ink=True, on_click=self.on(self.select, frame)))
+        row.content.content = self.arrow(frame, short) if name == "arrow" else self.line(frame, short)
+        row.label = f"{short(frame.source)} → {short(frame.target)}: {self.label(frame)}"
+        row.identifier = f"{name}-{frame.number}"
+        self.light(row.content, frame)
+        return row
+
+    def light(self, box: Any, frame: Frame) -> None:
+        """The rows of the selected frame's message are lit, the others fade."""
+        box.opacity = 1 if self.selected is None or self.belongs(frame) else 0.4
+        box.bgcolor = ft.Colors.SECONDARY_CONTAINER if frame is self.selected else None
+
+    def belongs(self, frame: Frame) -> bool:
+        """Whether it is of the selected frame's message, or its answer."""
+        chosen = self.selected
+        return frame in (chosen, chosen.answer, chosen.answers) or not {*chosen.journeys}.isdisjoint(frame.journeys)
+
+    def label(self, frame: Frame) -> str:
+        """A frame in a few words, with what the bench did to it."""
+        word = next((word for word, note in NOTES.items() if note and note == frame.note), "")
+        note = self.say(f"lab_note_{word}") if word else frame.note
+        text = re.sub(r"^@\S+ ", "", summary(frame))
+        return f"{text} · {note}" if note else text
+
+    @staticmethod
+    def color(frame: Frame) -> str:
+        """Red for what got lost or ended, amber for what the bench touched, else by its kind."""
+        if is_lost(frame) or frame.kind in (RESET, REFUSED):
+            return ft.Colors.ERROR
+        if frame.note:
+            return ft.Colors.ORANGE_700
+        return ft.Colors.PRIMARY if frame.kind == REQUEST else ft.Colors.TERTIARY
+
+    def arrow(self, frame: Frame, short: Callable[[str], str]) -> Any:
+        """One row of the diagram: a piece of every lifeline, and the arrow of the frame."""
+        start, stop, color, base = self.place(short(frame.source)), self.place(short(frame.target)), "", LINE - 6
+        color, ahead = self.color(frame), 1 if stop > start else -1
+        line = ft.Paint(color=ft.Colors.OUTLINE_VARIANT, stroke_width=1)
+        solid = ft.Paint(color=color, stroke_width=1.6)
+        pen = ft.Paint(color=color, stroke_width=1.6, stroke_dash_pattern=[5, 4]) if frame.kind in (
+            REPLY, EVENT) else solid
+        shapes = [cv.Line(self.place(name), 0, self.place(name), LINE, line) for name in self.names]
+        if is_lost(frame) or frame.kind == REFUSED:
+            stop = (start + 2 * stop) / 3
+            shapes += [cv.Line(stop - 5, base - 5, stop + 5, base + 5, solid),
+                       cv.Line(stop - 5, base + 5, stop + 5, base - 5, solid)]
+        else:
+            shapes.append(cv.Path([cv.Path.MoveTo(stop, base), cv.Path.LineTo(stop - 7 * ahead, base - 4),
+                                   cv.Path.LineTo(stop - 7 * ahead, base + 4), cv.Path.Close()],
+                                  ft.Paint(color=color, style=ft.PaintingStyle.FILL)))
+        shapes.append(cv.Line(start, base, stop - 4 * ahead, base, pen))
+        shapes.append(cv.Text((start + stop) / 2, base - 1, self.label(frame), self.style(
+            color if frame.note else ft.Colors.ON_SURFACE), alignment=ft.Alignment.BOTTOM_CENTER, max_lines=1,
+            max_width=max(abs(stop - start) - 12, 20), ellipsis="…"))
+        if self.time_width:
+            shapes.append(cv.Text(4, base + 4, f"{(frame.when - self.bench.started) / 1e9:+.3f}",
+                                  self.style(ft.Colors.OUTLINE, 10.5), alignment=ft.Alignment.BOTTOM_LEFT))
+        return cv.Canvas(shapes, width=self.row_width, height=LINE)
+
+    def line(self, frame: Frame, short: Callable[[str], str]) -> Any:
+        """One row of the wire: time, hop, direction, the bytes as text, and how long an answer took."""
+        def text(value: str, **more: Any) -> Any:
+            return ft.Text(value, **{"font_family": "Mono", "size": 12, "max_lines": 1, "no_wrap": True, **more})
+
+        text_of_it = visible(mask(frame.head))[:400] if frame.head else self.label(frame)
+        more = f" … {frame.size:,} B" if frame.size > len(frame.head) else ""
+        ms = f"{(frame.when - frame.answers.when) / 1e6:.1f} ms" if frame.answers else ""
+        way = f"{short(frame.source)} → {short(frame.target)}"
+        cells = [text(f"{(frame.when - self.bench.started) / 1e9:+9.3f}", color=ft.Colors.OUTLINE),
+                 text(f"{way:22}", color=self.color(frame))]
+        return ft.Container(ft.Row([
+            *(cells[1:] if self.is_narrow else cells),
+            text(text_of_it + more, expand=True, overflow=ft.TextOverflow.ELLIPSIS),
+            text(frame.note or ms or f"{frame.size} B", color=ft.Colors.OUTLINE)], spacing=10),
+            padding=ft.Padding(6, 0, 6, 0))
+
+    # -- details
+
+    def draw_details(self) -> None:
+        """The selected frame: its bytes, its message on every hop, its fields with their meaning. Else a lesson."""
+        frame = self.selected
+        if frame is None and self.has_pane:
+            self.details.content = (self.lesson.root if self.tab == "lesson" else
+                                    chat.blank(ft.Icons.ADS_CLICK, self.say("lab_click")))
+        elif frame:
+            parts = [*self.detail_head(frame), *self.detail_bytes(frame), *self.detail_legs(frame),
+                     *self.detail_fields(frame)]
+            self.details.content = ft.SelectionArea(ft.ListView(parts, spacing=3, padding=10))
+        self.window.update(self.details)
+
+    def detail_head(self, frame: Frame) -> list[Any]:
+        """Who to whom, what, and what the bench did to it."""
+        short = bench_names(self.bench)
+        eye = (ft.Icons.VISIBILITY_OFF, "lab_hide") if self.reveals else (ft.Icons.VISIBILITY, "lab_reveal")
+        title = ft.Text(f"#{frame.number} {short(frame.source)} → {short(frame.target)}", size=13,
+                        weight=ft.FontWeight.W_600, expand=True)
+        lines = [ft.Row([title, self.tool(ft.Icons.ARROW_UPWARD, "lab_before", self.go_along, -1, size=28),
+                         self.tool(ft.Icons.ARROW_DOWNWARD, "lab_behind", self.go_along, 1, size=28),
+                         self.tool(*eye, self.reveal, size=28),
+                         self.tool(ft.Icons.CLOSE, "close", self.select, None, size=28)], spacing=0)]
+        lines.append(ft.Text(self.label(frame), size=13, color=self.color(frame)))
+        first, last, key = frame.answers, frame, "answers"
+        if not first and frame.answer:
+            first, last, key = frame, frame.answer, "answered_by"
+        if first:
+            number = last.number if last is not frame else first.number
+            lines.append(chat.small(say(key, self.language, number=number, ms=(last.when - first.when) / 1e6)))
+        elif frame.kind == REQUEST:
+            lines.append(chat.small(say("unanswered", self.language)))
+        return lines
+
+    def detail_bytes(self, frame: Frame) -> list[Any]:
+        """The first bytes as numbers and as text."""
+        head = frame.head if self.reveals else mask(frame.head)
+        text = "\n".join(dump(head[:self.DUMPED], 8))
+        text += f"\n… {frame.size:,} B" if frame.size > self.DUMPED else ""
+        return [ft.Container(ft.Text(text, font_family="Mono", size=11), padding=6, border_radius=6,
+                             bgcolor=ft.Colors.SURFACE_CONTAINER_HIGH)] if head else []
+
+    def detail_fields(self, frame: Frame) -> list[Any]:
+        """Each field, and what it is there for."""
+        bold = ft.TextStyle(weight=ft.FontWeight.W_600, font_family="Mono")
+        plain = ft.TextStyle(font_family="Mono")
+        lines = []
+        for name, value, meaning in explain(frame, self.language, not self.reveals):
+            if name:
+                lines.append(ft.Text(size=12, spans=[ft.TextSpan(f"{name}  ", bold), ft.TextSpan(value[:200], plain)],
+                                     max_lines=4, overflow=ft.TextOverflow.ELLIPSIS))
+            if meaning:
+                lines.append(chat.small(meaning, size=11.5))
+        return lines
+
+    def detail_legs(self, frame: Frame) -> list[Any]:
+        """The frames of its message, with the times since the first."""
+        journey = self.bench.journeys.all.get(next(iter(frame.journeys), 0))
+        if not journey:
+            return []
+        short, legs = bench_names(self.bench), self.legs()
+        lines = [chat.small(say("journey", self.language, number=journey.number, uid=journey.uid,
+            sender=short(journey.sender), target=short(journey.target), text=journey.text[:80]), size=12)]
+        for leg in legs[:60]:
+            text = (f"{(leg.when - legs[0].when) / 1e6:8.1f} ms  {short(leg.source)} → {short(leg.target)}  "
+                    f"{self.label(leg)}")
+            lines.append(ft.Container(ft.Text(text, font_family="Mono", size=11, max_lines=1, no_wrap=True,
+                overflow=ft.TextOverflow.ELLIPSIS, weight=ft.FontWeight.BOLD if leg is frame else None,
+                color=self.color(leg)), ink=leg is not frame, on_click=self.on(self.select, leg)))
+        arrived = self.bench.do(journey.verdict)
+        color = {True: ft.Colors.GREEN_500, False: ft.Colors.ERROR, None: ft.Colors.OUTLINE}[arrived]
+        lines.append(ft.Text(verdict(journey, self.language), size=12.5, weight=ft.FontWeight.W_600, color=color))
+        return [*lines, ft.Divider(height=8)]
+
+
+class Cables:
+    """At the left: the realms with their cables, what is broken, and how many messages are where."""
+
+    def __init__(self, lab: LabView) -> None:
+        self.lab, self.bench, self.say, self.on = lab, lab.bench, lab.say, lab.on
+        self.times: dict[str, float] = {}          # hop -> milliseconds of the last answer
+        self.shown: object = None                  # the state that is drawn
+
+    def build(self) -> None:
+        """Everything anew."""
+        self.lights: dict[str, Any] = {}           # hop or realm -> its picture
+        self.words: dict[str, Any] = {}            # hop or realm -> the text beside its name
+        self.switches: dict[str, Any] = {}
+        rows = []
+        for realm in dict.fromkeys(hop.realm for hop in self.bench.hops.values()):
+            rows.append(self.build_realm(realm))
+            rows += [self.build_cable(hop) for hop in self.bench.hops.values() if hop.realm == realm]
+        self.counters = ft.Row(wrap=True, spacing=8, run_spacing=0)
+        settle = ft.Container(self.counters, padding=ft.Padding(10, 3, 10, 4), ink=True,
+                              on_click=self.on(self.lab.settle), tooltip=self.say("lab_settle"))
+        self.root = ft.Column([ft.ListView(rows, expand=True, padding=ft.Padding(8, 4, 8, 0)), ft.Divider(height=1),
+                               settle], spacing=0, expand=True)
+        self.shown = None
+
+    def line(self, name: str, icon: str, title: str, *ends: Any, **more: Any) -> Any:
+        """A picture, a title, a text that changes, and what can be done."""
+        self.lights[name] = ft.Icon(icon, size=16)
+        self.words[name] = chat.small("", size=11, expand=True, max_lines=1, overflow=ft.TextOverflow.ELLIPSIS)
+        return ft.Row([self.lights[name], ft.Text(title, size=12.5, no_wrap=True, **more), self.words[name], *ends],
+                      spacing=6, height=26)
+
+    def build_realm(self, realm: str) -> Any:
+        """A realm; where the bench owns its process, with a switch and a menu."""
+        ends = []
+        if realm in self.bench.machines:
+            self.switches[realm] = ft.Switch(scale=0.7, width=44, height=26, on_change=self.on(self.turn, realm))
+            ends = [self.switches[realm], self.menu(self.say("lab_machine", realm=realm), MACHINE_MENU, realm=realm)]
+        return self.line(realm + "!", ft.Icons.DNS, realm, *ends, weight=ft.FontWeight.W_600)
+
+    def build_cable(self, hop: Hop) -> Any:
+        """A cable that leads to a realm, with the menu of its faults."""
+        caller = hop.only_caller or "realm"
+        title = f"{caller} → {hop.realm}" if hop.is_link else self.say("lab_clients", realm=hop.realm)
+        menu = self.menu(self.say("lab_faults", hop=title), CABLE_MENU, hop=hop.name,
+                         send="deliver" if hop.is_link else "send")
+        return self.line(hop.name, ft.Icons.CABLE, title, menu)
+
+    def menu(self, label: str, rows: Iterable[tuple[str, str]], **names: str) -> Any:
+        """A menu of commands of the bench."""
+        return ft.PopupMenuButton(
+            icon=ft.Icon(ft.Icons.ARROW_DROP_DOWN, size=18, semantics_label=label), tooltip=label, width=26, height=26,
+            padding=0, items=[ft.PopupMenuItem(self.say(key), height=34, on_click=self.on(
+                self.lab.act, line.format(**names))) if line else ft.PopupMenuItem() for key, line in rows])
+
+    async def turn(self, realm: str) -> None:
+        """The switch: ends the realm's process, or lets it run again."""
+        word = {ON: "stop", OFF: "start", FROZEN: "thaw"}[self.bench.states.get(realm, ON)]
+        await self.lab.act(f"{word} {realm}")
+
+    def state(self) -> list[tuple[Hop, str, str, str]]:
+        """Of each cable: its hop, whether its realm runs, the color of its picture, the words beside its name."""
+        flows, faults, found = list(self.bench.flows.values()), list(self.bench.faults), []
+        for hop in self.bench.hops.values():
+            mine = [flow for flow in flows if flow.hop is hop]
+            held = sum(len(stream.held) for flow in mine for stream in flow.streams)
+            broken = [fault for fault in faults if fault.left != 0 and (
+                self.bench.covers_hop(fault.where, hop) or any(flow.covered_by(fault.where) for flow in mine))]
+            words = [f"{fault.kind.word}{f' ×{fault.hits}' if fault.hits else ''}" for fault in broken]
+            words += [self.say("lab_held", count=held)] if held else []
+            is_up = any(flow.linked or flow.sealed for flow in mine) if hop.is_link else bool(mine)
+            if not words:
+                time_of_it = f"{self.times[hop.name]:.1f} ms" if hop.name in self.times else ""
+                words = [time_of_it if is_up else self.say("link_down" if hop.is_link else "lab_nobody")]
+            color = ft.Colors.ERROR if broken or held else ft.Colors.GREEN_500 if is_up else ft.Colors.OUTLINE
+            found.append((hop, self.bench.states.get(hop.realm, ON), color, " · ".join(words)))
+        return found
+
+    def draw(self) -> None:
+        """What is different now."""
+        state = self.state(), self.bench.tally(), self.lab.is_settled
+        if state == self.shown:
+            return
+        self.shown = state
+        for hop, machine, color, words in state[0]:
+            runs = machine == ON
+            self.lights[hop.name].color = color if machine != OFF else ft.Colors.OUTLINE
+            self.words[hop.name].value = words if machine != OFF else ""
+            self.words[hop.name].color = ft.Colors.ERROR if color == ft.Colors.ERROR else ft.Colors.ON_SURFACE_VARIANT
+            self.lights[hop.realm + "!"].color = ft.Colors.PRIMARY if runs else ft.Colors.OUTLINE
+            if hop.realm in self.switches:
+                word = {ON: "lab_on", OFF: "is_off", FROZEN: "lab_frozen"}[machine]
+                self.words[hop.realm + "!"].value = self.say(word)
+                self.switches[hop.realm].value = runs
+                self.switches[hop.realm].tooltip = self.say("turn_off" if runs else "turn_on", realm=hop.realm)
+        self.draw_counters()
+        self.lab.window.update(self.root)
+
+    def draw_counters(self) -> None:
+        """How many messages are where; red where one is lost or doubled."""
+        counts = dict(self.bench.tally())
+        if self.lab.is_settled:
+            counts["lost"], counts["under_way"] = counts["under_way"], 0
+        self.counters.controls = [
+            chat.small(f"{counts[name]} {self.say(f'lab_{name}')}", size=11.5,
+                         color=ft.Colors.ERROR if name in ("lost", "doubled") and counts[name] else None)
+            for name in COUNTED]
+        self.lab.window.update(self.counters)
+
+
+class LessonView:
+    """A lesson on the page: tell, predict, do, check, explain; each press of Next goes on to the next thing to read."""
+
+    def __init__(self, lab: LabView) -> None:
+        self.lab, self.bench, self.say, self.on = lab, lab.bench, lab.say, lab.on
+        self.lesson: Lesson | None = None
+        self.player: Iterator[tuple[Step, bool | None, str]] | None = None
+        self.shown: list[tuple[Step, bool | None, str]] = []       # the steps that are done
+        self.is_busy = False
+        self.root = ft.Container(expand=True)
+
+    def draw(self) -> None:
+        """The list of lessons, or the one that is played."""
+        self.list = chat.StillList(expand=True, reverse=bool(self.lesson), spacing=4, padding=12)
+        self.buttons = ft.Container(padding=ft.Padding(12, 0, 12, 8))
+        text = ft.Container(ft.SelectionArea(self.list) if self.lesson else self.list, expand=True)
+        self.root.content = ft.Column([text, self.buttons], spacing=0, expand=True)
+        if self.lesson:
+            self.list.controls = [self.line(number, *step) for number, step in enumerate(self.shown, 1)][::-1]
+            self.draw_buttons()
+        else:
+            for number, path in enumerate(sorted(LESSONS.glob("*.txt")), 1):
+                title = f"{number}. {Lesson(path).title[self.lab.language]}"
+                self.list.controls.append(ft.Semantics(label=title, button=True, content=ft.Container(
+                    ft.Text(title, size=14), padding=6, border_radius=8, ink=True, on_click=self.on(self.begin, path))))
+        self.lab.window.update(self.root)
+
+    async def begin(self, path: Path) -> None:
+        """Plays a lesson, where none is being played: its faults and the other's would meet."""
+        if self.bench.playing not in (None, self):
+            return self.lab.window.toast(self.say("lab_playing"))
+        self.bench.playing, self.lesson, self.shown = self, Lesson(path), []
+        self.player = self.lesson.play(self.bench)
+        self.draw()
+        await self.go_on()
+
+    def stop(self) -> None:
+        """Back to the list. What the lesson broke is healed."""
+        if self.bench.playing is self:
+            self.bench.playing = None
+        if self.player:
+            with contextlib.suppress(ValueError):              # a step is being done: it ends when that is done
+                self.player.close()
+        self.lesson = self.player = None
+
+    def leave(self) -> None:
+        """The button."""
+        self.stop()
+        self.draw()
+
+    async def go_on(self) -> None:
+        """Does the next step, and the checks behind it."""
+        player = self.player
+        if self.is_busy or not player:
+            return
+        self.is_busy = True
+        self.draw_buttons()
+        try:
+            while player is self.player and (done := await asyncio.to_thread(next, player, None)):
+                self.shown.append(done)
+                self.list.controls.insert(0, self.line(len(self.shown), *done))
+                self.lab.window.update(self.root)
+                left = self.lesson.steps[len(self.shown):] if self.lesson else []
+                if done[0].kind != TITLE and left and left[0].kind != CHECK:
+                    break
+            else:
+                self.player = None
+        except BenchError as error:
+            self.lab.window.toast(error.text(self.lab.language))
+            self.leave()
+        finally:
+            self.is_busy = False
+            self.draw_buttons()
+
+    def line(self, number: int, step: Step, holds: bool | None, came: str) -> Any:
+        """One step, as it is shown."""
+        text, icon, color = step.text[self.lab.language], None, None
+        if step.kind in (TYPE, BREAK):
+            icon, color = ft.Icons.KEYBOARD if step.kind == TYPE else ft.Icons.BOLT, ft.Colors.PRIMARY
+        elif step.kind == CHECK:
+            icon, color = (ft.Icons.CHECK, ft.Colors.GREEN_500) if holds else (ft.Icons.CLOSE, ft.Colors.ERROR)
+            text = ("✓ " if holds else "✗ ") + text + ("" if holds else f": {came}")
+        if icon:
+            content = ft.Row([ft.Icon(icon, size=16, color=color),
+                              ft.Text(text, font_family="Mono", size=12.5, expand=True)], spacing=8)
+        else:
+            bold = ft.FontWeight.W_600 if step.kind in (TITLE, PREDICT) else None
+            content = ft.Text(text, size=17 if step.kind == TITLE else 14, weight=bold,
+                              color=ft.Colors.PRIMARY if step.kind == PREDICT else None)
+        return ft.Semantics(content=content, identifier=f"step-{number}")
+
+    def draw_buttons(self) -> None:
+        """Next and Stop; where the lesson asks for a prediction, a field for it."""
+        if not self.lesson:
+            return
+        asks = bool(self.shown) and self.shown[-1][0].kind == PREDICT
+        checks = [holds for step, holds, _ in self.shown if step.kind == CHECK]
+        parts = [self.lab.part.field(label=self.say("lab_predict"), expand=True, on_submit=self.on(self.go_on))
+                 if asks else chat.small(say("lesson_done", self.lab.language, passed=sum(map(bool, checks)),
+                                               count=len(checks)), expand=True) if not self.player
+                 else ft.Container(expand=True)]
+        parts.append(ft.TextButton(self.say("lab_stop" if self.player else "lab_lessons"),
+                                   on_click=self.on(self.leave)))
+        if self.player:
+            parts.append(ft.FilledButton(self.say("lab_next"), disabled=self.is_busy, on_click=self.on(self.go_on)))
+        self.buttons.content = ft.Row(parts)
+        self.lab.window.update(self.buttons)
+
+
+def run_page(bench: Bench, options: argparse.Namespace) -> int:
+    """Serves the panel as a whole page, until it is ended."""
+    load_page()
+    language = LANGUAGES[options.language]
+    hints = [say(key, language, **fields) for key, fields in how_to_start(bench, options)]
+    settings = chat.parse_arguments(["--web-port", str(options.web_port)] if options.web_port else [])
+    settings.demo = False
+    return chat.run_page(settings, lambda window: LabView(window, bench, hints))
+
+
 # ---- start -------------------------------------------------------------------------------------
 
 
@@ -2957,6 +3789,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_option(parser, "--pcap", type=Path, metavar="FILE.pcapng", help="record all that passes, for Wireshark")
     add_option(parser, "--pcap-most", type=int, default=256, metavar="MIB", help="the most that a capture takes (256)")
     add_option(parser, "--pcap-true", action="store_true", help="a capture of this computer has its true addresses")
+    add_option(parser, "--page", action="store_true", help="the bench on a page, instead of commands typed here")
+    add_option(parser, "--web-port", type=int, metavar="N", help="the page's port (8550, or a free one)")
     add_option(parser, "--lesson", metavar="FILE", help="play a lesson, then leave; status 1 if a check failed")
     add_option(parser, "--script", metavar="FILE", help="carry out these commands, then leave; - is standard input")
     add_option(parser, "--seed", type=int, metavar="N", help="the same chances again")
@@ -3008,6 +3842,8 @@ def how_to_start(bench: Bench, options: argparse.Namespace) -> list[tuple[str, d
 def main(arguments: list[str] | None = None) -> int:
     """Runs the bench as the command line says."""
     options = parse_arguments(arguments)
+    if options.page:
+        common.ensure_packages("flet", "flet-web", "flet-cli")
     language = LANGUAGES[options.language]
     bench = Bench(options.seed)
     console = Console(bench, language, sys.stdout, options.pcap_most * MIB, options.pcap_true)
@@ -3026,6 +3862,8 @@ def main(arguments: list[str] | None = None) -> int:
                           target=f"{hop.target[0]}:{hop.target[1]}")
         if options.lesson:
             return int(not console.carry_out(f"lesson {options.lesson}"))
+        if options.page:
+            return run_page(bench, options)
         if options.script and options.script != "-":
             return console.run(Path(options.script).read_text("utf-8").splitlines())
         console.interactive = sys.stdin.isatty()
