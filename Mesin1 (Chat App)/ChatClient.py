@@ -429,7 +429,8 @@ class ServerConnection:
     def _write(self, pending: Pending) -> None:
         pending.sent = time.monotonic()
         self._show(True, pending.line, len(pending.line))
-        self._writer.write(pending.line)
+        with contextlib.suppress(RuntimeError):    # uvloop: it is closed, and the line goes out on the next one
+            self._writer.write(pending.line)
 
     def _take(self, frame: bytes) -> None:
         """One frame that came: an event, or the answer to a request."""
@@ -3299,6 +3300,10 @@ def serve(app: Any, options: argparse.Namespace) -> None:
     url = f"http://{address_of(host)}:{port}"
     # Told the address, `flet run` would open its window, or fail at its download.
     prefix = os.environ.get("FLET_DISPLAY_URL_PREFIX") if "FLET_FORCE_WEB_SERVER" in os.environ else None
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        sys.exit(f"{url}: {error.strerror}")
     print(f"{prefix} {url}" if prefix else say("open_url", url=url), flush=True)
     if options.web_bind and sys.stdout.isatty():
         print_qr(url)
@@ -3307,8 +3312,9 @@ def serve(app: Any, options: argparse.Namespace) -> None:
     logging.getLogger("uvicorn.error").addFilter(
         lambda record: not record.exc_info or record.exc_info[0].__name__ != "WebSocketDisconnect")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))      # so that all that was started is ended
-    uvicorn.run(app, host=host, port=port, ws="websockets-sansio", ws_max_size=64 * MIB, log_level="warning",
-                timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, ws="websockets-sansio", ws_max_size=64 * MIB, log_level="warning",
+                            timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def address_of(host: str) -> str:

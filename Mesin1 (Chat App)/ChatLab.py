@@ -3208,6 +3208,8 @@ class LabView:
         self.is_drawing = False
         self.cables.draw()
         if self.is_stale:
+            self.draw_bar()
+            self.window.update(self.recorder)
             for view in self.window.views:
                 if view.chats.cut_off:             # it may be that its server is there again
                     view.conn.try_now()
