@@ -3,7 +3,8 @@
 // Keys that a browser would take for itself; Flutter hears of them all the same.
 addEventListener("keydown", event => {
     const key = event.key.toLowerCase();
-    if ((event.ctrlKey || event.metaKey) && !event.altKey && (event.shiftKey ? key === "c" : key === "k"))
+    const ours = (event.ctrlKey || event.metaKey) && !event.altKey && (event.shiftKey ? key === "c" : key === "k");
+    if (ours || ["f6", "f8", "f9"].includes(key) || event.altKey && "1234".includes(key))
         event.preventDefault();
 }, true);
 
