@@ -2327,7 +2327,8 @@ def parties(frames: Iterable[Frame], short: Callable[[str], str] = str) -> list[
     realms.sort(key=lambda name: list(REALMS).index(name) if name in REALMS else len(REALMS))
     first = realms[0] if realms else ""
     ahead = [short(name) for name, realm in people.items() if realm == first]
-    return ahead + realms + [short(name) for name, realm in people.items() if realm != first]
+    behind = [short(name) for name, realm in people.items() if realm != first]
+    return list(dict.fromkeys([*ahead, *realms, *behind]))
 
 
 def diagram(bench: Bench, frames: list[Frame], width: int = 110) -> list[str]:
@@ -2996,6 +2997,7 @@ SMALL, HALF, WHOLE = "small", "half", "whole"      # how much of the page the pa
 NARROW, WIDE = 700, 1100       # pixels: below, one tab at a time; from here on, details beside the frames
 SIDE, PANE, LINE = 256, 340, 26                    # pixels: width of the cables and of the details, height of a row
 SHOWN = 150                                        # rows
+DRAW_SECONDS = 0.05                                # from what comes to its drawing
 CABLE_MENU = (                 # (text, command of the bench); a `-` is a line between
     ("lab_cut", "cut {hop}"), ("lab_pull", "pull {hop}"), ("lab_half_open", "half {hop} far"), ("-", ""),
     ("lab_delay", "delay {hop} 300"), ("lab_rate", "rate {hop} 20"), ("-", ""),
@@ -3042,7 +3044,7 @@ class LabView:
         self.selected: Frame | None = None
         self.only = 0                              # the one message that is shown; 0 is all
         self.reveals = False                       # secrets
-        self.is_drawing = False                    # soon
+        self.is_drawing, self.rest = False, DRAW_SECONDS       # soon, after so many seconds
         self.is_stale = True                       # rows that are there may look differently now
         self.drawn: object = None                  # how the parts are put together, and in which language
         self.cables = Cables(self)
@@ -3066,6 +3068,12 @@ class LabView:
     def language(self) -> int:
         """The page's."""
         return self.window.settings["language"]
+
+    @property
+    def short(self) -> Callable[[str], str]:
+        """Names for lifelines: a person without the realm, and of an address the host, for all its connections."""
+        names = bench_names(self.bench)
+        return lambda name: re.sub(r":\d+$", "", names(name))
 
     @property
     def is_narrow(self) -> bool:
@@ -3203,9 +3211,12 @@ class LabView:
             self.window.spawn(self.draw_soon())
 
     async def draw_soon(self) -> None:
-        """Draws what came within a twentieth of a second; the counters are true a little later."""
-        await asyncio.sleep(0.05)
-        self.is_drawing = False
+        """Draws what came within a twentieth of a second; the counters are true a little later.
+
+        Drawing takes at most a fifth of the time: all pages share one loop, and a burst must not stop them.
+        """
+        await asyncio.sleep(self.rest)
+        self.is_drawing, started = False, time.perf_counter()
         self.cables.draw()
         if self.is_stale:
             self.draw_bar()
@@ -3215,18 +3226,19 @@ class LabView:
                     view.conn.try_now()
         if not self.paused and self.shows_frames:
             self.draw_fresh()
+        self.rest = max(DRAW_SECONDS, 4 * (time.perf_counter() - started))
         await asyncio.sleep(2 * TALLY_SECONDS)
         self.cables.draw()
 
     def draw_fresh(self) -> None:
         """Adds the rows of what came, or draws all anew where that is not enough."""
-        fresh, stale = [frame for frame in self.fresh if self.is_wanted(frame)], self.is_stale
+        fresh, stale = list(self.wanted(self.fresh)), self.is_stale
         self.fresh.clear()
         self.is_stale = False
         self.frames.extend(fresh)
         if self.selected and any(self.belongs(frame) for frame in fresh):
             self.draw_details()
-        if stale or self.names != parties(self.frames, bench_names(self.bench)):
+        if stale or self.names != parties(self.frames, self.short):
             return self.redraw()
         if fresh:
             self.rows |= {frame.number: self.row(frame) for frame in fresh}
@@ -3235,11 +3247,13 @@ class LabView:
             self.list.controls = [*self.rows.values()][::-1]
             self.window.update(self.holder)
 
-    def is_wanted(self, frame: Frame) -> bool:
-        """Whether it has a row."""
-        if self.only:
-            return self.only in frame.journeys
-        return matches(frame, self.words, bench_names(self.bench)) if self.words else is_shown(frame)
+    def wanted(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+        """Those that have a row."""
+        short = self.short
+        for frame in frames:
+            if (self.only in frame.journeys if self.only else
+                    matches(frame, self.words, short) if self.words else is_shown(frame)):
+                yield frame
 
     @property
     def middle(self) -> str:
@@ -3349,9 +3363,9 @@ class LabView:
             return
         if not self.paused:
             record = self.bench.do(lambda: list(self.bench.frames))
-            found = itertools.islice((frame for frame in reversed(record) if self.is_wanted(frame)), SHOWN)
+            found = itertools.islice(self.wanted(reversed(record)), SHOWN)
             self.frames = deque(reversed(list(found)), SHOWN)
-        self.names = parties(self.frames, bench_names(self.bench))
+        self.names = parties(self.frames, self.short)
         room = self.width - (0 if self.is_narrow else SIDE + 1) - (PANE + 1 if self.has_pane else 0)
         self.time_width = 0 if self.is_narrow else 66
         self.row_width = max(room, self.time_width + 96 * len(self.names)) if self.middle == "diagram" else room
@@ -3394,7 +3408,7 @@ class LabView:
 
     def row(self, frame: Frame) -> Any:
         """A frame as an arrow, or as a line of text; a click shows its details."""
-        short, name = bench_names(self.bench), "arrow" if self.middle == "diagram" else "line"
+        short, name = self.short, "arrow" if self.middle == "diagram" else "line"
         row = self.rows.get(frame.number) or ft.Semantics(button=True, content=ft.Container(
             height=LINE, ink=True, on_click=self.on(self.select, frame)))
         row.content.content = self.arrow(frame, short) if name == "arrow" else self.line(frame, short)
@@ -3488,7 +3502,7 @@ class LabView:
 
     def detail_head(self, frame: Frame) -> list[Any]:
         """Who to whom, what, and what the bench did to it."""
-        short = bench_names(self.bench)
+        short = self.short
         eye = (ft.Icons.VISIBILITY_OFF, "lab_hide") if self.reveals else (ft.Icons.VISIBILITY, "lab_reveal")
         title = ft.Text(f"#{frame.number} {short(frame.source)} → {short(frame.target)}", size=13,
                         weight=ft.FontWeight.W_600, expand=True)
@@ -3533,7 +3547,7 @@ class LabView:
         journey = self.bench.journeys.all.get(next(iter(frame.journeys), 0))
         if not journey:
             return []
-        short, legs = bench_names(self.bench), self.legs()
+        short, legs = self.short, self.legs()
         lines = [chat.small(say("journey", self.language, number=journey.number, uid=journey.uid,
             sender=short(journey.sender), target=short(journey.target), text=journey.text[:80]), size=12)]
         for leg in legs[:60]:
@@ -3733,20 +3747,17 @@ class LessonView:
 
     def line(self, number: int, step: Step, holds: bool | None, came: str) -> Any:
         """One step, as it is shown."""
-        text, icon, color = step.text[self.lab.language], None, None
-        if step.kind in (TYPE, BREAK):
-            icon, color = ft.Icons.KEYBOARD if step.kind == TYPE else ft.Icons.BOLT, ft.Colors.PRIMARY
-        elif step.kind == CHECK:
-            icon, color = (ft.Icons.CHECK, ft.Colors.GREEN_500) if holds else (ft.Icons.CLOSE, ft.Colors.ERROR)
-            text = ("✓ " if holds else "✗ ") + text + ("" if holds else f": {came}")
-        if icon:
-            content = ft.Row([ft.Icon(icon, size=16, color=color),
-                              ft.Text(text, font_family="Mono", size=12.5, expand=True)], spacing=8)
-        else:
-            bold = ft.FontWeight.W_600 if step.kind in (TITLE, PREDICT) else None
-            content = ft.Text(text, size=17 if step.kind == TITLE else 14, weight=bold,
-                              color=ft.Colors.PRIMARY if step.kind == PREDICT else None)
-        return ft.Semantics(content=content, identifier=f"step-{number}")
+        text, color, style = step.text[self.lab.language], None, {"size": 14}
+        if step.kind in (TYPE, BREAK, CHECK):
+            mark, color = (">", ft.Colors.PRIMARY) if step.kind == TYPE else ("!", ft.Colors.ORANGE_700)
+            if step.kind == CHECK:
+                mark, color = ("✓", ft.Colors.GREEN_500) if holds else ("✗", ft.Colors.ERROR)
+            text += f": {came}" if came and not holds else ""
+            text, style = f"{mark} {text}", {"size": 12.5, "font_family": "Mono"}
+        elif step.kind in (TITLE, PREDICT):
+            color = ft.Colors.PRIMARY if step.kind == PREDICT else None
+            style = {"size": 17 if step.kind == TITLE else 14, "weight": ft.FontWeight.W_600}
+        return ft.Semantics(content=ft.Text(text, color=color, **style), identifier=f"step-{number}")
 
     def draw_buttons(self) -> None:
         """Next and Stop; where the lesson asks for a prediction, a field for it."""
