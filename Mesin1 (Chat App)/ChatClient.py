@@ -8,7 +8,7 @@ In this order, each part using only what stands above it:
   prompt             the terminal, or a script from a pipe
   what a chat shows  conversations and messages, no control in them
   the page's parts   ChatView (one whole chat: LoginView, TalkList, TalkView), Tools and Wire below it, Window
-  serving the page   to browsers or in a window; the demo's two realms
+  serving the page   to browsers or in a window
 """
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ import shutil
 import signal
 import socket
 import ssl
-import subprocess
 import sys
 import tempfile
 import threading
@@ -45,7 +44,6 @@ import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -2832,7 +2830,7 @@ FILES: dict[str, Path] = {}                        # what browsers may fetch: to
 class Window:
     """One page, in a browser or a window of its own: what the chats on it share."""
 
-    def __init__(self, page: Any, options: argparse.Namespace, demo: Demo | None, panel: Panel | None) -> None:
+    def __init__(self, page: Any, options: argparse.Namespace, demo: Any, panel: Panel | None) -> None:
         self.page, self.options, self.demo, self.panel = page, options, demo, panel
         self.settings: dict[str, Any] = {"language": INDONESIAN, "theme": "system", "notices": True, "muted": []}
         self.visible = True
@@ -3218,7 +3216,7 @@ def run_page(options: argparse.Namespace, panel: Panel | None = None) -> int:
         options.uploads = folder_for_now("chat-uploads-")
         demo = None
         if options.demo:
-            demo = stack.enter_context(Demo(options.data or folder_for_now("chat-demo-")))
+            demo = stack.enter_context(load_bench().Demo(options.data or folder_for_now("chat-demo-")))
             panel = demo.panel
 
         async def open_page(page: Any) -> None:
@@ -3382,83 +3380,12 @@ def free_port(wish: int = 0) -> int:
         return probe.getsockname()[1]
 
 
-class Demo:
-    """Every realm's server on this computer, and the bench before each, for as long as `with` lasts."""
-
-    USERS = ("messi", "henderson")                 # who logs in at the first realm, and at the second
-    SIGNALS = {"freeze": "SIGSTOP", "thaw": "SIGCONT", "stop": "SIGTERM", "kill": "SIGKILL"}
-
-    def __init__(self, folder: Path) -> None:
-        sys.modules.setdefault("ChatClient", sys.modules[__name__])        # which the bench's page is going to import
-        sys.path.append(str(Path(__file__).resolve().parent))
-        import ChatLab
-        self.folder, self.bench = folder, ChatLab.Bench()
-        self.panel: Panel = lambda window: ChatLab.LabView(window, self.bench)
-        self.behind = {name: free_port() for name in REALMS}       # the servers' own ports
-        self.ports = {name: self.bench.add_hop(name, ("127.0.0.1", port)).port for name, port in self.behind.items()}
-        self.links = {name: self.bench.add_hop(f">{name}", ("127.0.0.1", port)).port
-                      for name, port in self.behind.items()}
-        self.bench.machines = {name: partial(self.act, name) for name in REALMS}
-        self.bench.states = dict.fromkeys(REALMS, ChatLab.ON)
-        self.servers: dict[str, subprocess.Popen] = {}
-        self.lock = threading.Lock()               # several pages may press at once
-
-    def __enter__(self) -> Demo:
-        try:
-            self.bench.start()
-            for name in REALMS:
-                self.start(name)
-            asyncio.run(self.begin_talk())
-            self.bench.do(self.bench.clear)        # what is on the page begins with the page
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for name in REALMS:
-            self.act(name, "thaw")                 # a frozen process does not hear of its end
-            self.act(name, "stop")
-        self.bench.close()
-
-    def act(self, name: str, action: str) -> None:
-        """Starts a realm's server, stops, kills, freezes or thaws it; where there is nothing to do, nothing."""
-        with self.lock:
-            server = self.servers.get(name)
-            if action == "start" and not server:
-                self.start(name)
-            elif action != "start" and server:
-                if number := getattr(signal, self.SIGNALS[action], None):      # Windows knows some of them
-                    server.send_signal(number)
-                if action in ("stop", "kill"):
-                    self.servers.pop(name).communicate()
-
-    def start(self, name: str) -> None:
-        program = Path(__file__).resolve().parent / "ChatServer.py"
-        peers = [f"--peer={realm}=127.0.0.1:{port}" for realm, port in self.links.items() if realm != name]
-        server = self.servers[name] = subprocess.Popen(
-            [sys.executable, str(program), "--realm", name, "--bind", "127.0.0.1", "--port", str(self.behind[name]),
-             *peers, "--data", str(self.folder / name), "--log-level", "error"], stdout=subprocess.PIPE, text=True)
-        if not server.stdout.readline():
-            sys.exit(say("demo_failed"))
-
-    async def begin_talk(self) -> None:
-        """A few words, so that there is something to see; not again where the data was kept."""
-        conns = [ServerConnection("127.0.0.1", self.ports[realm], realm) for realm in REALMS]
-        (here, there), (one, other) = list(REALMS)[:2], self.USERS
-        try:
-            for conn, user in zip(conns, self.USERS, strict=False):
-                await conn.request("auth", user, "surabaya")
-            if (await conns[0].request("groups"))["groups"]:
-                return
-            await conns[0].request("addgroup", "jarkom3")
-            await conns[1].request("joingroup", f"jarkom3@{here}")
-            await conns[0].request("sendgroup", "jarkom3", "hallo guys welcome")
-            await conns[0].request("send", f"{other}@{there}", say("demo_hello", realm=here))
-            await conns[1].request("send", f"{one}@{here}", say("demo_answer", realm=there))
-        finally:
-            for conn in conns:
-                await conn.close()
+def load_bench() -> Any:
+    """The bench's program, which stands beside this one and draws its part of the page with this one's parts."""
+    sys.modules.setdefault("ChatClient", sys.modules[__name__])
+    sys.path.append(str(Path(__file__).resolve().parent))
+    import ChatLab
+    return ChatLab
 
 
 # ---- start -------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import functools
 import hashlib
 import heapq
 import ipaddress
@@ -40,6 +41,7 @@ import shutil
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -2308,8 +2310,8 @@ def is_shown(frame: Frame) -> bool:
 
 
 def is_lost(frame: Frame) -> bool:
-    """Whether the bench let it not arrive."""
-    return any(frame.note == NOTES[word] for word in ("lose", "eat", "cut"))
+    """Whether the bench let it not arrive; the reset that goes with it does."""
+    return frame.kind != RESET and any(frame.note == NOTES[word] for word in ("lose", "eat", "cut"))
 
 
 def parties(frames: Iterable[Frame], short: Callable[[str], str] = str) -> list[str]:
@@ -3004,7 +3006,9 @@ CABLE_MENU = (                 # (text, command of the bench); a `-` is a line b
     ("lab_lose", "lose {hop} down {send} x1"), ("lab_double", "double {hop} up {send} x1"), ("lab_hold", "hold {hop}"),
     ("-", ""), ("lab_heal", "heal {hop}"),
 )
-MACHINE_MENU = (("lab_kill", "kill {realm}"), ("lab_freeze", "freeze {realm}"), ("lab_thaw", "thaw {realm}"))
+CAN_FREEZE = hasattr(signal, "SIGSTOP")            # on all but Windows
+MACHINE_MENU = (("lab_kill", "kill {realm}"), *((("lab_freeze", "freeze {realm}"), ("lab_thaw", "thaw {realm}"))
+                                                if CAN_FREEZE else ()))
 COUNTED = ("asked", "here", "there", "seen", "under_way", "lost", "doubled")
 
 
@@ -3445,15 +3449,15 @@ class LabView:
 
     def arrow(self, frame: Frame, short: Callable[[str], str]) -> Any:
         """One row of the diagram: a piece of every lifeline, and the arrow of the frame."""
-        start, stop, color, base = self.place(short(frame.source)), self.place(short(frame.target)), "", LINE - 6
-        color, ahead = self.color(frame), 1 if stop > start else -1
+        start, stop, base = self.place(short(frame.source)), self.place(short(frame.target)), LINE - 6
+        color, ahead, middle, room = self.color(frame), 1 if stop > start else -1, (start + stop) / 2, abs(stop - start)
         line = ft.Paint(color=ft.Colors.OUTLINE_VARIANT, stroke_width=1)
         solid = ft.Paint(color=color, stroke_width=1.6)
         pen = ft.Paint(color=color, stroke_width=1.6, stroke_dash_pattern=[5, 4]) if frame.kind in (
             REPLY, EVENT) else solid
         shapes = [cv.Line(self.place(name), 0, self.place(name), LINE, line) for name in self.names]
         if is_lost(frame) or frame.kind == REFUSED:
-            stop = (start + 2 * stop) / 3
+            stop = (start + 3 * stop) / 4
             shapes += [cv.Line(stop - 5, base - 5, stop + 5, base + 5, solid),
                        cv.Line(stop - 5, base + 5, stop + 5, base - 5, solid)]
         else:
@@ -3461,9 +3465,9 @@ class LabView:
                                    cv.Path.LineTo(stop - 7 * ahead, base + 4), cv.Path.Close()],
                                   ft.Paint(color=color, style=ft.PaintingStyle.FILL)))
         shapes.append(cv.Line(start, base, stop - 4 * ahead, base, pen))
-        shapes.append(cv.Text((start + stop) / 2, base - 1, self.label(frame), self.style(
+        shapes.append(cv.Text(middle, base - 1, self.label(frame), self.style(
             color if frame.note else ft.Colors.ON_SURFACE), alignment=ft.Alignment.BOTTOM_CENTER, max_lines=1,
-            max_width=max(abs(stop - start) - 12, 20), ellipsis="…"))
+            max_width=max(room - 12, 20), ellipsis="…"))
         if self.time_width:
             shapes.append(cv.Text(4, base + 4, f"{(frame.when - self.bench.started) / 1e9:+.3f}",
                                   self.style(ft.Colors.OUTLINE, 10.5), alignment=ft.Alignment.BOTTOM_LEFT))
@@ -3775,6 +3779,83 @@ class LessonView:
             parts.append(ft.FilledButton(self.say("lab_next"), disabled=self.is_busy, on_click=self.on(self.go_on)))
         self.buttons.content = ft.Row(parts)
         self.lab.window.update(self.buttons)
+
+
+class Demo:
+    """Every realm's server on this computer, and the bench before each, for as long as `with` lasts."""
+
+    USERS = ("messi", "henderson")                 # who logs in at the first realm, and at the second
+
+    def __init__(self, folder: Path) -> None:
+        load_page()
+        self.folder, self.bench = folder, Bench()
+        self.panel: Callable[[Any], LabView] = lambda window: LabView(window, self.bench)
+        self.behind = {name: chat.free_port() for name in REALMS}       # the servers' own ports
+        self.ports = {name: self.bench.add_hop(name, ("127.0.0.1", port)).port for name, port in self.behind.items()}
+        self.links = {name: self.bench.add_hop(f">{name}", ("127.0.0.1", port)).port
+                      for name, port in self.behind.items()}
+        self.bench.machines = {name: functools.partial(self.act, name) for name in REALMS}
+        self.bench.states = dict.fromkeys(REALMS, ON)
+        self.servers: dict[str, subprocess.Popen] = {}
+        self.lock = threading.Lock()               # several pages may press at once
+
+    def __enter__(self) -> Demo:
+        try:
+            self.bench.start()
+            for name in REALMS:
+                self.start(name)
+            asyncio.run(self.begin_talk())
+            self.bench.do(self.bench.clear)        # what is on the page begins with the page
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in REALMS:
+            self.act(name, "stop")
+        self.bench.close()
+
+    def act(self, name: str, action: str) -> None:
+        """Starts a realm's server, stops, kills, freezes or thaws it; where there is nothing to do, nothing."""
+        with self.lock:
+            server = self.servers.get(name)
+            if action == "start" and not server:
+                self.start(name)
+            elif action != "start" and server:
+                if action in ("stop", "kill"):
+                    (server.terminate if action == "stop" else server.kill)()
+                if CAN_FREEZE:                     # a frozen process hears of its end only when it is thawed
+                    server.send_signal(signal.SIGSTOP if action == "freeze" else signal.SIGCONT)
+                if action in ("stop", "kill"):
+                    self.servers.pop(name).communicate()
+
+    def start(self, name: str) -> None:
+        program = Path(__file__).resolve().parent / "ChatServer.py"
+        peers = [f"--peer={realm}=127.0.0.1:{port}" for realm, port in self.links.items() if realm != name]
+        server = self.servers[name] = subprocess.Popen(
+            [sys.executable, str(program), "--realm", name, "--bind", "127.0.0.1", "--port", str(self.behind[name]),
+             *peers, "--data", str(self.folder / name), "--log-level", "error"], stdout=subprocess.PIPE, text=True)
+        if not server.stdout.readline():
+            sys.exit(chat.say("demo_failed"))
+
+    async def begin_talk(self) -> None:
+        """A few words, so that there is something to see; not again where the data was kept."""
+        conns = [chat.ServerConnection("127.0.0.1", self.ports[realm], realm) for realm in REALMS]
+        (here, there), (one, other) = list(REALMS)[:2], self.USERS
+        try:
+            for conn, user in zip(conns, self.USERS, strict=False):
+                await conn.request("auth", user, "surabaya")
+            if (await conns[0].request("groups"))["groups"]:
+                return
+            await conns[0].request("addgroup", "jarkom3")
+            await conns[1].request("joingroup", f"jarkom3@{here}")
+            await conns[0].request("sendgroup", "jarkom3", "hallo guys welcome")
+            await conns[0].request("send", f"{other}@{there}", chat.say("demo_hello", realm=here))
+            await conns[1].request("send", f"{one}@{here}", chat.say("demo_answer", realm=there))
+        finally:
+            for conn in conns:
+                await conn.close()
 
 
 def run_page(bench: Bench, options: argparse.Namespace) -> int:
