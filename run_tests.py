@@ -7196,6 +7196,7 @@ class BrowserDemo(ChatTest):
                     await conn._converse(reader, writer)
                 except (OSError, EOFError) as error:
                     ends.add(type(error).__name__)
+            await conn.close()
             return ends
 
         resetting = threading.Thread(target=reset_all)

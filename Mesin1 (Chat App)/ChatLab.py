@@ -3034,7 +3034,7 @@ class LabView:
             ("Alt+1 … Alt+4", "lab_tabs"))
     DUMPED = 96                                    # bytes of a frame that the details show as numbers
 
-    def __init__(self, window: Any, bench: Bench, hints: Iterable[str] = ()) -> None:
+    def __init__(self, window: Any, bench: Bench, hints: Iterable[tuple[str, dict]] = ()) -> None:
         load_page()
         self.window, self.bench, self.hints = window, bench, list(hints)
         self.page, self.say, self.on, self.part = window.page, window.say, window.on, chat.Part(window)
@@ -3382,7 +3382,7 @@ class LabView:
     def draw_head(self) -> None:
         """The names above the lifelines, or what to do where no frame is shown yet."""
         if not self.frames:
-            lines = self.hints or [self.say("lab_empty")]
+            lines = [say(key, self.language, **fields) for key, fields in self.hints] or [self.say("lab_empty")]
             self.head.content = ft.Container(ft.SelectionArea(ft.Column(
                 [chat.small(line, font_family="Mono" if self.hints else None) for line in lines])), padding=16)
         elif self.middle == "wire":
@@ -3831,13 +3831,21 @@ class Demo:
                     self.servers.pop(name).communicate()
 
     def start(self, name: str) -> None:
+        """Starts a realm's server; at another port, where another program was quicker to take this one."""
         program = Path(__file__).resolve().parent / "ChatServer.py"
         peers = [f"--peer={realm}=127.0.0.1:{port}" for realm, port in self.links.items() if realm != name]
-        server = self.servers[name] = subprocess.Popen(
-            [sys.executable, str(program), "--realm", name, "--bind", "127.0.0.1", "--port", str(self.behind[name]),
-             *peers, "--data", str(self.folder / name), "--log-level", "error"], stdout=subprocess.PIPE, text=True)
-        if not server.stdout.readline():
-            sys.exit(chat.say("demo_failed"))
+        for _ in range(3):
+            server = subprocess.Popen(
+                [sys.executable, str(program), "--realm", name, "--bind", "127.0.0.1", "--port", str(self.behind[name]),
+                 *peers, "--data", str(self.folder / name), "--log-level", "error"], stdout=subprocess.PIPE, text=True)
+            if server.stdout.readline():
+                self.servers[name] = server
+                return
+            server.communicate()
+            self.behind[name] = chat.free_port()
+            for hop in (name, f">{name}"):
+                self.bench.hops[hop].target = "127.0.0.1", self.behind[name]
+        sys.exit(chat.say("demo_failed"))
 
     async def begin_talk(self) -> None:
         """A few words, so that there is something to see; not again where the data was kept."""
@@ -3861,8 +3869,7 @@ class Demo:
 def run_page(bench: Bench, options: argparse.Namespace) -> int:
     """Serves the panel as a whole page, until it is ended."""
     load_page()
-    language = LANGUAGES[options.language]
-    hints = [say(key, language, **fields) for key, fields in how_to_start(bench, options)]
+    hints = how_to_start(bench, options)
     settings = chat.parse_arguments(["--web-port", str(options.web_port)] if options.web_port else [])
     settings.demo = False
     return chat.run_page(settings, lambda window: LabView(window, bench, hints))
