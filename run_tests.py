@@ -6429,8 +6429,8 @@ class Page:
         self.sees("Caption")
         self.click("Send")
 
-    def hit(self, thing: object, button: str = "left") -> None:
-        """Clicks on a thing of a list, 30 pixels from its left, once it stands still."""
+    def place(self, thing: object) -> dict:
+        """Where a thing of a list stands, once it stands still."""
         places: list[dict | None] = [None]
 
         def stands_still() -> bool:                             # a row that is being drawn has no place, or moves
@@ -6439,7 +6439,11 @@ class Page:
             return bool(places[-1]) and places[-1] == places[-2]
 
         eventually(stands_still, f"the place of {thing}")
-        place = places[-1]
+        return places[-1]
+
+    def hit(self, thing: object, button: str = "left") -> None:
+        """Clicks on a thing of a list, 30 pixels from its left."""
+        place = self.place(thing)
         self.tab.mouse.click(place["x"] + 30, place["y"] + min(20, place["height"] / 2), button=button)
 
     def open_menu(self, number: int) -> None:
@@ -7399,6 +7403,7 @@ class BrowserBench(ChatTest):
         self.assertNotIn("surabaya", shown)
         self.assertNotIn("tokenid", shown)
         self.fault(page, "clients → mesin1", "Cut (RST)")
+        page.sees("cut ×1")
         with self.assertRaises(LOST):
             person.ask("help")
         page.sees("RST")
