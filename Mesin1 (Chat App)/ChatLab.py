@@ -43,6 +43,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -1186,8 +1187,11 @@ class Bench:
 
         The list is empty where only a fault, a port or a machine has changed.
         """
+        def end() -> None:
+            self._watchers = [each for each in self._watchers if each is not callback]
+
         self.do(lambda: self._watchers.append(callback))
-        return lambda: self.do(lambda: self._watchers.remove(callback))
+        return lambda: self.do(end)
 
     def command(self, line: str) -> tuple[str, dict[str, object]]:
         """Carries out a fault, `heal`, `step` or `release`; returns the text that says so. Raises BenchError."""
@@ -3039,7 +3043,7 @@ class LabView:
         self.window, self.bench, self.hints = window, bench, list(hints)
         self.page, self.say, self.on, self.part = window.page, window.say, window.on, chat.Part(window)
         self.size, self.tab, self.paused, self.is_settled = SMALL if window.demo else WHOLE, "diagram", False, False
-        self.width = self.height = 0.0
+        self.width, self.form = 0.0, None          # `form`: what of the size decides on the parts
         self.words: list[str] = []                 # of the filter
         self.frames: deque[Frame] = deque(maxlen=SHOWN)            # those that have a row, the newest last
         self.rows: dict[int, Any] = {}             # number of a frame -> its row, kept while it is shown
@@ -3104,8 +3108,11 @@ class LabView:
         small = 52 if width < NARROW else min(236, height * 0.3)
         self.root.height = {SMALL: small, HALF: height / 2, WHOLE: None}[self.size]
         self.root.expand = self.size == WHOLE
-        self.width, self.height = width, height
-        self.draw()
+        form, self.width = (width < NARROW, width >= WIDE, self.size), width
+        if form != self.form:
+            self.form = form
+            return self.draw()
+        self.see([])                               # all rows, a little later: a window is drawn larger in many steps
 
     def enlarge(self, size: str) -> None:
         """Gives the panel another part of the page."""
@@ -3171,7 +3178,7 @@ class LabView:
     async def record(self) -> None:
         """Begins a capture; or ends it, and gives the file to the person."""
         if not self.bench.capture:
-            path = self.window.new_folder() / "talk.pcapng"
+            path = Path(tempfile.mkdtemp(dir=self.window.options.uploads)) / "talk.pcapng"     # it outlives this page
             self.bench.do(lambda: self.bench.start_capture(path, 256 * MIB))
             self.window.toast(say("capture_on", self.language, path=path.name))
         elif ended := self.bench.do(self.bench.stop_capture):
@@ -3236,7 +3243,8 @@ class LabView:
 
     def draw_fresh(self) -> None:
         """Adds the rows of what came, or draws all anew where that is not enough."""
-        fresh, stale = list(self.wanted(self.fresh)), self.is_stale
+        last, stale = self.frames[-1].number if self.frames else 0, self.is_stale
+        fresh = [frame for frame in self.wanted(self.fresh) if frame.number > last]        # the others have a row
         self.fresh.clear()
         self.is_stale = False
         self.frames.extend(fresh)
@@ -3286,7 +3294,7 @@ class LabView:
         self.tabs = {tab: ft.TextButton(self.say(tab), icon=icon, height=34, on_click=self.on(self.choose, tab))
                      for tab, icon in icons.items()}
         self.filter = self.part.field(hint_text=self.say("filter"), text_size=13, content_padding=8, expand=True,
-                                      on_change=self.on(self.look))
+                                      value=" ".join(self.words), on_change=self.on(self.look))
         self.pause = self.tool(ft.Icons.PAUSE, "pause", self.toggle_pause)
         self.recorder = self.tool(ft.Icons.FIBER_MANUAL_RECORD, "lab_record", self.record)
         self.tools = [self.filter, self.pause, self.tool(ft.Icons.SKIP_NEXT, "lab_step", self.act, "step"),
@@ -3741,7 +3749,7 @@ class LessonView:
                 if done[0].kind != TITLE and left and left[0].kind != CHECK:
                     break
             else:
-                self.player = None
+                self.player = self.bench.playing = None
         except BenchError as error:
             self.lab.window.toast(error.text(self.lab.language))
             self.leave()
