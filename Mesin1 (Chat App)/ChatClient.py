@@ -35,6 +35,7 @@ import shutil
 import signal
 import socket
 import ssl
+import struct
 import sys
 import tempfile
 import threading
@@ -124,7 +125,7 @@ class Frame(NamedTuple):
     elapsed: float | None      # of a reply: seconds since its request
 
 
-CONTENT = b'"file_content":"'                      # a quote within a JSON string is escaped: this is nothing else
+CONTENT = re.compile(rb'"file_content"\s*:\s*"')    # a quote within a JSON string is escaped: this is nothing else
 
 
 class ArrivingFile:
@@ -316,8 +317,6 @@ class ServerConnection:
     def _line(self, word: str, *arguments: str, token: str | None = None) -> bytes:
         """A request under a new tag. Raises ChatError where it needs a login that there is not."""
         command, token = COMMANDS.get(word), token or self.token
-        if not command:                            # of a newer version than this one
-            raise ChatError("unknown_command")
         words = [f"@{self._tag}{next(self._count)}", word, *arguments]
         if "T" in command.names and (token or command.caller == USER):
             if not token:
@@ -483,13 +482,14 @@ class ServerConnection:
 
     async def _receive(self, reader: asyncio.StreamReader, sink: ArrivingFile | None) -> bytes:
         """The only reply of a connection; a file's content goes to the sink in pieces, and is left out."""
-        head = b""
-        while not (head.endswith(FRAME_END) or sink and CONTENT in head):
+        head, found = b"", None
+        while not (head.endswith(FRAME_END) or found):
             head += await self._read(reader)
-        if not (sink and CONTENT in head):
+            found = CONTENT.search(head) if sink else None
+        if not found:
             return head.removesuffix(FRAME_END)
-        head, _, content = head.partition(CONTENT)
-        sink.begin(json.loads(head + CONTENT + b'"}'))
+        head, content = head[: found.end()], head[found.end():]
+        sink.begin(json.loads(head + b'"}'))
         while b'"' not in content:
             sink.write(content)
             content = await self._read(reader)
@@ -497,7 +497,7 @@ class ServerConnection:
         sink.write(content)
         while not end.endswith(FRAME_END):
             end += await self._read(reader)
-        return head + CONTENT + b'"' + end.removesuffix(FRAME_END)
+        return head + b'"' + end.removesuffix(FRAME_END)
 
     @staticmethod
     async def _read(reader: asyncio.StreamReader) -> bytes:
@@ -610,7 +610,7 @@ def describe(word: str, reply: dict, home: str, language: int, paint: Paint = un
                  + clean(f"{person['nama']}, {person['negara']}") for person in reply["users"]]
     elif word == "groups":
         lines = [f"{'●' if group['member'] else '○'} {short(group['group'], home):<20} "
-                 f"{group.get('count', len(group['members']))} {say('members', language)}: "
+                 f"{group['count']} {say('members', language)}: "
                  + ", ".join(short(member, home) for member in group["members"]) for group in reply["groups"]]
     elif word == "realms":
         lines = [f"{name:<12} {row['address']}:{row['port']}  {row['link']}" +
@@ -688,7 +688,8 @@ class Prompt:
         self.language = ENGLISH if language.startswith("en") else INDONESIAN
         self.readline: Any = None                  # Python's module, where there is one
         self.names: set[str] = set()               # people and groups, for completion
-        self.partners: set[str] = set()            # whom one talks with: their coming and going is told
+        self.partners: set[str] = set()            # whom one talks with
+        self.presence = ""                         # "on": all people's coming and going is told, "off": nobody's
         self.talk = ""                             # where plain lines go: "send USER" or "sendgroup GROUP"
         self.day = datetime.now().date()           # of the newest message shown
         self.typing = ""                           # the prompt, while it is on the screen
@@ -779,6 +780,9 @@ class Prompt:
         if line == "chat":
             self.talk = ""
             return ""
+        if word == "presence" and rest in (["on"], ["off"]) and (line.startswith("/") or not self.talk):
+            self.presence = rest[0]
+            return ""
         if self.talk and line and not line.startswith(("/", "!")):
             return f"{self.talk} {line}"
         return line.removeprefix("/")
@@ -813,8 +817,8 @@ class Prompt:
                 await self.learn_names()
 
     async def tell_unread(self) -> None:
-        """How many messages of whom are unread, where the server counts them."""
-        rows = (await self.conn.request("conversations"))["conversations"] if "conversations" in COMMANDS else []
+        """How many messages of whom are unread."""
+        rows = (await self.conn.request("conversations"))["conversations"]
         unread = [f"{self.paint(short(row.get('group') or row['with'], self.conn.realm))} {row['unread']}"
                   for row in rows if row["unread"]]
         if unread:
@@ -844,7 +848,7 @@ class Prompt:
             self.names.add(who)
             self.partners.add(who)
             self.show(*describe_messages([event], home, self.language, self.paint))
-        elif kind == "presence" and who in self.partners:
+        elif kind == "presence" and (self.presence or ("on" if who in self.partners else "off")) == "on":
             self.show(self.say("online" if event["online"] else "offline", user=self.paint(who)))
         elif kind == "group":
             self.show(self.say(event["change"], user=self.paint(who), group=short(event["group"], home)))
@@ -923,7 +927,7 @@ def run_prompt(options: argparse.Namespace) -> int:
 # ---- what a chat shows ---------------------------------------------------------------------------
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Message:
     """A message in a conversation; one without an id is still on its way out."""
 
@@ -936,15 +940,17 @@ class Message:
     state: str = "delivered"   # or sending, queued, failed
     fault: Exception | None = None     # why it failed
     done: float = 0.0          # how much of its file has gone out or come in
+    started: float = 0.0       # since when
     picked: Any = None         # what the file picker gave for one that goes out
     path: Path | None = None   # where that file lies
-    source: str = ""           # of a picture: where the page gets it
+    source: str = ""           # of a picture: where the page gets it; "none": it cannot be shown
+    shape: tuple[int, int] = (0, 0)    # of a picture: its width and height
     task: asyncio.Task | None = None
 
     @classmethod
     def received(cls, fields: dict) -> Message:
         text = fields.get("msg", "").replace(LINE_BREAK, "\n").expandtabs(4).translate(STEERING)
-        message = cls(fields["from"], local_time(fields["ts"]), text, fields.get("file"), fields["id"])
+        message = cls(sys.intern(fields["from"]), local_time(fields["ts"]), text, fields.get("file"), fields["id"])
         message.uid = fields.get("uid", "")
         message.settle(fields)
         return message
@@ -954,6 +960,11 @@ class Message:
         self.state = fields.get("state") or ("queued" if fields.get("queued") else "delivered")
         code = fields.get("code", "")
         self.fault = Refused({"code": code, "message": common.ERRORS.get(code, code)}) if code else None
+
+    @property
+    def words(self) -> str:
+        """Its text without what it quotes, or its file's name."""
+        return self.file["name"] if self.file else split_quote(self.text)[1].strip()
 
     @property
     def place(self) -> int:
@@ -973,6 +984,8 @@ class Conversation:
     complete: bool = True      # whether its first message is here
     loading: bool = False      # whether older ones are being read
     unread: int = 0
+    mentions: int = 0          # how many of the unread have one's own name in them, as far as they are here
+    notes: list[tuple[int, str, str]] = field(default_factory=list)    # after that id: joined or left, and who
     read: int = 0              # the id up to which one has read
     read_by: dict[str, int] = field(default_factory=dict)      # and each of the others
     first_new: int = 0         # the id at which the line "new messages" stands
@@ -986,6 +999,11 @@ class Conversation:
         return self.key.lstrip("#")
 
     @property
+    def name(self) -> str:
+        """As a command takes it that is for people and groups."""
+        return self.key.replace("#", "group:")
+
+    @property
     def is_group(self) -> bool:
         return self.key.startswith("#")
 
@@ -997,6 +1015,10 @@ class Conversation:
     def age(self) -> float:
         """The newest conversation has the greatest."""
         return max(self.rank, self.messages[-1].place if self.messages else 0)
+
+    @property
+    def newest_id(self) -> int:
+        return next((message.id for message in reversed(self.messages) if message.id), 0)
 
     def index(self, number: int) -> int:
         """The index of the first message that is not older than that id."""
@@ -1041,6 +1063,7 @@ class Conversation:
         self.read = number
         newer = [message for message in self.messages[self.index(number + 1):] if message.id]
         self.unread = min(self.unread, len(newer))
+        self.mentions = min(self.mentions, self.unread)
         return True
 
     def trim(self) -> None:
@@ -1056,7 +1079,7 @@ class Chats:
         self.own = own
         self.people: dict[str, dict] = {}          # address: a row of `info`
         self.talks: dict[str, Conversation] = {}
-        self.open_groups: list[str] = []           # those one could join
+        self.open_groups: dict[str, int] = {}      # those one could join, and the count of their members
         self.realms: dict[str, dict] = {}
         self.groups_known = False                  # whether `groups` has been answered
         self.cut_off = False                       # whether the server can't be reached
@@ -1076,12 +1099,17 @@ class Chats:
             if talk.awaits(fields) and not talk.find(number):
                 talk.held.append(fields)
                 return talk
-            talk.unread = talk.first_new = 0
+            talk.unread = talk.first_new = talk.mentions = 0
         elif number > talk.read and not talk.find(number):
             talk.unread += 1
+            talk.mentions += self.is_named(fields.get("msg", ""))
             talk.first_new = talk.first_new or number
         talk.add(Message.received(fields))
         return talk
+
+    def is_named(self, text: str) -> bool:
+        """Whether a text names one's own user, as `@messi`."""
+        return any((name or "")[1:].lower() == self.own.partition("@")[0] for _, _, name in MARKED.findall(text))
 
     def take_conversations(self, rows: list[dict]) -> None:
         """Rows of `conversations`. What is unread is the server's to count."""
@@ -1105,15 +1133,24 @@ class Chats:
         elif talk:
             talk.read_by[event["user"]] = event["id"]
 
+    def take_change(self, event: dict) -> None:
+        """Somebody has joined a group or left it."""
+        if talk := self.talks.get(f"#{event['group']}"):
+            talk.notes.append((talk.newest_id, event["change"], event["user"]))
+
     def take_groups(self, rows: list[dict]) -> None:
         for talk in self.talks.values():
             talk.members = []
         self.groups_known = True
-        self.open_groups = [row["group"] for row in rows if not row["member"]]
+        self.open_groups = {}
+        self.take_open_groups(rows)
         for row in rows:
             if row["member"]:
                 talk = self.talk(f"#{row['group']}")
-                talk.members, talk.count = row["members"], row.get("count", len(row["members"]))
+                talk.members, talk.count = row["members"], row["count"]
+
+    def take_open_groups(self, rows: list[dict]) -> None:
+        self.open_groups |= {row["group"]: row["count"] for row in rows if not row["member"]}
 
     def name_of(self, key: str) -> str:
         """A person's full name, else what stands before the realm."""
@@ -1145,6 +1182,7 @@ STEERING = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])     #
 KEYS = (("Ctrl+K", "key_find"), ("Alt+↑ Alt+↓", "key_step"), ("↑ ↓ Enter", "key_take"), ("Esc", "key_back"),
         ("Enter", "key_send"), ("Shift+Enter", "key_line"), ("Ctrl+Shift+C", "code"), ("Tab", "key_complete"),
         ("?", "keys"))
+PICTURE_MOST = 8_000_000       # bytes of a picture that is shown without being asked for
 IMAGES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".webp": "image/webp"}
 
 
@@ -1188,7 +1226,8 @@ def show_text(text: str, own: str, copy_button: Callable[[str], Any]) -> Any:
                 bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST))
         elif part.strip():
             parts.append(ft.Text(size=14.5, spans=mark_up(part.strip("\n"), own)))
-    return parts[0] if len(parts) == 1 else ft.Column(parts, spacing=4, tight=True)
+    parts[1:] = [each for part in parts[1:] for each in (unseen("\n"), part)]
+    return parts[0] if len(parts) == 1 else ft.Column(parts, spacing=3, tight=True)
 
 
 def mark_up(text: str, own: str) -> list[Any]:
@@ -1213,7 +1252,7 @@ def mark_up(text: str, own: str) -> list[Any]:
         else:
             spans.append(ft.TextSpan(name, style=ft.TextStyle(
                 weight=ft.FontWeight.BOLD, color=ft.Colors.PRIMARY,
-                bgcolor=ft.Colors.TERTIARY_CONTAINER if name[1:] == own.partition("@")[0] else None)))
+                bgcolor=ft.Colors.TERTIARY_CONTAINER if name[1:].lower() == own.partition("@")[0] else None)))
     return [*spans, ft.TextSpan(text[done:])]
 
 
@@ -1240,10 +1279,60 @@ def round_border() -> Any:
     return ft.OutlineInputBorder(border_radius=22, side=ft.BorderSide(0, ft.Colors.TRANSPARENT))
 
 
-def blank(icon: str, text: str) -> Any:
+def blank(icon: str, text: str, *buttons: Any) -> Any:
     return ft.Container(expand=True, alignment=ft.Alignment.CENTER, padding=30, content=ft.Column(
-        [ft.Icon(icon, size=56, color=ft.Colors.OUTLINE_VARIANT), small(text, size=14, text_align=ft.TextAlign.CENTER)],
+        [ft.Icon(icon, size=56, color=ft.Colors.OUTLINE_VARIANT),
+         small(text, size=14, text_align=ft.TextAlign.CENTER), *buttons],
         horizontal_alignment=ft.CrossAxisAlignment.CENTER, tight=True, spacing=12))
+
+
+def unseen(text: str) -> Any:
+    """What is between two texts when both are copied."""
+    return ft.Text(text, size=0.01, height=2, semantics_label="")
+
+
+def is_picture(message: Message) -> bool:
+    """Whether a message's file is shown as a picture, if it turns out to be one."""
+    return Path(message.file["name"]).suffix.lower() in IMAGES and message.file["size"] <= PICTURE_MOST
+
+
+def picture_size(path: Path) -> tuple[int, int] | None:
+    """The width and height of a PNG, GIF, JPEG or WebP, as its first bytes say them; None for anything else."""
+    data = path.read_bytes()
+    if data.startswith(b"\x89PNG"):
+        width, height = struct.unpack(">II", data[16:24].ljust(8, b"\0"))
+    elif data.startswith(b"GIF8"):
+        width, height = struct.unpack("<HH", data[6:10].ljust(4, b"\0"))
+    elif data.startswith(b"\xff\xd8"):
+        return jpeg_size(data)
+    elif data[:4] + data[8:15] == b"RIFFWEBPVP8":
+        width, height = webp_size(data[12:30].ljust(18, b"\0"))
+    else:
+        return None
+    return (width, height) if width and height else None
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """A JPEG is a chain of segments: 0xff, a kind, a length. One of the kinds 0xc0 to 0xcf has the size."""
+    place = 2
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        kind, length = data[place + 1], int.from_bytes(data[place + 2:place + 4], "big")
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack(">HH", data[place + 5:place + 9])
+            return (width, height) if width and height else None
+        place += 2 + length
+    return None
+
+
+def webp_size(head: bytes) -> tuple[int, int]:
+    """Of the first chunk of a WebP, in each of its three forms."""
+    if head.startswith(b"VP8 "):
+        width, height = struct.unpack("<HH", head[14:18])
+        return width & 0x3FFF, height & 0x3FFF
+    if head.startswith(b"VP8L"):
+        bits = int.from_bytes(head[9:13], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return int.from_bytes(head[12:15], "little") + 1, int.from_bytes(head[15:18], "little") + 1
 
 
 def pill(text: str) -> Any:
@@ -1279,7 +1368,8 @@ class Part:
         return ft.PopupMenuItem(icon=icon, content=self.say(key), on_click=self.on(work, *arguments), **more)
 
     def menu(self, icon: str, key: str, items: list[Any]) -> Any:
-        return ft.PopupMenuButton(icon=self.named(icon, key), tooltip=self.say(key), items=items)
+        return ft.PopupMenuButton(icon=self.named(icon, key), tooltip=self.say(key), items=items,
+                                  menu_position=ft.PopupMenuPosition.UNDER)
 
 
 # ---- one chat ------------------------------------------------------------------------------------
@@ -1290,6 +1380,7 @@ class ChatView(Part):
 
     SIDE = 320                 # width of the list of conversations
     NARROW = 640               # below this, the list or the conversation
+    LATER = 0.3                # seconds until what a whole class does at once is drawn, such as reading a message
 
     def __init__(self, window: Window, realm: str, host: str, port: int, login: tuple[str, str] | None = None) -> None:
         super().__init__(window)
@@ -1353,24 +1444,20 @@ class ChatView(Part):
         await self.read_conversations()
         await asyncio.gather(self.read_people(), self.read_groups())
         self.list.draw_self()
+        await self.count_mentions()
 
     async def read_conversations(self) -> None:
         """What a page opens with: each conversation's last message and what is unread; events come from here on."""
-        try:
-            if self.conn.last_id is None:
-                await self.conn.subscribe()
-            before: tuple[str, ...] = ()
-            while True:
-                reply = await self.conn.request("conversations", *before)
-                self.chats.take_conversations(reply["conversations"])
-                self.draw_soon()
-                if not reply["more"]:
-                    break
-                before = (str(reply["conversations"][-1]["at"]),)
-        except ChatError as refusal:
-            if refusal.code != "unknown_command":
-                raise
-            await self.conn.subscribe(0)           # an older server tells all that one ever received
+        if self.conn.last_id is None:
+            await self.conn.subscribe()
+        before: tuple[str, ...] = ()
+        while True:
+            reply = await self.conn.request("conversations", *before)
+            self.chats.take_conversations(reply["conversations"])
+            self.draw_soon()
+            if not reply["more"]:
+                break
+            before = (str(reply["conversations"][-1]["at"]),)
 
     async def remember_session(self) -> None:
         """The page's storage keeps user and token, so that a reload goes on; never the password."""
@@ -1393,12 +1480,45 @@ class ChatView(Part):
 
     async def check_person(self, address: str) -> None:
         """Raises ChatError where a person's realm says that there is nobody of that name."""
-        reply = await self.read_realm(address.partition("@")[2])
-        if address not in self.chats.people and not reply.get("more"):
+        if address in self.chats.people or address.startswith("#"):
+            return
+        try:
+            reply = await self.read_realm(address.partition("@")[2])
+        except ChatError as refusal:
+            if refusal.code == "realm_unreachable":    # nobody can tell; what is written waits
+                return
+            raise
+        if address not in self.chats.people and not reply["more"]:
             raise ChatError("user_not_found")
 
     async def read_groups(self) -> None:
         self.chats.take_groups((await self.conn.request("groups"))["groups"])
+        self.draw_soon()
+
+    async def enter_group(self, key: str, word: str = "joingroup") -> None:
+        """Joins a group, or makes it. Raises ChatError."""
+        await self.conn.request(word, short(key.lstrip("#"), self.realm))
+        self.chats.talk(key).complete = word == "addgroup"
+        await self.read_groups()
+
+    async def read_history(self, talk: Conversation, count: int = 200) -> int:
+        """Reads messages that are older than those here: how many came."""
+        oldest = next((str(message.id) for message in talk.messages if message.id), "9" * 15)
+        reply = await self.conn.request("history", talk.name, oldest, str(count))
+        before = len(talk.messages)
+        for fields in reply["messages"]:
+            talk.add(Message.received(fields))
+        talk.complete = not reply["more"]
+        return len(talk.messages) - before
+
+    async def count_mentions(self) -> None:
+        """Looks for one's own name in what is unread of the newest groups."""
+        for talk in [talk for talk in self.chats.listed() if talk.is_group and talk.unread][:10]:
+            if len(talk.messages) < talk.unread and not self.shown:
+                await self.read_history(talk, min(talk.unread, 200))
+            new = talk.messages[talk.index(talk.read + 1):]
+            talk.mentions = sum(message.sender != self.chats.own and self.chats.is_named(message.text)
+                                for message in new)
         self.draw_soon()
 
     async def leave(self) -> None:
@@ -1430,14 +1550,15 @@ class ChatView(Part):
             self.draw_soon()
         elif kind == "read":
             self.chats.take_read(event)
-            self.draw_soon()
+            self.draw_soon(self.LATER)
         elif kind == "presence":
             if event["user"] in self.chats.people:
                 self.chats.people[event["user"]]["online"] = event["online"]
-                self.draw_soon()
+                self.draw_soon(self.LATER)
             else:
                 self.window.spawn(self.read_people())
         elif kind == "group":
+            self.chats.take_change(event)
             self.window.spawn(self.read_groups())
         elif kind == "realm":
             self.chats.realms.get(event["realm"], {})["link"] = event["link"]
@@ -1475,7 +1596,8 @@ class ChatView(Part):
         elif event["state"] == "up" and self.chats.cut_off:
             self.chats.cut_off = self.banner.visible = False
             self.window.update(self.root)
-            for read in (self.read_realms, self.read_people, self.read_groups, self.read_conversations):
+            for read in (self.read_realms, self.read_people, self.read_groups, self.read_conversations,
+                         self.read_states):
                 self.window.spawn(read())
         elif event["state"] == "restored":
             self.window.spawn(self.entered())
@@ -1489,28 +1611,26 @@ class ChatView(Part):
             await asyncio.sleep(0.5)
 
     async def read_realms(self) -> None:
-        """The links' state; what was queued for a realm has gone once its queue is empty."""
-        waiting = True
-        while waiting:
-            self.chats.realms = (await self.conn.request("realms"))["realms"]
-            self.tools.draw_realms()
-            waiting = False
-            for talk in self.chats.talks.values():
-                row = self.chats.realms.get(talk.address.partition("@")[2], {})
-                for message in talk.messages if row.get("link") == "up" else ():
-                    if message.state == "queued" and row.get("queued"):
-                        waiting = True
-                    elif message.state == "queued":
-                        message.state = "delivered"
-            self.draw_soon()
-            if waiting:
-                await asyncio.sleep(1)
+        """The links' state."""
+        self.chats.realms = (await self.conn.request("realms"))["realms"]
+        self.tools.draw_realms()
+        self.draw_soon()
+
+    async def read_states(self) -> None:
+        """What became of the messages that waited for another realm; what a break had of it is not told again."""
+        for talk in list(self.chats.talks.values()):
+            if waiting := [message.id for message in talk.messages if message.state == "queued"]:
+                reply = await self.conn.request("history", talk.name, str(waiting[-1] + 1), "500")
+                for fields in reply["messages"]:
+                    if message := talk.find(fields["id"]):
+                        message.settle(fields)
+        self.draw_soon()
 
     # -- what goes out
 
     async def send_message(self, talk: Conversation, message: Message) -> None:
         talk.add(message)
-        talk.unread = talk.first_new = 0
+        talk.unread = talk.first_new = talk.mentions = 0
         if self.shown and self.shown.talk is talk:
             self.shown.go_to_newest()
         self.draw_soon()
@@ -1549,7 +1669,7 @@ class ChatView(Part):
         self.draw_soon()
 
     def show_progress(self, message: Message, start: float) -> Progress:
-        drawn = 0.0
+        drawn, message.started = 0.0, message.started if start else time.monotonic()
 
         def show(done: int, size: int) -> None:
             nonlocal drawn
@@ -1585,16 +1705,23 @@ class ChatView(Part):
 
     # -- what is shown
 
-    def draw_soon(self) -> None:
-        """Gathers into one drawing what happens at once."""
+    def draw_soon(self, delay: float = 0.01) -> None:
+        """Gathers into one drawing what happens within that time."""
+        loop = asyncio.get_running_loop()
+        if self.drawing and self.drawing.when() > loop.time() + delay:
+            self.drawing.cancel()
+            self.drawing = None
         if not self.drawing:
-            self.drawing = asyncio.get_running_loop().call_later(0.01, self.draw)
+            self.drawing = loop.call_later(delay, self.draw)
 
     def draw(self) -> None:
         self.drawing = None
         if self.chats.own and self.window.holds(self.list.holder):
             if self.shown:
                 self.shown.draw()
+            elif self.pane.visible == self.is_alone:
+                self.lay_out()
+                self.window.update(self.root)
             self.list.draw()
             self.window.count_unread()
 
@@ -1674,9 +1801,14 @@ class ChatView(Part):
             return
         side = self.list.root
         side.visible = not (self.is_narrow and self.shown)
-        self.pane.visible = not self.is_narrow or bool(self.shown)
-        side.width = None if self.is_narrow else min(self.SIDE, self.width * 0.4)
-        side.expand = self.is_narrow
+        self.pane.visible = not self.is_alone
+        side.width = None if self.is_narrow or self.is_alone else min(self.SIDE, self.width * 0.4)
+        side.expand = self.is_narrow or self.is_alone
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the list has nothing beside it."""
+        return not self.shown and (self.is_narrow or self.chats.groups_known and not self.chats.talks)
 
     @property
     def is_narrow(self) -> bool:
@@ -1701,6 +1833,9 @@ class ChatPart(Part):
     def chats(self) -> Chats:
         return self.view.chats
 
+    def count_members(self, count: int) -> str:
+        return self.say("one_member") if count == 1 else f"{count} {self.say('members')}"
+
     def title_of(self, key: str) -> str:
         """A person's name, or a group's; with the realm where it is another's."""
         name, realm = self.chats.name_of(key), key.partition("@")[2]
@@ -1717,16 +1852,23 @@ class LoginView(ChatPart):
             return ft.TextField(label=say(key), value=values.get(key, ""), dense=True, on_submit=self.on(self.enter),
                                 **more)
 
-        self.here = ft.Checkbox(label=say("this_computer"), value=view.host in ("127.0.0.1", "localhost"),
-                                on_change=self.on(self.fill_server), visible=not self.is_fixed)
-        self.fields = {"server": entry("server", hint_text="host:port", on_change=self.on(self.draw_choices),
-                            visible=not self.is_fixed), "user": entry("user", autofocus=not values.get("user")),
+        is_here = view.host in ("127.0.0.1", "localhost")
+        self.here = ft.Checkbox(label=say("this_computer"), value=is_here, on_change=self.on(self.fill_server))
+        server = entry("server", hint_text="host:port", on_change=self.on(self.draw_choices))
+        server.value = values.get("server") or f"{view.host}:{view.port}"
+        self.fields = {
+            "user": entry("user", autofocus=not values.get("user")),
             "password": entry("password", password=True, can_reveal_password=True, autofocus=bool(values.get("user")))}
         if registering:
             self.fields |= {"nama": entry("nama"), "negara": entry("negara")}
-        self.fields["server"].value = values.get("server") or f"{view.host}:{view.port}"
+        entries = list(self.fields.values())
+        self.fields["server"] = server
+        known = server.value in [f"{row.address}:{row.port}" for row in self.table.values()]
+        self.elsewhere = ft.Column([self.here, server], spacing=10, visible=not (self.is_fixed or known), tight=True,
+                                   horizontal_alignment=ft.CrossAxisAlignment.STRETCH)
         self.choices = ft.Row(wrap=True, spacing=8, run_spacing=8)
         self.draw_choices()
+        hint = small(say("try_users"), visible=is_here and not registering and not values.get("user"))
         self.enter_button = ft.FilledButton(say("register" if registering else "login"), height=44,
                                             on_click=self.on(self.enter))
         other = ft.TextButton(say("have_account" if registering else "no_account"), on_click=self.on(
@@ -1734,8 +1876,8 @@ class LoginView(ChatPart):
         head = [ft.Icon(ft.Icons.FORUM, color=ft.Colors.PRIMARY, size=34),
                 ft.Text(say("title"), size=24, weight=ft.FontWeight.W_600, expand=True), view.settings_menu()]
         card = ft.Container(width=400, padding=28, border_radius=20, bgcolor=ft.Colors.SURFACE, content=ft.Column(
-            [ft.Row(head), small(say("choose_realm")), self.choices, self.here, *self.fields.values(),
-             self.enter_button, other], spacing=14, tight=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH))
+            [ft.Row(head), self.choices, self.elsewhere, *entries, hint, self.enter_button, other],
+            spacing=14, tight=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH))
         view.body.content = ft.Container(
             ft.Column([card], scroll=ft.ScrollMode.AUTO, horizontal_alignment=ft.CrossAxisAlignment.CENTER,
                       alignment=ft.MainAxisAlignment.CENTER),
@@ -1761,10 +1903,17 @@ class LoginView(ChatPart):
     def draw_choices(self) -> None:
         """The realms of the table, the one that the server field names marked."""
         self.choices.controls = [
-            ft.Chip(label=ft.Text(f"{row.name}  {row.address}:{row.port}", size=12), show_checkmark=True,
+            ft.Chip(label=ft.Text(row.name), show_checkmark=True, tooltip=f"{row.address}:{row.port}",
                     selected=self.fields["server"].value == f"{row.address}:{row.port}",
                     on_select=self.on(self.choose_realm, row.name)) for row in self.table.values()]
+        if not self.is_fixed:
+            self.choices.controls.append(ft.TextButton(self.say("elsewhere"), on_click=self.on(self.unfold)))
         self.window.update(self.choices)
+
+    def unfold(self) -> None:
+        """Shows where another server is named, or hides it again."""
+        self.elsewhere.visible = not self.elsewhere.visible
+        self.window.update(self.elsewhere.parent)
 
     def choose_realm(self, name: str) -> None:
         self.view.realm = name
@@ -1797,11 +1946,13 @@ class LoginView(ChatPart):
             except ConnectionError:
                 faults["server"] = self.say("unreachable", place=values["server"])
             except ChatError as refusal:
-                places = {"user_exists": "user", "bad_name": "user", "too_long": list(self.fields)[-1]}
+                last = "negara" if self.registering else "password"
+                places = {"user_exists": "user", "bad_name": "user", "too_long": last}
                 faults[places.get(refusal.code, "password")] = self.window.reason(refusal)
             self.enter_button.disabled = False
         for key, entry in self.fields.items():
             entry.error = faults.get(key)
+        self.elsewhere.visible = self.elsewhere.visible or "server" in faults and not self.is_fixed
         self.window.update(self.view.root)
 
     def faults_of(self, values: dict[str, str]) -> dict[str, str]:
@@ -1833,7 +1984,7 @@ class TalkList(ChatPart):
         self.list = StillList(expand=True, padding=ft.Padding(8, 4, 8, 4), spacing=2)
         self.holder = ft.Container(self.list, expand=True)
         menu = self.menu(ft.Icons.EDIT_SQUARE, "new", [self.item(ft.Icons.PERSON_ADD, "new_message", self.ask_person),
-            self.item(ft.Icons.GROUP_ADD, "new_group", self.ask, "new_group", "group_name", "addgroup"),
+            self.item(ft.Icons.GROUP_ADD, "new_group", self.ask_new_group),
             self.item(ft.Icons.LOGIN, "join_group", self.ask_join)])
         self.self_box = ft.Container(expand=True)
         self.draw_self()
@@ -1856,9 +2007,13 @@ class TalkList(ChatPart):
                  for number, key in enumerate(self.keys)]
         if tiles:
             self.list.controls, self.holder.content = tiles, self.list
-        else:
-            self.holder.content = blank(ft.Icons.SEARCH_OFF if self.filter.value else ft.Icons.CHAT_BUBBLE_OUTLINE,
-                                        self.say("none_found" if self.filter.value else "no_talks"))
+        elif self.filter.value:
+            self.holder.content = blank(ft.Icons.SEARCH_OFF, self.say("none_found"))
+        elif self.chats.groups_known:              # else they are still to come
+            self.holder.content = blank(
+                ft.Icons.CHAT_BUBBLE_OUTLINE, self.say("no_talks"),
+                ft.FilledButton(self.say("new_message"), on_click=self.on(self.ask_person)),
+                ft.OutlinedButton(self.say("join_group"), on_click=self.on(self.ask_join)))
         self.window.update(self.holder)
 
     def fresh_filter(self) -> None:
@@ -1895,9 +2050,7 @@ class TalkList(ChatPart):
     async def take(self, key: str) -> None:
         """Opens a conversation; where it is a group that one is not in, after joining it."""
         if key.startswith("#") and key not in self.chats.talks:
-            await self.view.conn.request("joingroup", short(key.lstrip("#"), self.view.realm))
-            self.chats.talk(key).complete = False
-            await self.view.read_groups()
+            await self.view.enter_group(key)
         self.view.open(key)
         self.empty_filter()
 
@@ -1913,7 +2066,7 @@ class TalkList(ChatPart):
         last = talk and talk.last
         below = self.preview(talk) if talk else self.say("join_group" if key.startswith("#") else "new_message")
         version = (self.title_of(key), below, self.chats.is_online(key), talk.unread if talk else 0,
-                   last and self.window.show_day(last.when, short_form=True),
+                   talk.mentions if talk else 0, last and self.window.show_day(last.when, short_form=True),
                    is_marked or bool(talk and shown and shown.talk is talk))
         known, tile = self.tiles.get(key, (None, None))
         if known != version:
@@ -1921,12 +2074,15 @@ class TalkList(ChatPart):
             self.tiles[key] = version, tile
         return tile
 
-    def draw_tile(self, key: str, name: str, preview: str, online: bool, unread: int, day: str | None,
-                  is_marked: bool) -> Any:
+    def draw_tile(self, key: str, name: str, preview: str, online: bool, unread: int, mentions: int,
+                  day: str | None, is_marked: bool) -> Any:
         end = [small(day, size=11)] if day else []
-        if unread:
-            end.append(ft.Container(ft.Text(str(unread), size=11, color=ft.Colors.ON_PRIMARY), border_radius=10,
-                                    bgcolor=ft.Colors.PRIMARY, padding=ft.Padding(7, 2, 7, 2)))
+        counts = [f"@{mentions if mentions > 1 else ''}"] * bool(mentions)
+        counts += [str(unread) if unread < 100 else "99+"] * bool(unread)
+        end.append(ft.Row([ft.Container(
+            ft.Text(count, size=11, color=ft.Colors.ON_PRIMARY), border_radius=10, padding=ft.Padding(7, 2, 7, 2),
+            bgcolor=ft.Colors.TERTIARY if count.startswith("@") else ft.Colors.PRIMARY) for count in counts],
+            spacing=4, tight=True, visible=bool(counts)))
         content = ft.Row([avatar(name, key, online), two_lines(name, preview),
             ft.Column(end, spacing=4, horizontal_alignment=ft.CrossAxisAlignment.END, tight=True)], spacing=12)
         return ft.Container(content, border_radius=14, padding=ft.Padding(10, 8, 10, 8), ink=True,
@@ -1940,7 +2096,7 @@ class TalkList(ChatPart):
             return self.say("no_messages")
         who = self.say("you") if talk.last.sender == self.chats.own else \
             self.chats.name_of(talk.last.sender) if talk.is_group else ""
-        text = talk.last.file["name"] if talk.last.file else split_quote(talk.last.text)[1].replace("\n", " ")[:120]
+        text = talk.last.words.replace("\n", " ")[:120]
         return f"{who}: {text}" if who else text
 
     # -- dialogs
@@ -1949,70 +2105,86 @@ class TalkList(ChatPart):
         chats = self.chats
         people = sorted((address for address in chats.people if address != chats.own),
                         key=lambda address: (not chats.is_online(address), chats.name_of(address)))
-        self.ask("new_message", "person_hint", "", [
-            (address, chats.name_of(address), f"{address} · {chats.people[address]['negara']}") for address in people])
+        Chooser(self.view, self.say("new_message"), "person_hint", [
+            (address, f"{address} · {chats.people[address]['negara']}") for address in people], self.view.check_person)
         self.window.spawn(self.view.read_people())
+
+    def ask_new_group(self) -> None:
+        Chooser(self.view, self.say("new_group"), "group_name", [],
+                lambda key: self.view.enter_group(key, "addgroup"), is_group=True)
 
     async def ask_join(self) -> None:
         await self.view.read_groups()
         for realm, row in self.chats.realms.items():
-            with contextlib.suppress(ChatError):   # it is cut off, or the server is an older one
+            with contextlib.suppress(ChatError):   # it is cut off
                 if row["link"] == "up":
-                    rows = (await self.view.conn.request("groups", realm))["groups"]
-                    self.chats.open_groups += [row["group"] for row in rows
-                                               if not row["member"] and row["group"] not in self.chats.open_groups]
-        self.ask("join_group", "group_hint", "joingroup", [
-            (f"#{address}", short(address, self.view.realm), address) for address in self.chats.open_groups])
+                    self.chats.take_open_groups((await self.view.conn.request("groups", realm))["groups"])
+        Chooser(self.view, self.say("join_group"), "group_hint", [
+            (f"#{address}", f"{address} · {self.count_members(count)}")
+            for address, count in self.chats.open_groups.items()], self.view.enter_group, is_group=True)
 
-    def ask(self, title: str, hint: str, word: str, rows: list[tuple[str, str, str]] | None = None) -> None:
-        """A dialog to type a name into, or to pick a row of: what is chosen is opened, a group after its command."""
-        marked = 0
 
-        def matching() -> list[tuple[str, str, str]]:
-            words = entry.value.lower()
-            return [row for row in rows or () if words in f"{row[1]} {row[2]}".lower()][:100]
+class Chooser(ChatPart):
+    """A dialog that asks for a person or a group: a field for a name, below it the rows that match."""
 
-        async def submit() -> None:
-            keys = [key for key, _, _ in matching()]
-            try:
-                typed = ("#" if word else "") + "@".join(common.parse_address(entry.value.strip(), self.view.realm))
-                if marked or typed not in keys and keys:       # else what was typed is whole, and goes first
-                    typed = keys[marked]
-                if word:
-                    await self.view.conn.request(word, short(typed.lstrip("#"), self.view.realm))
-                    await self.view.read_groups()
-                    self.chats.talk(typed).complete = word == "addgroup"
-                elif typed not in keys:
-                    await self.view.check_person(typed)
-            except ChatError as refusal:
-                entry.error = self.window.reason(refusal)
-                return self.window.update(entry)
-            self.page.pop_dialog()
-            self.view.open(typed)
+    MOST = 100                 # rows at once; who looks for another one types
 
-        async def take(key: str) -> None:
-            entry.value = short(key.lstrip("#"), self.view.realm)
-            await submit()
+    def __init__(self, view: ChatView, title: str, hint: str, rows: list[tuple[str, str]],
+                 check: Callable[[str], Awaitable[None]], work: Callable[[str], Any] | None = None,
+                 is_group: bool = False, buttons: Iterable[Any] = ()) -> None:
+        """Each row is a conversation's key, and the line below its name.
 
-        def draw(by: int | None = None) -> None:
-            nonlocal marked
-            found = matching()
-            marked = (marked + by) % max(1, len(found)) if by else 0
-            listing.controls = [self.list_tile(key, name, below, on_click=self.on(take, key), selected=number == marked,
-                               selected_tile_color=ft.Colors.SECONDARY_CONTAINER)
-                for number, (key, name, below) in enumerate(found)]
-            self.window.update(listing)
-
-        entry = self.field(draw, label=self.say(hint), autofocus=True, on_change=self.on(draw),
-                           on_submit=self.on(submit))
-        listing = ft.ListView(expand=True, spacing=0)
-        draw()
-        content = ft.Column([entry, listing], width=380, height=80 if rows is None else 380,
+        `check` raises ChatError where a name is not to be had; `work` is done with it, else its conversation opened.
+        """
+        super().__init__(view)
+        self.rows, self.check, self.work, self.is_group = rows, check, work or view.open, is_group
+        self.marked = 0
+        self.entry = self.field(self.draw, label=self.say(hint), autofocus=True, on_change=self.on(self.draw),
+                                on_submit=self.on(self.submit))
+        self.listing = ft.ListView(expand=True)
+        self.draw()
+        content = ft.Column([self.entry, self.listing], width=380, height=380 if rows else 80,
                             horizontal_alignment=ft.CrossAxisAlignment.STRETCH)
-        self.window.show_dialog(self.say(title), content, [ft.FilledButton(self.say("ok"), on_click=self.on(submit))])
+        ok = ft.FilledButton(self.say("ok"), on_click=self.on(self.submit))
+        self.window.show_dialog(title, content, [*buttons, ok])
 
-    def list_tile(self, key: str, name: str, below: str, **more: Any) -> Any:
-        return ft.ListTile(leading=avatar(name, key, self.chats.is_online(key)), title=two_lines(name, below), **more)
+    def matching(self) -> list[tuple[str, str]]:
+        words = (self.entry.value or "").lower()
+        return [row for row in self.rows if words in f"{self.title_of(row[0])} {row[1]}".lower()][:self.MOST]
+
+    def draw(self, by: int = 0) -> None:
+        """The rows that match; the mark moves that far, or is at the first where something else was typed."""
+        found = self.matching()
+        self.marked = (self.marked + by) % max(1, len(found)) if by else 0
+        self.listing.controls = [
+            ft.ListTile(leading=avatar(self.title_of(key), key, self.chats.is_online(key)),
+                        title=two_lines(self.title_of(key), below), on_click=self.on(self.take, key),
+                        selected=number == self.marked, selected_tile_color=ft.Colors.SECONDARY_CONTAINER)
+            for number, (key, below) in enumerate(found)]
+        self.window.update(self.listing)
+
+    def chosen(self) -> str:
+        """The name that was typed where it is whole, else the marked row's. Raises ChatError."""
+        keys, typed = [key for key, _ in self.matching()], self.entry.value.strip()
+        try:
+            name = "#" * self.is_group + "@".join(common.parse_address(typed, self.view.realm))
+        except ChatError:
+            if not keys:
+                raise
+            name = ""
+        return keys[self.marked] if keys and (self.marked or name not in keys) else name
+
+    async def submit(self) -> None:
+        try:
+            await self.take(self.chosen())
+        except ChatError as refusal:
+            self.entry.error = self.window.reason(refusal)
+            self.window.update(self.entry)
+
+    async def take(self, key: str) -> None:
+        await self.check(key)
+        self.page.pop_dialog()
+        await self.window.guard(self.work, key)
 
 
 class TalkView(ChatPart):
@@ -2020,9 +2192,8 @@ class TalkView(ChatPart):
 
     PAGE = 50                  # messages shown at once, and more with each scroll to the top
     MOST = 400                 # rows that stay while one reads the newest
-    LOOK_BACK = 2000           # rows at most: past this the window moves
+    LOOK_BACK = 1000           # rows at most: past this the window moves
     UNREAD = 1000              # what `conversations` counts to
-    PICTURE = 8_000_000        # bytes of a picture that is shown without being asked for
 
     def __init__(self, view: ChatView, talk: Conversation) -> None:
         super().__init__(view)
@@ -2031,18 +2202,19 @@ class TalkView(ChatPart):
         self.last_id = 0                           # of the newest one shown; 0: whatever is the newest
         self.at_bottom = True
         self.rows: dict[Message, tuple[tuple, Any]] = {}           # each with what it was drawn from
-        self.bars: dict[Message, Any] = {}         # of the files among them
+        self.bars: dict[Message, tuple[Any, Any]] = {}     # of the files among them, and what is said beside it
+        self.pointed: Message | None = None        # the message on which the mouse or a finger was last
+        self.hovered: Any = None                   # beside the bubble that the mouse was on last: the way to its menu
         self.head: tuple = ()                      # what the header was drawn from
         self.holder = ft.Container(expand=True)
         self.header = ft.Container(padding=ft.Padding(14, 8, 14, 8), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
         self.jump = ft.Container(visible=False, bottom=10, right=18, content=ft.FilledTonalButton(
             "", icon=ft.Icons.ARROW_DOWNWARD, on_click=self.on(self.go_to_newest)))
-        self.input_error = ft.Text("", color=ft.Colors.ERROR, size=12, visible=False)
         self.input_box = ft.Container(expand=True)
         self.quoted: Message | None = None         # what the next message replies to
-        self.reply_bar = ft.Row(visible=False, spacing=8)
-        self.fresh_input(talk.draft)
-        self.composer = ft.Container(ft.Column([self.reply_bar, self.input_error, ft.Row([
+        self.reply_bar = ft.Container()            # always there: the field would lose the focus when it comes or goes
+        self.fresh_input(talk.draft, not view.is_narrow)       # a phone's keyboard would cover what one came to read
+        self.composer = ft.Container(ft.Column([self.reply_bar, ft.Row([
             self.button(ft.Icons.ATTACH_FILE, "attach", self.attach),
             self.button(ft.Icons.CODE, "code", self.fence), self.input_box,
             self.button(ft.Icons.SEND_ROUNDED, "send", self.send, True, icon_color=ft.Colors.PRIMARY)],
@@ -2050,7 +2222,7 @@ class TalkView(ChatPart):
             padding=ft.Padding(8, 6, 8, 10), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
         self.left_note = ft.Container(ft.Row([
             small(self.say("not_a_member"), expand=True),
-            ft.FilledTonalButton(self.say("join_again"), on_click=self.on(self.join_again))]),
+            ft.FilledTonalButton(self.say("join_again"), on_click=self.on(self.view.enter_group, talk.key))]),
             padding=14, visible=False)
         self.root = ft.Column([self.header, ft.Stack([self.holder, self.jump], expand=True), self.composer,
                                self.left_note], spacing=0, expand=True)
@@ -2065,7 +2237,10 @@ class TalkView(ChatPart):
     def fresh_list(self) -> None:
         self.list = StillList(expand=True, reverse=True, spacing=3, on_scroll=self.window.heard(self.scrolled),
                               scroll_interval=60, padding=ft.Padding(16, 10, 16, 10), key=secrets.token_hex(4))
-        self.holder.content = ft.SelectionArea(self.list)
+        items = self.menu_items()                  # one menu for all: one for each row would weigh as much as the rest
+        self.holder.content = ft.SelectionArea(ft.ContextMenu(
+            content=self.list, secondary_items=items, primary_items=items,
+            primary_trigger=ft.ContextMenuTrigger.LONG_PRESS))
 
     def draw(self) -> None:
         """The header, the rows of the window, and the way to what is newer, as they stand."""
@@ -2090,7 +2265,7 @@ class TalkView(ChatPart):
         if talk.is_group:
             names = ", ".join(short(member, self.view.realm) for member in talk.members[:8])
             names += ", …" if len(talk.members) > 8 else ""
-            state = f"{self.count_members(talk)}: {names}" if talk.members else say("not_a_member")
+            state = f"{self.count_members(talk.count)}: {names}" if talk.members else say("not_a_member")
         else:
             state = f"{talk.address} · {say({None: 'is_unknown', True: 'is_online', False: 'is_offline'}[online])}"
         title = self.title_of(talk.key)
@@ -2104,18 +2279,13 @@ class TalkView(ChatPart):
             parts.insert(0, self.button(ft.Icons.ARROW_BACK, "back", self.view.close_talk))
         parts.append(self.button(ft.Icons.NOTIFICATIONS_OFF if muted else ft.Icons.NOTIFICATIONS_NONE,
                                  "unmute" if muted else "mute", self.window.mute, talk, icon_size=20))
-        if "search" in COMMANDS:
-            parts.append(self.button(ft.Icons.SEARCH, "search", self.search, icon_size=20))
+        parts.append(self.button(ft.Icons.SEARCH, "search", self.search, icon_size=20))
         if talk.is_group:
             parts.append(self.button(ft.Icons.GROUPS, "members", self.show_members))
         self.header.content = ft.Row(parts, spacing=12)
         self.left_note.visible = talk.is_group and not talk.members and bool(self.chats.groups_known)
         self.composer.visible = not self.left_note.visible
         self.window.update(self.header, self.root)
-
-    async def join_again(self) -> None:
-        await self.view.conn.request("joingroup", short(self.talk.address, self.view.realm))
-        await self.view.read_groups()
 
     def draw_jump(self) -> None:
         """The way to the newest, with how many are below."""
@@ -2132,72 +2302,100 @@ class TalkView(ChatPart):
         line = bool(0 < self.talk.first_new <= message.id and (not before or before.id < self.talk.first_new))
         follows = bool(not day and not line and before.sender == message.sender
                        and (message.when - before.when).total_seconds() < 300)
+        notes = [(change, who) for after, change, who in self.talk.notes if after and after == message.id]
         version = (message.id, message.state, message.fault, message.source, message.task is None, day, line, follows,
+                   len(notes),
                    self.talk.is_group and self.title_of(message.sender),
                    tuple(self.talk.readers(message)) if message.sender == self.chats.own else ())
         known, row = self.rows[message]
         if known != version:
-            row = self.draw_row(message, day, line, follows)
+            row = self.draw_row(message, day, line, follows, notes)
             self.rows[message] = version, row
         return row
 
-    def draw_row(self, message: Message, day: bool, line: bool, follows: bool) -> Any:
-        """A bubble, with what stands above it: a new day, or that from here on all is new."""
+    def draw_row(self, message: Message, day: bool, line: bool, follows: bool, notes: list[tuple[str, str]]) -> Any:
+        """A bubble; above it a new day, or that from here on all is new, below it who joined or left then."""
         above = [pill(self.window.show_day(message.when))] if day else []
         if line:
             style = {"color": ft.Colors.PRIMARY, "expand": True}
             words = small(self.say("new_messages"), color=ft.Colors.PRIMARY)
             above.append(ft.Row([ft.Divider(**style), words, ft.Divider(**style)]))
         who = self.say("you") if message.sender == self.chats.own else self.title_of(message.sender)
-        bubble = ft.Semantics(content=self.draw_bubble(message, follows), identifier=f"msg-{message.id}",
+        bubble = ft.Semantics(content=self.draw_bubble(message, follows, who), identifier=f"msg-{message.id}",
                               label=f"{who}, {message.when:%H:%M}", container=True)
-        return ft.Column([*above, bubble], spacing=8) if above else bubble
+        below = [pill(self.say(change, user=self.chats.name_of(user), group=short(self.talk.address, self.view.realm)))
+                 for change, user in notes]
+        return ft.Column([*above, bubble, *below], spacing=8) if above or below else bubble
 
-    def draw_bubble(self, message: Message, follows: bool) -> Any:
+    def draw_bubble(self, message: Message, follows: bool, who: str) -> Any:
         """A message; one's own stands on the right. One that follows another of its sender has no name."""
-        mine, failed = message.sender == self.chats.own, message.state == "failed"
-        def copy_button(code: str) -> Any:
-            return self.button(ft.Icons.COPY, "copy", self.window.copy, code, icon_size=15)
-
-        quoted, text = split_quote(message.text)
-        parts = [self.draw_file(message) if message.file else show_text(text, self.chats.own, copy_button)]
-        if quoted:
-            parts.insert(0, ft.Container(
-                small(quoted, max_lines=4, overflow=ft.TextOverflow.ELLIPSIS), ink=True, padding=ft.Padding(8, 2, 8, 2),
-                border=ft.Border.only(left=ft.BorderSide(3, ft.Colors.PRIMARY)),
-                on_click=self.on(self.go_to_quoted, message, quoted)))
-        if self.talk.is_group and not mine and not follows:
-            parts.insert(0, ft.Text(self.title_of(message.sender), size=12, weight=ft.FontWeight.W_600,
-                                    color=color_of(message.sender)))
-        parts.append(self.draw_foot(message, mine, ft.Colors.ERROR if failed else ft.Colors.ON_SURFACE_VARIANT))
-        if failed and mine:
-            parts.append(ft.Row([
-                ft.TextButton(self.say("again"), icon=ft.Icons.REFRESH,
-                              on_click=self.on(self.view.send_again, self.talk, message)),
-                ft.TextButton(self.say("discard"), icon=ft.Icons.DELETE_OUTLINE,
-                              on_click=self.on(self.view.discard, self.talk, message))], tight=True))
-        content = ft.Column(parts, spacing=2, tight=True,
+        mine, edge = message.sender == self.chats.own, 4 if follows else 16
+        content = ft.Column(self.parts_of(message, mine, follows, who), spacing=2, tight=True,
                             horizontal_alignment=ft.CrossAxisAlignment.END if mine else ft.CrossAxisAlignment.START)
-        items = [(ft.Icons.REPLY, "reply", self.reply), (ft.Icons.COPY, "copy", self.copy),
-                 (ft.Icons.INFO_OUTLINE, "info", self.show_info), (ft.Icons.FORWARD, "forward", self.forward)]
-        menu = [self.item(icon, key, work, message) for icon, key, work in items if message.text or key == "info"]
-        content = ft.ContextMenu(content=content, secondary_items=menu, primary_items=menu,
-                                 primary_trigger=ft.ContextMenuTrigger.LONG_PRESS)
-        edge = 4 if follows else 16
         bubble = ft.Container(
             content, bgcolor=ft.Colors.PRIMARY_CONTAINER if mine else ft.Colors.SURFACE_CONTAINER_HIGH, expand=True,
             border_radius=ft.BorderRadius(16 if mine else edge, edge if mine else 16, 16, 16), expand_loose=True,
-            padding=ft.Padding(12, 7, 12, 5), margin=ft.Margin.only(top=0 if follows else 6))
-        gap = ft.Container(width=max(48, self.view.width - (0 if self.view.is_narrow else self.view.SIDE) - 620))
-        return ft.Row([gap, bubble] if mine else [bubble, gap], spacing=0,
-                      alignment=ft.MainAxisAlignment.END if mine else ft.MainAxisAlignment.START)
+            padding=ft.Padding(12, 3, 12, 5), margin=ft.Margin.only(top=0 if follows else 6))
+        gap = ft.Container(width=max(48, self.view.width - (0 if self.view.is_narrow else self.view.SIDE) - 620),
+                           alignment=ft.Alignment.CENTER_RIGHT if mine else ft.Alignment.CENTER_LEFT)
+        row = ft.Row([gap, bubble] if mine else [bubble, gap], spacing=0,
+                     alignment=ft.MainAxisAlignment.END if mine else ft.MainAxisAlignment.START)
 
-    def draw_foot(self, message: Message, mine: bool, color: str) -> Any:
+        def point(by_mouse: bool) -> None:
+            self.pointed = message
+            if by_mouse:
+                self.offer_menu(gap)
+
+        return ft.GestureDetector(row, on_enter=self.on(point, True), on_tap_down=self.on(point, False),
+                                  allowed_devices=[ft.PointerDeviceType.TOUCH], exclude_from_semantics=True)
+
+    def parts_of(self, message: Message, mine: bool, follows: bool, who: str) -> list[Any]:
+        """What stands in a bubble: the sender, what is quoted, the text or the file, the foot."""
+        quoted, text = split_quote(message.text)
+        named = self.talk.is_group and not mine and not follows
+        parts = [unseen("\n" if named else f"\n{who}: ")]
+        if named:
+            name = ft.Text(who, size=12, weight=ft.FontWeight.W_600, color=color_of(message.sender))
+            parts.append(ft.Row([name, unseen(": ")], spacing=0, tight=True))
+        if quoted:
+            parts.append(ft.Container(
+                small(quoted, max_lines=4, overflow=ft.TextOverflow.ELLIPSIS), ink=True, padding=ft.Padding(8, 2, 8, 2),
+                border=ft.Border.only(left=ft.BorderSide(3, ft.Colors.PRIMARY)),
+                on_click=self.on(self.go_to_quoted, message, quoted)))
+        parts.append(self.draw_file(message) if message.file else show_text(
+            text, self.chats.own, lambda code: self.button(
+                ft.Icons.COPY, "copy", self.window.copy, code, icon_size=15)))
+        parts.append(self.draw_foot(message, mine))
+        if message.state == "failed" and mine:
+            parts.append(ft.Row([
+                ft.TextButton(self.say(key), icon=icon, on_click=self.on(work, self.talk, message)) for key, icon, work
+                in (("again", ft.Icons.REFRESH, self.view.send_again),
+                    ("discard", ft.Icons.DELETE_OUTLINE, self.view.discard))], tight=True))
+        return parts
+
+    def menu_items(self) -> list[Any]:
+        """What can be done with the message that was pointed at last."""
+        return [self.item(icon, key, lambda work=work: self.pointed and work(self.pointed)) for icon, key, work in (
+            (ft.Icons.REPLY, "reply", self.reply), (ft.Icons.COPY, "copy", self.copy),
+            (ft.Icons.INFO_OUTLINE, "info", self.show_info), (ft.Icons.FORWARD, "forward", self.forward))]
+
+    def offer_menu(self, gap: Any) -> None:
+        """Beside the bubble that the mouse has come to, the way to its menu."""
+        if self.hovered is not gap:
+            if self.hovered:
+                self.hovered.content = None
+            gap.content = self.menu(ft.Icons.MORE_HORIZ, "menu", self.menu_items())
+            gap.content.tooltip = self.pointed.when.isoformat(" ", "milliseconds")[:-6] + f" · {self.pointed.id}"
+            self.window.update(self.hovered, gap)
+            self.hovered = gap
+
+    def draw_foot(self, message: Message, mine: bool) -> Any:
         """Why a message is not there yet, when it was written, and what became of one's own."""
+        color = ft.Colors.ERROR if message.state == "failed" else ft.Colors.ON_SURFACE_VARIANT
         reason = self.window.reason(message.fault) if message.fault else \
             self.say("queued") if message.state == "queued" else ""
         foot = [small(reason, size=11, color=color)] if reason else []
-        foot.append(ft.Semantics(content=small(f"{message.when:%H:%M}", size=10.5), exclude_semantics=True))
+        foot.append(small(f" {message.when:%H:%M}", size=10.5, semantics_label=""))
         if mine:
             readers = [self.chats.name_of(reader) for reader in self.talk.readers(message)]
             state = "read" if readers else message.state
@@ -2209,35 +2407,54 @@ class TalkView(ChatPart):
         return ft.Row(foot, spacing=4, tight=True)
 
     def draw_file(self, message: Message) -> Any:
-        """A picture, or a card with the file's name and size; a bar while it is on its way."""
-        name, size = message.file["name"], message.file["size"]
-        is_picture = Path(name).suffix.lower() in IMAGES and size <= self.PICTURE
-        if is_picture and message.id and not message.source and not message.task and message.state != "failed":
+        """A picture in its own shape, or a card."""
+        name = message.file["name"]
+        shown = is_picture(message) and message.source != "none"
+        if shown and message.id and not message.source and not message.task and message.state != "failed":
             message.task = self.window.spawn(self.load_picture(message))
-        if is_picture and message.source:
-            picture = ft.Image(src=message.source, fit=ft.BoxFit.CONTAIN, border_radius=10, semantics_label=name,
-                               error_content=ft.Icon(ft.Icons.BROKEN_IMAGE))
-            return ft.Container(picture, width=280, height=200, ink=True, tooltip=name,
-                                on_click=self.on(self.enlarge, message))
-        moving = message.task is not None and not is_picture or message.state == "sending"
+        if not (shown and message.source):
+            return self.draw_card(message, shown)
+        width, height = message.shape
+        scale = min(1, 280 / width, 320 / height)
+        picture = ft.Image(src=message.source, fit=ft.BoxFit.SCALE_DOWN, border_radius=10, semantics_label=name,
+                           error_content=self.draw_card(message, shown))
+        return ft.Container(picture, width=max(24, width * scale), height=max(24, height * scale), ink=True,
+                            tooltip=name, on_click=self.on(self.enlarge, message))
+
+    def draw_card(self, message: Message, as_picture: bool) -> Any:
+        """A file's name and size; a bar while it is on its way."""
+        name = message.file["name"]
+        moving = message.task is not None and not as_picture or message.state == "sending"
         if moving:
             button = self.button(ft.Icons.CLOSE, "cancel", self.cancel, message, icon_size=20)
         else:
             button = self.button(ft.Icons.DOWNLOAD, "save", self.view.save, message, icon_size=20,
                                  disabled=not message.id)
-        icon = ft.Icons.IMAGE if is_picture else ft.Icons.INSERT_DRIVE_FILE
+        icon = ft.Icons.IMAGE if as_picture else ft.Icons.INSERT_DRIVE_FILE
+        words = small(self.words_of(message, moving), size=11)
         card = ft.Row([ft.Container(ft.Icon(icon, color=ft.Colors.ON_PRIMARY, size=20), bgcolor=ft.Colors.PRIMARY,
                          border_radius=10, padding=9),
             ft.Column([ft.Text(name, max_lines=2, overflow=ft.TextOverflow.ELLIPSIS, size=13.5),
-                       small(show_size(size), size=11)], spacing=0, expand=True, tight=True), button], spacing=10)
-        bar = self.bars[message] = ft.ProgressBar(value=message.done, bar_height=5, border_radius=3, visible=moving)
+                       words], spacing=0, expand=True, tight=True), button], spacing=10)
+        bar = ft.ProgressBar(value=message.done, bar_height=5, border_radius=3, visible=moving)
+        self.bars[message] = bar, words
         return ft.Container(ft.Column([card, bar], tight=True, spacing=4), width=290)
 
     def move_bar(self, message: Message) -> None:
         """Shows how far a file is. That alone: a button drawn anew would miss its click."""
-        if bar := self.bars.get(message):
-            bar.value = message.done
-            self.window.update(bar)
+        if message in self.bars:
+            bar, words = self.bars[message]
+            bar.value, words.value = message.done, self.words_of(message, True)
+            self.window.update(bar, words)
+
+    @staticmethod
+    def words_of(message: Message, moving: bool) -> str:
+        """A file's size; while it is on its way also how much has gone, and how quickly."""
+        size, seconds = message.file["size"], time.monotonic() - message.started
+        if not (moving and message.started and seconds > 0):
+            return show_size(size)
+        done = round(message.done * size)
+        return f"{show_size(done)} / {show_size(size)} · {show_size(round(done / seconds))}/s"
 
     # -- reading
 
@@ -2253,14 +2470,10 @@ class TalkView(ChatPart):
                 self.talk.loading = False
             self.mark_read()
         elif was and not self.at_bottom and self.talk.messages:
-            self.last_id = self.newest_id
+            self.last_id = self.talk.newest_id
         if event.pixels > event.max_scroll_extent - 600:
             await self.load_older(event)
         self.draw_jump()
-
-    @property
-    def newest_id(self) -> int:
-        return next((message.id for message in reversed(self.talk.messages) if message.id), 0)
 
     def go_to_newest(self) -> None:
         if not self.at_bottom:
@@ -2290,7 +2503,7 @@ class TalkView(ChatPart):
         """Moves the window so that the message of that index is seen, with some that follow it."""
         messages, end = self.talk.messages, number + self.PAGE
         self.first = max(0, number - self.PAGE)
-        self.last_id = messages[end].id if end < len(messages) else self.newest_id
+        self.last_id = messages[end].id if end < len(messages) else self.talk.newest_id
         self.at_bottom = False
         self.fresh_list()
         self.draw()
@@ -2299,14 +2512,7 @@ class TalkView(ChatPart):
 
     async def read_history(self) -> None:
         """A page of messages that are older than those here."""
-        talk = self.talk
-        oldest = next((str(message.id) for message in talk.messages if message.id), "9" * 15)
-        reply = await self.view.conn.request("history", talk.key.replace("#", "group:"), oldest, "200")
-        before = len(talk.messages)
-        for fields in reply["messages"]:
-            talk.add(Message.received(fields))
-        talk.complete = not reply["more"]
-        self.first += len(talk.messages) - before
+        self.first += await self.view.read_history(self.talk)
 
     async def load_older(self, event: Any = None) -> None:
         """One more page above those that are shown; past LOOK_BACK rows the newest ones are let go."""
@@ -2342,16 +2548,16 @@ class TalkView(ChatPart):
     def mark_read(self) -> None:
         """What is shown has been seen, if the page is."""
         newest = max((message.id for message in self.talk.messages[self.first:self.end][-self.PAGE:]), default=0)
-        if self.window.visible and self.talk.mark(newest) and "read" in COMMANDS:
-            self.window.spawn(self.view.conn.request("read", self.talk.key.replace("#", "group:"), str(newest)))
+        if self.window.visible and self.talk.mark(newest):
+            self.window.spawn(self.view.conn.request("read", self.talk.name, str(newest)))
         self.view.draw_soon()
 
     # -- writing
 
-    def fresh_input(self, text: str = "") -> None:
+    def fresh_input(self, text: str = "", focus: bool = True) -> None:
         """An empty field that has the focus: Flet can't give it to one that was there before."""
         self.input = self.field(value=text, hint_text=self.say("write"), multiline=True, shift_enter=True,
-            min_lines=1, max_lines=6, filled=True, autofocus=True, key=secrets.token_hex(4),
+            min_lines=1, max_lines=6, filled=True, autofocus=focus, key=secrets.token_hex(4),
             border=round_border(), on_submit=self.on(self.send))
         self.input_box.content = ft.Semantics(content=self.input, label=self.say("message"))     # hints come and go
 
@@ -2361,15 +2567,10 @@ class TalkView(ChatPart):
 
     async def send(self, by_button: bool = False) -> None:
         text = (self.input.value or "").strip()
-        too_long = len(text.replace("\n", LINE_BREAK).encode()) > common.MAX_TEXT
-        if too_long != self.input_error.visible:
-            self.input_error.visible = too_long
-            self.input_error.value = self.say("too_long", size=show_size(common.MAX_TEXT))
-            self.window.update(self.input_error.parent)
-        if too_long or not text:
+        if self.is_too_long() or not text:
             return
         if self.quoted:
-            lines = split_quote(self.quoted.text)[1].strip().split("\n")[:4]
+            lines = self.quoted.words.split("\n")[:4]
             text = "\n".join([*[f"> {line}" for line in lines], text])
             self.reply(None)
         if by_button:
@@ -2378,28 +2579,36 @@ class TalkView(ChatPart):
         else:
             self.input.value = ""
             self.window.update(self.input)
-        message = Message(self.chats.own, datetime.now().astimezone(), text, state="sending")
-        await self.view.send_message(self.talk, message)
+        await self.view.send_message(self.talk, self.outgoing(text))
+
+    def is_too_long(self) -> bool:
+        """Says so beside the field, until it is short enough."""
+        too_long = len((self.input.value or "").strip().replace("\n", LINE_BREAK).encode()) > common.MAX_TEXT
+        if too_long != bool(self.input.error):
+            self.input.error = self.say("too_long", size=show_size(common.MAX_TEXT)) if too_long else None
+            self.input.on_change = self.on(self.is_too_long) if too_long else None     # else typing is not followed
+            self.window.update(self.input)
+        return too_long
 
     def reply(self, message: Message | None) -> None:
         """The next message quotes that one; None: no message."""
-        self.quoted, self.reply_bar.visible = message, bool(message)
+        self.quoted, self.reply_bar.content = message, None
         if message:
             name = self.say("replying", name=self.chats.name_of(message.sender))
-            self.reply_bar.controls = [
+            self.reply_bar.content = ft.Row([
                 ft.Icon(ft.Icons.REPLY, size=18, color=ft.Colors.PRIMARY),
-                two_lines(name, split_quote(message.text)[1].strip().replace("\n", " "), 12.5),
-                self.button(ft.Icons.CLOSE, "cancel", self.reply, None, icon_size=18)]
+                two_lines(name, message.words.replace("\n", " "), 12.5),
+                self.button(ft.Icons.CLOSE, "cancel", self.reply, None, icon_size=18)], spacing=8)
             self.take_focus()
         self.window.update(self.reply_bar.parent)
 
     async def copy(self, message: Message) -> None:
-        await self.window.copy(message.text)
+        await self.window.copy(message.text or message.words)
 
     async def go_to_quoted(self, message: Message, quoted: str) -> None:
         """To the newest earlier message with that text, as far as they are here."""
         place = self.talk.index(message.place)
-        found = [number for number in range(place) if quoted.split("\n")[0] in self.talk.messages[number].text]
+        found = [number for number in range(place) if quoted.split("\n")[0] in self.talk.messages[number].words]
         if found:
             await self.show_from(found[-1])
 
@@ -2416,14 +2625,14 @@ class TalkView(ChatPart):
 
     def forward(self, message: Message) -> None:
         """A dialog that asks to which conversation."""
-        async def take(talk: Conversation) -> None:
-            self.page.pop_dialog()
-            copy = Message(self.chats.own, datetime.now().astimezone(), message.text, state="sending")
-            await self.view.send_message(talk, copy)
+        async def send(key: str) -> None:
+            copy = self.outgoing(message.text, message.file)
+            if message.file:
+                copy.path = await self.view.conn.fetch_file(str(message.file["id"]), self.window.new_folder())
+            await self.view.send_message(self.chats.talk(key), copy)
 
-        rows = [self.view.list.list_tile(talk.key, self.title_of(talk.key), talk.address, on_click=self.on(take, talk))
-                for talk in self.chats.listed()]
-        self.window.show_dialog(self.say("forward"), ft.ListView(rows, width=360, height=380), [])
+        rows = [(talk.key, talk.address) for talk in self.chats.listed()]
+        Chooser(self.view, self.say("forward"), "person_hint", rows, self.view.check_person, send)
 
     def fence(self) -> None:
         """Makes code of what is selected, or of all that was typed."""
@@ -2434,13 +2643,16 @@ class TalkView(ChatPart):
         self.window.update(self.input_box)
 
     async def attach(self) -> None:
-        """Picks files, to be sent if one agrees."""
+        """Picks files, to be sent if one agrees; pictures come here at once, to be shown."""
         picked = await self.window.picker.pick_files(allow_multiple=True) or []
-        self.ask_to_send([self.outgoing(each.name, each.size, picked=each) for each in picked])
+        messages = [self.outgoing(file={"name": each.name, "size": each.size}, picked=each) for each in picked]
+        for message in messages:
+            if is_picture(message) and self.page.web:
+                message.path = await self.window.upload(message.picked)
+        self.ask_to_send(messages)
 
-    def outgoing(self, name: str, size: int, **more: Any) -> Message:
-        return Message(self.chats.own, datetime.now().astimezone(), state="sending", file={"name": name, "size": size},
-                       **more)
+    def outgoing(self, text: str = "", file: dict | None = None, **more: Any) -> Message:
+        return Message(self.chats.own, datetime.now().astimezone(), text, file, state="sending", **more)
 
     def ask_to_send(self, messages: list[Message]) -> None:
         """A sheet with the files, and a text that goes with them."""
@@ -2458,23 +2670,27 @@ class TalkView(ChatPart):
                 message.task = self.window.spawn(self.view.send_message(self.talk, message))
             await asyncio.gather(*[message.task for message in messages], return_exceptions=True)
             if text := caption.value.strip():
-                words = Message(self.chats.own, datetime.now().astimezone(), text, state="sending")
-                await self.view.send_message(self.talk, words)
-
-        def preview(message: Message) -> Any:
-            name = message.file["name"]
-            if message.path and Path(name).suffix.lower() in IMAGES:
-                picture = message.path.with_suffix(Path(name).suffix.lower())
-                shutil.copyfile(message.path, picture)
-                return ft.Image(src=self.window.publish(picture), height=160, fit=ft.BoxFit.SCALE_DOWN)
-            return ft.Row([ft.Icon(ft.Icons.INSERT_DRIVE_FILE), two_lines(name, show_size(message.file["size"]))])
+                await self.view.send_message(self.talk, self.outgoing(text))
 
         caption = self.field(label=self.say("caption"), autofocus=True, on_submit=self.on(send))
         size = show_size(sum(message.file["size"] for message in messages))
-        title = self.say("send_files", count=len(messages), size=size, name=self.title_of(self.talk.key))
-        self.window.show_dialog(title, ft.Column([*map(preview, messages), caption], tight=True, width=380,
-                                                 scroll=ft.ScrollMode.AUTO),
-                                [ft.FilledButton(self.say("send"), on_click=self.on(send))])
+        count = "1 file" if len(messages) == 1 else f"{len(messages)} {self.say('files')}"
+        title = self.say("send_files", count=count, size=size, name=self.title_of(self.talk.key))
+        previews = [self.preview(message) for message in messages]
+        listing = ft.ListView(previews, spacing=8, expand=True)
+        height = sum(preview.height + 8 for preview in previews)
+        content = ft.Column([listing, caption], width=380, height=min(height, (self.page.height or 800) * 0.5) + 60)
+        self.window.show_dialog(title, content, [ft.FilledButton(self.say("send"), on_click=self.on(send))])
+
+    def preview(self, message: Message) -> Any:
+        """A file that is about to go: a picture if it is one and is here, else its name and size."""
+        name = message.file["name"]
+        if is_picture(message) and message.path and picture_size(message.path):
+            picture = message.path.with_suffix(Path(name).suffix.lower())
+            shutil.copyfile(message.path, picture)
+            return ft.Image(src=self.window.publish(picture), height=160, fit=ft.BoxFit.SCALE_DOWN)
+        words = two_lines(name, show_size(message.file["size"]))
+        return ft.Container(ft.Row([ft.Icon(ft.Icons.INSERT_DRIVE_FILE), words]), height=44)
 
     def cancel(self, message: Message) -> None:
         if message.task:
@@ -2483,7 +2699,8 @@ class TalkView(ChatPart):
     async def load_picture(self, message: Message) -> None:
         try:
             path = await self.view.conn.fetch_file(str(message.file["id"]), self.window.new_folder())
-            message.source = self.window.publish(path)
+            shape = await asyncio.to_thread(picture_size, path)
+            message.source, message.shape = (self.window.publish(path), shape) if shape else ("none", (0, 0))
         except (ChatError, OSError) as refusal:
             message.fault, message.source = refusal, "none"
         message.task = None
@@ -2495,17 +2712,13 @@ class TalkView(ChatPart):
         self.window.show_dialog(message.file["name"], viewer, [
             ft.TextButton(self.say("save"), on_click=self.on(self.view.save, message))])
 
-    def count_members(self, talk: Conversation) -> str:
-        count = talk.count or len(talk.members)
-        return self.say("one_member") if count == 1 else f"{count} {self.say('members')}"
-
     def search(self) -> None:
         """A dialog that finds messages; a click goes to one."""
         async def look() -> None:
             words = entry.value.strip()
             if not words:
                 return
-            reply = await self.view.conn.request("search", self.talk.key.replace("#", "group:"), words)
+            reply = await self.view.conn.request("search", self.talk.name, words)
             found = [Message.received(fields) for fields in reversed(reply["messages"])]
             listing.controls = [
                 ft.ListTile(title=two_lines(message.text or message.file["name"], f"{self.title_of(message.sender)} · "
@@ -2525,16 +2738,23 @@ class TalkView(ChatPart):
         self.window.show_dialog(self.title_of(self.talk.key), ft.Column([entry, listing], width=420, height=380), [])
 
     def show_members(self) -> None:
+        """A dialog with the members: one chooses whom to write to. The other way out of it is out of the group."""
+        def ask() -> None:
+            self.page.pop_dialog()
+            self.window.show_dialog(self.title_of(talk.key), small(self.say("leave_sure"), size=14), [
+                ft.FilledButton(self.say("leave_group"), on_click=self.on(leave))])
+
         async def leave() -> None:
             self.page.pop_dialog()
             await self.view.conn.request("leavegroup", talk.address)
             await self.view.read_groups()
 
         talk = self.talk
-        rows = [self.view.list.list_tile(member, self.chats.name_of(member), member) for member in talk.members]
-        buttons = [ft.TextButton(self.say("leave_group"), icon=ft.Icons.LOGOUT, on_click=self.on(leave))]
-        self.window.show_dialog(f"{self.title_of(talk.key)} · {self.count_members(talk)}", ft.ListView(
-            rows, width=360, height=min(360, 60 * len(rows))), buttons if talk.members else [])
+        here = sum(bool(self.chats.is_online(member)) for member in talk.members)
+        title = f"{self.title_of(talk.key)} · {self.count_members(talk.count)}, {here} online"
+        leave_button = ft.TextButton(self.say("leave_group"), icon=ft.Icons.LOGOUT, on_click=self.on(ask))
+        Chooser(self.view, title, "person_hint", [(member, member) for member in talk.members],
+                self.view.check_person, buttons=[leave_button])
 
 
 # ---- prompt, wire and realms on the page ---------------------------------------------------------
@@ -2897,7 +3117,9 @@ class Window:
 
     def toast(self, text: str) -> None:
         with contextlib.suppress(RuntimeError):
-            self.page.show_dialog(ft.SnackBar(ft.Text(text), duration=4000))
+            width = self.page.width or 800         # above the field in which one writes, and beside the list
+            self.page.show_dialog(ft.SnackBar(ft.Text(text), duration=3000, behavior=ft.SnackBarBehavior.FLOATING,
+                                              margin=ft.Margin(max(16, width - 460), 0, 16, 84)))
 
     def reason(self, error: Exception) -> str:
         return reason(error, self.settings["language"])
@@ -3003,7 +3225,8 @@ class Window:
             offered, self.offered = self.offered, []
             if views:
                 shown = views[min(number, len(views) - 1)].shown
-                shown.ask_to_send([shown.outgoing(name, path.stat().st_size, path=path) for name, path in offered])
+                shown.ask_to_send([shown.outgoing(file={"name": name, "size": path.stat().st_size}, path=path)
+                                   for name, path in offered])
 
     def new_folder(self) -> Path:
         """For a file that keeps its name, though there are others of that name."""

@@ -8,6 +8,45 @@ addEventListener("keydown", event => {
         event.preventDefault();
 }, true);
 
+// The number of the title stands on the icon too.
+new MutationObserver(() => {
+    const count = Number(/^\((\d+)\)/.exec(document.title)?.[1] ?? 0);
+    const icon = document.querySelector("link[rel~=icon]");
+    if (!icon || icon.dataset.count === String(count))
+        return;
+    icon.dataset.count = count;
+    icon.dataset.plain ??= icon.href;
+    navigator.setAppBadge?.(count).catch(() => {});
+    count ? draw(icon, count) : icon.href = icon.dataset.plain;
+}).observe(document.head, {childList: true, subtree: true, characterData: true});
+
+function draw(icon, count) {
+    const picture = new Image(), canvas = document.createElement("canvas"), pen = canvas.getContext("2d");
+    picture.onload = () => {
+        canvas.width = canvas.height = 64;
+        pen.drawImage(picture, 0, 0, 64, 64);
+        pen.fillStyle = "#d32f2f";
+        pen.beginPath();
+        pen.arc(42, 42, 22, 0, 7);
+        pen.fill();
+        pen.fillStyle = "white";
+        pen.font = "bold 30px sans-serif";
+        pen.textAlign = "center";
+        pen.fillText(count > 9 ? "9+" : count, 42, 53);
+        if (icon.dataset.count === String(count))
+            icon.href = canvas.toDataURL();
+    };
+    picture.src = icon.dataset.plain;
+}
+
+// To a screen reader Flutter tells of links as <a> without an address, which is none.
+new MutationObserver(changes => {
+    for (const {addedNodes} of changes)
+        for (const node of addedNodes)
+            for (const link of node.querySelectorAll?.("flt-semantics-host a, a") ?? [])
+                link.setAttribute("role", "link");
+}).observe(document, {childList: true, subtree: true});
+
 // A notice: the program writes it where settings are kept, since Flet has no other way to a browser.
 const setItem = Storage.prototype.setItem;
 Storage.prototype.setItem = function (key, value) {
