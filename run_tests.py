@@ -6506,10 +6506,6 @@ class Page:
         eventually(stands_still, f"the place of {thing}")
         return places[-1]
 
-    def place_of(self, number: int) -> dict:
-        """Where the message of that id stands, once it stands still."""
-        return self.place(self.bubble(number))
-
     def hit(self, thing: object, button: str = "left") -> None:
         """Clicks on a thing of a list, 30 pixels from its left."""
         place = self.place(thing)
@@ -6987,7 +6983,7 @@ class BrowserTalk(BrowserTest):
         number = bob.ok(f"send {alice} what is TCP?")["id"]
         page = self.page_of(alice)
         page.choose("what is TCP?")
-        box = page.place_of(number)
+        box = page.place(page.bubble(number))
         page.tab.mouse.move(box["x"] + 30, box["y"] + 20)
         page.press("Message menu")
         page.click("Forward")
@@ -6999,7 +6995,7 @@ class BrowserTalk(BrowserTest):
         number = bob.ok(f"send {alice} what is TCP?")["id"]
         page = self.page_of(alice, width=400, height=720, has_touch=True)
         page.choose("what is TCP?")
-        place = page.place_of(number)
+        place = page.place(page.bubble(number))
         finger = page.context.new_cdp_session(page.tab)
 
         def touch(kind: str, *points: dict) -> None:
@@ -7072,7 +7068,7 @@ class BrowserTalk(BrowserTest):
         page = self.page_of(alice)
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
         page.choose("second line")
-        box = page.place_of(number)
+        box = page.place(page.bubble(number))
         page.tab.mouse.click(box["x"] + 2, box["y"] + 20)       # beside the bubble
         page.tab.keyboard.press("Control+a")
         page.tab.keyboard.press("Control+c")
