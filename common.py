@@ -553,7 +553,7 @@ HIDDEN = "•••".encode()       # stands where a password or a token stood
 def mask(line: bytes) -> bytes:
     """A frame without its password or token, a few dots in place of each."""
     if line.startswith(b"{"):
-        return re.sub(rb'("tokenid":")[^"]*', b"\\1" + HIDDEN, line)
+        return re.sub(rb'("tokenid"\s*:\s*")[^"]*', b"\\1" + HIDDEN, line)
     words = line.split(b" ")
     place = 1 if words[0].startswith(b"@") else 0
     command = COMMANDS.get(words[place].strip().decode(errors="replace").lower())

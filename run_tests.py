@@ -1192,6 +1192,19 @@ class Parsing(ChatTest):
         (b"send T messi \xff", "bad_encoding"), (b"\xc0\xaf", "bad_encoding"), (b"send T \xed\xa0\x80", "bad_encoding"),
     ]
 
+    def test_secrets_are_hidden_from_people(self):
+        """Also as another server may write them."""
+        for frame, shown in (
+                (b'{"status":"OK","tokenid":"abc","user":"messi"}', b'{"status":"OK","tokenid":"\xe2\x80\xa2'),
+                (b'{"status": "OK", "tokenid" : "abc"}', b'"tokenid" : "\xe2\x80\xa2'),
+                (b"auth messi surabaya\r\n", b"auth messi \xe2\x80\xa2"),
+                (b"@t SEND abc messi hi", b"@t SEND \xe2\x80\xa2")):
+            with self.subTest(frame):
+                masked = common.mask(frame)
+                self.assertIn(shown, masked)
+                self.assertNotIn(b"abc", masked)
+                self.assertNotIn(b"surabaya", masked)
+
     def test_requests(self):
         for line, word, arguments in self.CASES:
             with self.subTest(line):
