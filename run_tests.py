@@ -3976,16 +3976,18 @@ class Faults(ChatTest):
                 server.start()
         self.assertGreater(under_way.count(True), len(under_way) // 2, "nothing was under way")
 
-    def lose(self, *words: str) -> None:
+    def lose(self, *words: str, times: int = 30 if LONG else 3) -> None:
         """The answer to such a request is lost with its connection: it is done there, and no word of it comes."""
         hits = 0
-        for _ in self.parts():
+        for _ in self.parts(times):
             for word in words:
                 self.network.command(f"lose >mesin2 down {word} x1")
                 (fault,) = self.network.faults
                 if word.startswith("peer"):
                     self.network.command("cut >mesin2 x1")     # then it calls again, and is greeted
-                self.await_or_end(lambda fault=fault: fault.hits, f"a lost {word}")
+                    eventually(lambda fault=fault: fault.hits, f"a lost {word}")
+                else:
+                    self.await_or_end(lambda fault=fault: fault.hits, f"a lost {word}")
                 self.network.command("heal")
                 hits += fault.hits
         self.assertGreater(hits, 0)
@@ -4091,7 +4093,7 @@ class Faults(ChatTest):
         "cut_after_the_batch": Fault(lambda test: test.lose("deliver")),
         "cut_after_a_piece": Fault(lambda test: test.lose("piece")),
         "cut_while_sealing": Fault(lambda test: test.cut_while_sealing(), options={"file_size": 900_000}),
-        "cut_in_the_handshake": Fault(lambda test: test.lose("peer", "peerproof")),
+        "cut_in_the_handshake": Fault(lambda test: test.lose("peer", "peerproof", times=1)),
         "flapping": Fault(lambda test: test.flap()),
         "silent": Fault(lambda test: test.fall_silent(), inside=True),
         "slow": Fault(lambda test: test.slow_down()),
