@@ -48,7 +48,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -535,11 +535,8 @@ class Store:
         if file is not None:
             self.write("INSERT INTO files VALUES(?,?,?,?)", (id, *file))
             sender.stored += file.size
-        return Message(id, conversation, ts, sender, text, file, self._uid(id, sender, origin))
-
-    def _uid(self, id: int, sender: Person, origin: int | None) -> str:
-        """`origin` is the id that the message has in the sender's realm, where it came from another one."""
-        return f"{self.realm}:{id}" if origin is None else f"{sender.realm}:{origin}"
+        uid = f"{self.realm}:{id}" if origin is None else f"{sender.realm}:{origin}"
+        return Message(id, conversation, ts, sender, text, file, uid)
 
     def _message(self, row: tuple) -> Message:
         id, conversation, ts, sender, text, origin = row
@@ -547,7 +544,8 @@ class Store:
         if text is None:
             file = File(*self.db.execute("SELECT name, size, sha256 FROM files WHERE id=?", (id,)).fetchone())
         person = self.person_of[sender]
-        return Message(id, self.conversation_of[conversation], ts, person, text, file, self._uid(id, person, origin))
+        uid = f"{self.realm}:{id}" if origin is None else f"{person.realm}:{origin}"
+        return Message(id, self.conversation_of[conversation], ts, person, text, file, uid)
 
     def message(self, id: int) -> Message | None:
         """The message with this id."""
@@ -1049,7 +1047,7 @@ class Sent(NamedTuple):
 class Broadcast:
     """Messages of one turn for the same people, or another event: one chunk that all their connections share."""
 
-    members: Iterable[Person] | None           # None: everybody who has subscribed
+    members: Collection[Person] | None         # None: everybody who has subscribed
     messages: list[Message]
     frame: bytes = b""                         # of an event that is no message
     more: str = ""                             # what the messages have beside their fields, as JSON
@@ -1221,7 +1219,7 @@ class Chat:
         self.broadcasts.clear()
         self.listeners = 0
 
-    def audience(self, members: Iterable[Person] | None) -> list[Connection]:
+    def audience(self, members: Collection[Person] | None) -> list[Connection]:
         """The connections of these people that have subscribed. With few subscribers those are looked through."""
         if members is None:
             return list(self.subscribers)
@@ -1331,7 +1329,8 @@ class Chat:
         except UnicodeDecodeError:
             raise ChatError("bad_encoding") from None
         person, tag = route.person, conn.tag
-        self.store.use(route.session)
+        if route.session.used != self.store.day:
+            self.store.use(route.session)
         if conn.session is None:
             self.attach(conn, route.session)
         if tag is not None:
@@ -1542,31 +1541,26 @@ class Chat:
         if self.realms:
             self.realms.tell("person", None, user=person.name, online=bool(person.connections))
 
-    def acquainted(self, person: Person | None) -> Iterable[Person] | None:
+    def acquainted(self, person: Person | None) -> Collection[Person] | None:
         """Who is told that a person came or went: everybody, or, where that is too many, those who share a chat."""
         if len(self.subscribers) <= common.AUDIENCE:
             return None
         return {conn.session.person for conversation in (person.conversations.values() if person else ())
                 for conn in self.audience(conversation.members)}
 
-    def announce(self, kind: str, members: Iterable[Person] | None, **fields: object) -> None:
+    def announce(self, kind: str, members: Collection[Person] | None, **fields: object) -> None:
         """Publishes an event that is no message."""
         self.broadcasts.append(Broadcast(members, [], format_event(kind, **fields)))
-        self.count_listeners(members)
+        self.listeners += len(self.subscribers) if members is None else min(len(members), len(self.subscribers))
 
-    def count_listeners(self, members: Iterable[Person] | None) -> None:
-        """A turn may publish to so many only; Server.serve looks at it."""
-        most = len(self.subscribers)
-        self.listeners += min(len(members), most) if isinstance(members, (dict, list, set)) else most
-
-    def publish(self, message: Message, members: Iterable[Person], more: str = "") -> None:
+    def publish(self, message: Message, members: Collection[Person], more: str = "") -> None:
         """Publishes a message to these people, with `more` as JSON beside its fields."""
         last = self.broadcasts[-1] if self.broadcasts else None
         if last and last.members is members and last.messages and last.more == more:
             last.messages.append(message)
         else:
             self.broadcasts.append(Broadcast(members, [message], more=more))
-            self.count_listeners(members)
+            self.listeners += min(len(members), len(self.subscribers))
 
     def fix_audience(self, group: Conversation) -> None:
         """The members of a group are about to change: what this turn has published goes to those of now."""
@@ -2409,8 +2403,8 @@ class Server:
             return
         if data:
             conn.buffer.feed(data)
-            if conn.session and conn.buffer.weight > common.RECEIVE_SIZE // 4:
-                self.check_hoard(conn)
+            if conn.session and (len(data) > 512 or len(conn.buffer) > common.RECEIVE_SIZE // 4):
+                self.check_hoard(conn)     # 512 bytes may be 256 lines
         else:
             conn.state = HALF
             self.watch(conn, conn.mask & ~selectors.EVENT_READ)
@@ -2534,6 +2528,8 @@ class Server:
                 return
             conn.sending = b""
             sent += count
+            if not (conn.output or conn.behind):
+                break
         conn.blocked_since = 0.0
 
     def next_chunk(self, conn: Connection) -> bytes | None:
