@@ -6912,7 +6912,8 @@ class BrowserTalk(BrowserTest):
         self.assertEqual(bob.history(alice.address), ["hello", "meanwhile", "afterwards"])
         page.sees("stored")
 
-    def test_what_waits_for_another_realm_says_so(self):
+    def page_that_waits(self) -> tuple[Person, Person, Page]:
+        """Alice here has just written on her page to Bob of the other realm, which is off: (alice, bob, her page)."""
         alice, bob = self.people("alice", "bob@")
         alice.ok(f"send {bob.address} hello")
         page = self.page_of(alice)
@@ -6921,19 +6922,16 @@ class BrowserTalk(BrowserTest):
         alice.await_link("mesin2", "down")
         page.write("while you were away")
         page.sees("waiting for the other realm")
+        return alice, bob, page
+
+    def test_what_waits_for_another_realm_says_so(self):
+        alice, bob, page = self.page_that_waits()
         self.there.start()
         page.sees("waiting for the other realm", gone=True)
         self.assertEqual(bob.again().history(alice.address), ["hello", "while you were away"])
 
     def test_what_a_break_had_of_a_message_is_read_after_it(self):
-        alice, bob = self.people("alice", "bob@")
-        alice.ok(f"send {bob.address} hello")
-        page = self.page_of(alice)
-        page.choose("hello")
-        self.there.stop()
-        alice.await_link("mesin2", "down")
-        page.write("while you were away")
-        page.sees("waiting for the other realm")
+        alice, bob, page = self.page_that_waits()
         self.here.stop()
         self.there.start()
         self.here.start()                                       # its link is up before the page is back

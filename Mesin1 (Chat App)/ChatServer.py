@@ -3266,7 +3266,7 @@ class Realms:
         item = self.item(message, "send" if conversation.name is None else "copy" if decides is None else "post")
         for realm in destinations:
             seq = self.add(realm, stream, message.id, sender.id if decides else None, item)
-            if decides and realm in self.links:
+            if decides:
                 self.under_way.append((self.links[realm].streams[stream], seq))
 
     def item(self, message: Message, do: str) -> str:
