@@ -183,7 +183,7 @@ class Message:
         else:
             body = f'"file":{encode_json(self.file_fields())}'
         return (f'"id":{self.id},"uid":"{self.uid}","ts":"{common.format_time(self.ts)}",'
-                f'{self.conversation.head(self.sender)},{body}')
+                f'{self.conversation.heads.get(self.sender) or self.conversation.head(self.sender)},{body}')
 
     def file_fields(self) -> dict[str, object]:
         """The file as clients see it."""
@@ -278,6 +278,7 @@ class Store:
             self.db.executescript(f"BEGIN; {SCHEMA}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT")
         self._rows: dict[str, list[tuple]] = defaultdict(list)     # gathered rows by their INSERT
         self._tags: dict[tuple[int, str], str] = {}                # gathered tags
+        self._used: list[Session] = []             # for the first time on this day, which is not in the table yet
         self._open = False                         # a transaction has begun
         self.changes = 0                           # writes so far: a fault looks whether its request had written
         self.failed = False                        # this turn can't be kept
@@ -318,7 +319,6 @@ class Store:
         self.person_of: dict[int, Person] = {}     # by id
         self.conversation_of: dict[int, Conversation] = {}
         self.sessions: dict[bytes, Session] = {}   # by digest
-        self._used: list[Session] = []             # for the first time on this day, which is not in the table yet
         for id, name, realm, nama, negara, password, met in query("SELECT * FROM people"):
             person = Person(id, name, realm, nama, negara, password, bool(met), f"{name}@{realm}")
             self.people[person.address] = self.person_of[id] = person
@@ -375,7 +375,7 @@ class Store:
 
     def gather(self, sql: str, row: tuple) -> None:
         """Writes a row at the end of the turn, together with others of its kind."""
-        if self.failed or not self._open:
+        if not self._open:
             self.begin()
         self.changes += 1
         self._rows[sql].append(row)
@@ -386,8 +386,14 @@ class Store:
             self.db.executemany(sql, rows)
         self._rows.clear()
 
+    def fail(self) -> None:
+        """The turn can't be kept: nothing more is written in it, and its COMMIT fails."""
+        self.failed, self._open = True, False
+
     def commit(self) -> None:
         """Puts the turn on disk. Raises sqlite3.Error; then call `abort`."""
+        if self.failed:
+            raise sqlite3.OperationalError("a fault after a write")
         self.flush()
         if self._open:
             if self.last_id - self._placed >= common.PLACE_EVERY:
@@ -403,8 +409,8 @@ class Store:
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
         self._open = self.failed = False
-        self._rows.clear()
-        self._tags.clear()
+        for gathered in (self._rows, self._tags, self._used):
+            gathered.clear()
         self.load()
         self.overwrite_log()
 
@@ -867,8 +873,18 @@ class Waiting:
         self.due = due                             # when the sender hears `queued` instead
         self.frame: bytes | None = None            # the reply, once it is known
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether nobody waits any more."""
+        return self.frame is not None
+
 
 Frame = bytes | Iterator[bytes]    # a reply, or its pieces
+
+
+def weight_of(reply: Frame | Waiting) -> int:
+    """Bytes of memory that a reply counts as."""
+    return len(reply) if type(reply) is bytes else Waiting.WEIGHT if type(reply) is Waiting else 0
 
 
 class Connection:
@@ -890,7 +906,7 @@ class Connection:
         self.answer: tuple[object] | None = None   # what `held` waits for
         self.tag: str | None = None                # of the request that is being carried out
         # out: replies go into `output` after the COMMIT, up to the first that waits
-        self.replies: list[tuple[str | None, Frame] | Waiting] = []
+        self.replies: list[Frame | Waiting] = []
         self.earlier = 0                           # how many of them are of earlier turns
         self.waiting = 0                           # how many of them wait
         self.pending = 0                           # their bytes
@@ -911,41 +927,44 @@ class Connection:
         self.claim: Claim | None = None            # to be another realm, not yet proved
         self.deadline = 0.0                        # when a guest, or one that is draining, is ended
 
-    def reply(self, frame: Frame, tag: str | None = None) -> None:
-        """Puts a reply behind the others; it leaves after the COMMIT."""
-        self.replies.append((tag, frame))
-        if type(frame) is bytes:
-            self.pending += len(frame)
-        else:
+    def reply(self, reply: Frame | Waiting) -> None:
+        """Puts a reply, or the place for one that is to come, behind the others; it leaves after the COMMIT."""
+        self.replies.append(reply)
+        self.pending += weight_of(reply)
+        if type(reply) is Waiting:
+            self.waiting += 1
+        elif type(reply) is not bytes:
             self.streaming = True
-
-    def wait(self, waiting: Waiting) -> None:
-        """Puts a place behind the other replies, for one that is to come."""
-        self.replies.append(waiting)
-        self.pending += Waiting.WEIGHT
-        self.waiting += 1
 
     def release(self) -> None:
         """The turn is on disk: its replies may leave, up to the first that waits."""
         if not self.waiting:
-            self.output.extend([frame for _, frame in self.replies])
+            self.output += self.replies
             self.unsent += self.pending
             self.replies.clear()
             self.pending = self.earlier = 0
             return
         count = 0
         for reply in self.replies:
-            frame = reply.frame if type(reply) is Waiting else reply[1]
+            frame = reply.frame if type(reply) is Waiting else reply
             if frame is None:
                 break
             count += 1
-            self.waiting -= type(reply) is Waiting
             self.output.append(frame)
-            size = len(frame) if type(frame) is bytes else 0
-            self.pending -= Waiting.WEIGHT if type(reply) is Waiting else size
-            self.unsent += size
+            self.unsent += weight_of(frame)
+            self.pending -= weight_of(reply)
+            self.waiting -= type(reply) is Waiting
         del self.replies[:count]
         self.earlier = len(self.replies)
+
+    def undo(self) -> list[str | None]:
+        """The turn has failed: takes its replies back, and returns their tags."""
+        undone, self.taking, self.streaming = self.replies[self.earlier:], None, False
+        del self.replies[self.earlier:]
+        self.waiting = sum(type(reply) is Waiting for reply in self.replies)
+        self.pending = sum(map(weight_of, self.replies))
+        return [reply.tag if type(reply) is Waiting else json.loads(reply).get("tag") if type(reply) is bytes
+                else self.tag for reply in undone]         # behind a file that streams nothing was carried out
 
     def push(self, chunk: bytes, last_id: int) -> None:
         """Sends events, unless the subscriber is fed from the table. `last_id` is 0 where they are no messages."""
@@ -1023,6 +1042,22 @@ HEAD = len("send ") + 2 * TOKEN_BYTES + 1      # where the recipient stands in `
 MAX_ROUTES = 256               # of one session
 
 
+def fit(rows: Iterable, most: int, weigh: Callable[[object], int] = len) -> tuple[list, bool]:
+    """The first of these rows, as many as weigh up to `most` bytes (one at least), and whether there are more."""
+    fitting, weight = [], 0
+    for row in rows:
+        weight += weigh(row)
+        if fitting and weight > most:
+            return fitting, True
+        fitting.append(row)
+    return fitting, False
+
+
+def json_list(texts: Iterable[str]) -> Json:
+    """Texts that are JSON -> a list of them."""
+    return Json(f"[{','.join(texts)}]")
+
+
 class Later(Exception):
     """The request needs an answer that is not here yet. It is carried out again, from its start, with the answer."""
 
@@ -1033,7 +1068,7 @@ class Route(NamedTuple):
     session: Session
     person: Person
     conversation: Conversation
-    elsewhere: bool                # the other realm has a word in it
+    is_elsewhere: bool             # the other realm has a word in it
 
 
 class Sent(NamedTuple):
@@ -1130,7 +1165,7 @@ class Chat:
         self.subscribers: set[Connection] = set()
         self.routes: dict[bytes, Route] = {}
         self.throttles: dict[str, LoginThrottle] = {}              # by account, existing or not
-        self.hashes = 0                            # logins that wait for a hash
+        self.hashes: Counter[str] = Counter()      # logins that wait for a hash, by the address they come from
         self.searches: Counter[int] = Counter()    # that wait for their thread, by the person's id
         self.next_sweep = 0.0
         self.next_try = 0.0                        # when a store that is blocked is tried again
@@ -1179,22 +1214,30 @@ class Chat:
                 path.unlink(missing_ok=True)
 
     def guarded(self, action: Callable, *arguments: object) -> object:
-        """Does something as one request: a ChatError becomes its reply. A fault after a write fails the turn."""
-        store, before = self.store, self.store.changes
+        """Does something as one request: what it raises becomes the reply."""
+        before = self.store.changes
         try:
             return action(*arguments)
-        except ChatError as error:
-            return error.reply()
-        except sqlite3.Error as error:
-            log.error("the database can't be used: %s", error)
-            store.failed = True
-            return ChatError("storage").reply()
         except Later:
             raise
-        except Exception:
-            log.exception("%s failed", getattr(action, "__name__", action))
-            store.failed = store.failed or store.changes != before
-            return ChatError("internal_error").reply()
+        except Exception as error:
+            return self.refusal(error, before)
+
+    def refusal(self, error: Exception, before: int) -> dict[str, object]:
+        """The ERROR reply for what a request raised. A fault after a write fails the turn.
+
+        `before` is `store.changes` at the request's begin.
+        """
+        if isinstance(error, ChatError):
+            return error.reply()
+        if isinstance(error, sqlite3.Error):
+            log.error("the database can't be used: %s", error)
+            self.store.fail()
+            return ChatError("storage").reply()
+        log.error("a request failed", exc_info=error)
+        if self.store.changes != before:
+            self.store.fail()
+        return ChatError("internal_error").reply()
 
     def release(self) -> None:
         """The turn is on disk: what it decided may leave. Other realms' news go before any reply."""
@@ -1256,38 +1299,39 @@ class Chat:
 
         A request that brings a file is carried out when the file is on disk.
         """
-        conn.tag = None
-        reply = self.guarded(self.read_request, conn, line)
-        if reply is not None:
-            self.give_reply(conn, reply)
+        before, conn.tag = self.store.changes, None
+        try:
+            if len(line) > conn.buffer.limit:
+                self.end_upload(conn, self.begin_upload(conn, line))
+                return
+            line = line.strip(b" \r\n")
+            if line.startswith(b"@"):
+                conn.tag, line = common.split_tag(line)
+            end = line.find(b" ", HEAD)
+            route = self.routes.get(line[:end]) if end > 0 else None
+            if route is None:
+                self.execute_parsed(conn, line)
+                return
+            reply = self.send_on_route(conn, route, line[end:].lstrip(b" "))
+        except Exception as error:
+            reply = self.refusal(error, before)
+        self.give_reply(conn, reply)
 
-    @staticmethod
-    def give_reply(conn: Connection, reply: Frame | dict | Waiting) -> None:
-        """Puts a reply, or the place for one that is to come, behind the others."""
-        if type(reply) is Waiting:
-            conn.wait(reply)
-        else:
-            conn.reply(format_reply(reply, conn.tag) if type(reply) is dict else reply, conn.tag)
-
-    def read_request(self, conn: Connection, line: bytes) -> bytes | dict | Waiting | None:
-        """Parses a line and carries it out; its reply, where that is not with the others yet. Raises ChatError."""
-        if len(line) > conn.buffer.limit:
-            self.end_upload(conn, self.begin_upload(conn, line))
-            return None
-        conn.tag, line = common.split_tag(line)
-        end = line.find(b" ", HEAD)
-        route = self.routes.get(line[:end]) if end > 0 else None
-        if route:
-            return self.send_on_route(conn, route, line[end:].lstrip(b" "))
+    def execute_parsed(self, conn: Connection, line: bytes) -> None:
+        """Parses a line without its tag, and has it carried out. Raises ChatError."""
         request = common.parse_request(conn.tag, line)
         if request.command.takes_file:
             content = request.arguments.pop()
             self.end_upload(conn, self.upload_for(conn, request, content.encode()))
-            return None
+            return
         self.carry_out(conn, request)
         if request.command.word == "send" and conn.asking:
             self.remember_route(conn.asking, request, line)
-        return None
+
+    @staticmethod
+    def give_reply(conn: Connection, reply: Frame | dict | Waiting) -> None:
+        """Puts a reply, or the place for one that is to come, behind the others."""
+        conn.reply(format_reply(reply, conn.tag) if type(reply) is dict else reply)
 
     def carry_out(self, conn: Connection, request: Request) -> None:
         """Carries out a parsed request; where it needs an answer first, it is held until that is there."""
@@ -1314,7 +1358,7 @@ class Chat:
         self.check_send(person, arguments[-1], 1)
         sent = self._handlers[command.word](conn, person, *arguments)
         if command.takes_file:
-            person.wasted -= arguments[-1].size    # the file has its message
+            person.wasted = max(0, person.wasted - arguments[-1].size)     # the file has its message
         reply = self.sent_fields(sent)
         if request.tag is not None:
             self.store.remember_tag(person, request.tag, encode_json(reply))
@@ -1325,25 +1369,27 @@ class Chat:
         if not text:
             raise ChatError("bad_arguments", COMMANDS["send"].usage)
         try:
-            text = text.decode()
+            words = text.decode()
         except UnicodeDecodeError:
             raise ChatError("bad_encoding") from None
-        person, tag = route.person, conn.tag
-        if route.session.used != self.store.day:
-            self.store.use(route.session)
+        if len(text) > common.MAX_TEXT:
+            raise ChatError("too_long")
+        session, person, conversation, is_elsewhere = route
+        tag = conn.tag
+        if session.used != self.store.day:
+            self.store.use(session)
         if conn.session is None:
-            self.attach(conn, route.session)
-        if tag is not None:
-            earlier = self.earlier_reply(person, tag)
-            if earlier:
-                return earlier
-        self.check_send(person, text, 1)
-        person.allowance -= 1
-        message = self.post(person, route.conversation, text)
+            self.attach(conn, session)
+        if tag is not None and (earlier := self.earlier_reply(person, tag)):
+            return earlier
+        if self.limits.rate:
+            self.check_rate(person, 1)
+            person.allowance -= 1
+        message = self.post(person, conversation, words)
         members = f'"message":"{SENT}","id":{message.id},"uid":"{message.uid}"'
         if tag is not None:
             self.store.remember_tag(person, tag, f"{{{members}}}")
-        if route.elsewhere:
+        if is_elsewhere:
             reply = {"message": SENT, "id": message.id, "uid": message.uid}
             if waiting := self.realms.wait(conn, message, reply):
                 return waiting
@@ -1422,10 +1468,9 @@ class Chat:
             if len(arguments) < command.required:
                 raise ChatError("bad_arguments", command.usage)
             return self.upload_for(conn, Request(request.tag, command, arguments[:-1]), arguments[-1].encode())
-        except UnicodeDecodeError:
-            return Upload(request, self.store.files, 0, self.now, ChatError("bad_encoding"))
-        except ChatError as error:
-            return Upload(request, self.store.files, 0, self.now, error)
+        except (ChatError, UnicodeDecodeError) as error:
+            refusal = error if isinstance(error, ChatError) else ChatError("bad_encoding")
+            return Upload(request, self.store.files, 0, self.now, refusal)
 
     def upload_for(self, conn: Connection, request: Request, start: bytes) -> Upload:
         """The Upload of a request's file, with the start of its content. Raises ChatError where it is not allowed."""
@@ -1592,14 +1637,13 @@ class Chat:
 
     def page(self, messages: Iterable[Message], viewer: Person) -> tuple[list[tuple[Message, str]], bool]:
         """As many messages as fit a reply, each with its JSON, and whether there are more."""
-        page, weight = [], 0
-        for message in messages:
-            text = f"{{{self.show(message, viewer)}}}"
-            weight += len(text)
-            if page and weight > common.MAX_REPLY:
-                return page, True
-            page.append((message, text))
-        return page, False
+        return fit(((message, f"{{{self.show(message, viewer)}}}") for message in messages), common.MAX_REPLY,
+                   lambda row: len(row[1]))
+
+    def messages_reply(self, newest_first: Iterable[Message], viewer: Person, most: int) -> dict:
+        """The reply that lists up to `most` messages, newest last."""
+        page, more = self.page(itertools.islice(newest_first, most + 1), viewer)
+        return {"messages": json_list(text for _, text in reversed(page[:most])), "more": more or len(page) > most}
 
     # -- auth, register, groups
 
@@ -1637,18 +1681,18 @@ class Chat:
             hashed = result.result() if stored else None
             throttle.done(self.now, hashed is not None)
             self.end_hash(conn, (stored, hashed))
-        self.begin_hash()
+        self.begin_hash(conn)
         throttle.ask(self.now, go)
 
-    def begin_hash(self) -> None:
-        """Raises ChatError `busy` while too many wait for a hash."""
-        if self.hashes >= common.HASH_QUEUE:
+    def begin_hash(self, conn: Connection) -> None:
+        """Raises ChatError `busy` while too many wait for a hash; one address leaves the others half of the queue."""
+        if self.hashes.total() >= common.HASH_QUEUE or self.hashes[conn.host] >= common.HASH_QUEUE // 2:
             raise ChatError("busy")
-        self.hashes += 1
+        self.hashes[conn.host] += 1
 
     def end_hash(self, conn: Connection, answer: object) -> None:
         """A hash is done, or refused."""
-        self.hashes -= 1
+        self.hashes -= Counter([conn.host])        # what comes to 0 is gone
         self.settle(conn, answer)
 
     def log_in(self, conn: Connection, person: Person) -> dict:
@@ -1670,7 +1714,7 @@ class Chat:
             raise ChatError("user_exists")
 
         def start() -> None:
-            self.begin_hash()
+            self.begin_hash(conn)
             self.workers.run(self.workers.hashes, lambda result: self.end_hash(conn, result.result()),
                              hash_password, password)
         hashed = self.await_answer(conn, start)
@@ -1871,7 +1915,7 @@ class Chat:
         page, more = self.page(self.store.inbox(person, realms), person)
         conn.taking = (person, realms, page[-1][0].id if more else self.store.last_id)
         if realm:
-            messages = Json(f"[{','.join([text for _, text in page])}]")
+            messages = json_list(text for _, text in page)
         else:
             senders: dict[str, list[str]] = defaultdict(list)
             for message, text in page:
@@ -1920,17 +1964,10 @@ class Chat:
     @staticmethod
     def info_reply(users: Iterable[dict], more: bool = False) -> dict:
         """The reply to `info` with as many of these people as fit; `more` where others come behind them."""
-        rows, online, weight = [], [], 0
-        for user in users:
-            row = common.encode_row(user)
-            weight += len(row)
-            if rows and weight > common.LIST_REPLY:
-                more = True
-                break
-            rows.append(row)
-            if user["online"]:
-                online.append(user["user"])
-        return {"message": ", ".join(online), "users": Json(f"[{','.join(rows)}]"), "more": more}
+        rows, has_more = fit(((user, common.encode_row(user)) for user in users), common.LIST_REPLY,
+                             lambda row: len(row[1]))
+        return {"message": ", ".join([user["user"] for user, _ in rows if user["online"]]),
+                "users": json_list(text for _, text in rows), "more": more or has_more}
 
     # -- getfile, history, groups, realms, subscribe, help
 
@@ -1973,9 +2010,7 @@ class Chat:
         if conversation is None:
             return {"messages": [], "more": False}
         rows = self.store.messages_before(conversation, conversation.members[person], newest, most + 1)
-        page, more = self.page(rows, person)
-        texts = [text for _, text in reversed(page[:most])]
-        return {"messages": Json(f"[{','.join(texts)}]"), "more": more or len(page) > most}
+        return self.messages_reply(rows, person, most)
 
     def conversation(self, person: Person, target: str) -> Conversation | None:
         """A person's conversation with a user or (`group:NAME`, or where no user is called so) a group."""
@@ -1999,11 +2034,11 @@ class Chat:
         for at, talk in places:
             full = len(rows) >= common.CONVERSATIONS_PAGE or weight > common.MAX_REPLY
             if full and at != last:                # rows with the same `at` stay together
-                return {"conversations": Json(f"[{','.join(rows)}]"), "more": True}
+                return {"conversations": json_list(rows), "more": True}
             last = at
             rows.append(self.describe_conversation(talk, person, at))
             weight += len(rows[-1])
-        return {"conversations": Json(f"[{','.join(rows)}]"), "more": False}
+        return {"conversations": json_list(rows), "more": False}
 
     def describe_conversation(self, talk: Conversation, person: Person, at: int) -> str:
         """A row of `conversations`, as JSON."""
@@ -2057,10 +2092,7 @@ class Chat:
             self.searches[person.id] -= 1
             self.settle(conn, ChatError("storage") if result.exception() else result.result())
         ids = [id for id in self.await_answer(conn, start) if id > since]
-        found = [self.store.message(id) for id in ids[:common.SEARCH_PAGE]]
-        page, more = self.page(found, person)
-        texts = [words for _, words in reversed(page)]
-        return {"messages": Json(f"[{','.join(texts)}]"), "more": more or len(ids) > common.SEARCH_PAGE}
+        return self.messages_reply(map(self.store.message, ids), person, common.SEARCH_PAGE)
 
     def do_groups(self, conn: Connection, person: Person, realm: str = "", after: str = "") -> dict:
         _, name = self.address(f"x@{realm}" if realm else "x")
@@ -2073,17 +2105,10 @@ class Chat:
         """The groups whose addresses come after `after`, as many as fit a reply, with the members (of one realm)."""
         names = self.store.group_names
         after = after if "@" in after or not after else f"{after}@{self.realm}"
-        rows, weight = [], 0
-        for place in range(bisect.bisect_right(names, after), len(names)):
-            group = self.store.groups[names[place]]
-            if not wanted(group):
-                continue
-            row = self.describe_group(group, person, realm)
-            weight += len(row)
-            if rows and weight > common.LIST_REPLY:
-                return {"groups": Json(f"[{','.join(rows)}]"), "more": True}
-            rows.append(row)
-        return {"groups": Json(f"[{','.join(rows)}]"), "more": False}
+        groups = (self.store.groups[names[place]] for place in range(bisect.bisect_right(names, after), len(names)))
+        rows, more = fit((self.describe_group(group, person, realm) for group in groups if wanted(group)),
+                         common.LIST_REPLY)
+        return {"groups": json_list(rows), "more": more}
 
     @staticmethod
     def describe_group(group: Conversation, person: Person | None, realm: str) -> str:
@@ -2183,8 +2208,7 @@ class Server:
         self.addresses: Counter[str] = Counter()   # connections from each address
         self.guests: dict[Connection, None] = {}   # who may not have logged in yet, the earliest first
         self.uploading: set[Connection] = set()    # a file is coming over them
-        self.draining: set[Connection] = set()     # closed as soon as the kernel has sent what it holds
-        self.handing: set[Connection] = set()      # the kernel has not sent all of an `inbox` yet
+        self.emptying: set[Connection] = set()     # the kernel has not handed all over: an `inbox`, or last words
         self.accept_again = 0.0                    # when accepting failed: the time to try again
         self.stopping = False
 
@@ -2237,8 +2261,6 @@ class Server:
         chat.workers.finish()                      # after the last poll, which may have swallowed the wake-up byte
         visited |= self.serve_all(now)
         try:
-            if chat.store.failed:
-                raise sqlite3.OperationalError("a fault after a write")
             chat.store.commit()
         except sqlite3.Error as error:
             self.fail_turn(error)
@@ -2277,7 +2299,7 @@ class Server:
             times.append(max(next(iter(self.guests)).deadline, now + 0.1))
         if self.uploading:
             times.append(now + 1.0)
-        if self.draining or self.handing or self.stopping:
+        if self.emptying or self.stopping:
             times.append(now + 0.01)
         if self.accept_again:
             times.append(self.accept_again)
@@ -2301,22 +2323,10 @@ class Server:
             log.critical("the database can't be read any more: %s", problem)
             self.stopping = True
         for conn in taking_part:
-            conn.taking = None
+            for tag in conn.undo():
+                conn.reply(format_reply(ChatError("storage").reply(), tag))
             if chat.store.blocked:                 # it may be on disk after all: nothing true can be said
                 conn.state = BROKEN
-                continue
-            undone = conn.replies[conn.earlier:]
-            del conn.replies[conn.earlier:]
-            for reply in undone:
-                if type(reply) is Waiting:
-                    conn.waiting -= 1
-                    conn.pending -= Waiting.WEIGHT
-                elif type(reply[1]) is bytes:
-                    conn.pending -= len(reply[1])
-                else:
-                    conn.streaming = False
-                tag = reply.tag if type(reply) is Waiting else reply[0]
-                conn.reply(format_reply(ChatError("storage").reply(), tag), tag)
 
     # -- accept, read
 
@@ -2456,12 +2466,13 @@ class Server:
         After `until` none is begun.
         """
         chat, buffer, finished = self.chat, conn.buffer, until
+        is_outgoing = conn.is_outgoing
         for _ in range(common.LINES_PER_TURN):
             if conn.held is not None:
                 chat.carry_out(conn, conn.held)
             elif buffer.lines:
                 line = buffer.lines.pop()
-                if conn.link and conn.is_outgoing:
+                if is_outgoing:
                     chat.realms.hear(conn.link, line)
                 else:
                     chat.execute(conn, line)
@@ -2493,10 +2504,7 @@ class Server:
         if conn.blocked and conn.session:
             self.check_hoard(conn)
         if conn.taking and not conn.has_output and not conn.replies:
-            if unsent_bytes(conn.sock):
-                self.handing.add(conn)
-            else:
-                self.chat.soon.append(partial(self.chat.take_inbox, conn))
+            self.chat.soon.append(partial(self.check_emptying, conn))
         elif conn.state is not OPEN and conn.is_done:
             self.end(conn)
             return
@@ -2538,13 +2546,13 @@ class Server:
         if not output and conn.behind and conn.subscribed:
             self.chat.feed(conn)
         while output:
-            count = 0
-            while count < len(output) and type(output[count]) is bytes:
-                count += 1
+            count = len(output)
+            if conn.streaming:
+                count = next((place for place, frame in enumerate(output) if type(frame) is not bytes), count)
             if count:
                 chunk = b"".join(output[:count])
                 del output[:count]
-                conn.unsent = 0
+                conn.unsent -= len(chunk)
                 return chunk
             if chunk := next(output[0], None):
                 return chunk
@@ -2562,7 +2570,7 @@ class Server:
         conn.state = DRAINING
         conn.deadline = self.clock() + common.DRAIN_SECONDS
         self.watch(conn, 0)
-        self.draining.add(conn)
+        self.emptying.add(conn)
 
     def check_times(self, now: float) -> None:
         """What is due: guests, uploads, those that drain, links, accepting again."""
@@ -2580,17 +2588,26 @@ class Server:
                 self.uploading.discard(conn)
             elif now - conn.upload.heard > common.UPLOAD_SECONDS:
                 self.close(conn, reset=True)
-        for conn in [conn for conn in self.draining if now > conn.deadline or unsent_bytes(conn.sock) == 0]:
-            self.close(conn, reset=True)
-        for conn in [conn for conn in self.handing if not unsent_bytes(conn.sock)]:
-            self.handing.discard(conn)
-            self.chat.soon.append(partial(self.chat.take_inbox, conn))
+        for conn in list(self.emptying):
+            self.chat.guarded(self.check_emptying, conn)
         if self.accept_again and now >= self.accept_again:
             self.accept_again = 0.0
             self.selector.register(self.listener, selectors.EVENT_READ, self.accept)
         if self.chat.realms and not self.stopping:
             for link in self.chat.realms.due(now):
                 self.connect(link, now)
+
+    def check_emptying(self, conn: Connection) -> None:
+        """Where the kernel has handed all over, an `inbox` is taken, and a connection that drains is closed."""
+        left = unsent_bytes(conn.sock)
+        if conn.state is DRAINING:
+            if left == 0 or self.chat.now > conn.deadline:
+                self.close(conn, reset=True)
+        elif left:
+            self.emptying.add(conn)
+        else:
+            self.emptying.discard(conn)
+            self.chat.take_inbox(conn)
 
     def connect(self, link: RealmLink, now: float) -> None:
         """Opens a connection to another realm; `connected` goes on when it is open."""
@@ -2647,8 +2664,7 @@ class Server:
                 del self.addresses[conn.host]
         self.guests.pop(conn, None)
         self.uploading.discard(conn)
-        self.draining.discard(conn)
-        self.handing.discard(conn)
+        self.emptying.discard(conn)
         self.chat.detach(conn)
         self.chat.drop_upload(conn)
         if conn.link:
@@ -2851,7 +2867,7 @@ class Question:
     after: int                     # it goes out when the texts up to this number have been taken
     due: float                     # when it is given up
     seq: int = 0                   # the answer: it counts when the item with this number is here
-    answered: bool = False
+    is_answered: bool = False
 
 
 @dataclass(slots=True)
@@ -3129,23 +3145,13 @@ class Realms:
         """Whoever has waited long enough is answered."""
         self.under_way.clear()
         now = self.chat.now
-        while self.patience and (self.patience[0].due <= now or self.is_answered(self.patience[0])):
+        while self.patience and (self.patience[0].due <= now or self.patience[0].is_answered):
             first = self.patience.popleft()
-            if not self.is_answered(first):
-                self.give_answer(first)
-
-    @staticmethod
-    def is_answered(waits: Waiting | Question) -> bool:
-        """Whether nobody waits any more."""
-        return waits.frame is not None if isinstance(waits, Waiting) else waits.answered
-
-    def give_answer(self, waits: Waiting | Question) -> None:
-        """The other realm's word has not come."""
-        if isinstance(waits, Waiting):
-            self.answer(waits, queued=True)
-        else:
-            waits.link.silent = True
-            self.answer_question(waits, None)
+            if isinstance(first, Waiting):
+                self.answer(first, queued=True)
+            elif not first.is_answered:
+                first.link.silent = True
+                self.answer_question(first, None)
 
     def next_time(self, now: float) -> float:
         """When something is due."""
@@ -3174,10 +3180,7 @@ class Realms:
                     link.incoming.state = BROKEN
             for stream in link.streams:
                 while stream.waiting and (seq := next(iter(stream.waiting))) <= stream.acked:
-                    waiting = stream.waiting.pop(seq)
-                    waiting.left -= 1
-                    if not waiting.left and waiting.frame is None:
-                        self.answer(waiting)
+                    self.has_come(stream.waiting.pop(seq))
             if link.state == UP:
                 try:
                     link.pump(self.chat.now)
@@ -3226,8 +3229,7 @@ class Realms:
         """Nobody waits for this realm's word any longer."""
         for stream in link.streams:
             for waiting in stream.waiting.values():
-                if waiting.frame is None:
-                    self.answer(waiting, queued=True)
+                self.answer(waiting, queued=True)
             stream.waiting.clear()
         for question in [waits for waits in self.patience if isinstance(waits, Question) and waits.link is link]:
             self.answer_question(question, None)
@@ -3287,10 +3289,10 @@ class Realms:
             self.links[realm].streams[stream].more = True
         return self.outbox.add(realm, stream, message, sender, item)
 
-    def queue(self, realm: str, do: str, person: str, **fields: object) -> None:
-        """Queues an item that is no message."""
+    def queue(self, realm: str, do: str, person: str, **fields: object) -> int:
+        """Queues an item that is no message; its number."""
         item = {"do": do, "from": person, "name": "", "ts": self.chat.now_ms, **fields}
-        self.add(realm, TEXTS, self.store.last_id + 1, None, encode_json(item))
+        return self.add(realm, TEXTS, self.store.last_id + 1, None, encode_json(item))
 
     def tell_read(self, talk: Conversation, person: Person, passed: list[Message]) -> None:
         """Tells the realms of those who wrote what a person here has read, each by the newest message from there.
@@ -3304,9 +3306,7 @@ class Realms:
         for realm, message in newest.items():
             place = (realm, talk, person)
             self.take_back(realm, self.marks.get(place, 0))
-            item = {"do": "read", "from": person.address, "name": person.nama, "ts": self.chat.now_ms,
-                    "uid": message.uid}
-            self.marks[place] = self.add(realm, TEXTS, self.store.last_id + 1, None, encode_json(item))
+            self.marks[place] = self.queue(realm, "read", person.address, name=person.nama, uid=message.uid)
 
     def take_back(self, realm: str, seq: int) -> None:
         """Removes an item that has not left yet."""
@@ -3367,10 +3367,17 @@ class Realms:
         messages = [self.store.message(id) for id in reply.get("ids", [reply["id"]])]
         return self.outcome(reply, any(self.state(message)[0] == "queued" for message in messages))
 
+    def has_come(self, waiting: Waiting) -> None:
+        """The other realm's word about one more of the items is on disk."""
+        waiting.left -= 1
+        if not waiting.left:
+            self.answer(waiting)
+
     def answer(self, waiting: Waiting, queued: bool = False) -> None:
-        """The reply to a send is known."""
-        waiting.frame = format_reply(self.outcome(waiting.reply, queued), waiting.tag)
-        self.chat.ready[waiting.conn] = None
+        """The reply to a send is known, once."""
+        if waiting.frame is None:
+            waiting.frame = format_reply(self.outcome(waiting.reply, queued), waiting.tag)
+            self.chat.ready[waiting.conn] = None
 
     # -- the other realm's word
 
@@ -3395,9 +3402,7 @@ class Realms:
             self.hear_refusal(link, stream, gone, "storage")
         stream.sent, stream.more = [], True
         if waiting := stream.waiting.pop(row.seq, None):
-            waiting.left -= 1
-            if not waiting.left and waiting.frame is None:
-                self.chat.on_commit.append(lambda: self.answer(waiting))
+            self.chat.on_commit.append(lambda: self.has_come(waiting))
 
     def tell_state(self, row: Row, state: str, **code: str) -> None:
         """Tells a sender what became of a message."""
@@ -3562,8 +3567,8 @@ class Realms:
 
     def answer_question(self, question: Question, value: dict | ChatError | None) -> None:
         """The answer to a question is known, once."""
-        if not question.answered:
-            question.answered = True
+        if not question.is_answered:
+            question.is_answered = True
             self.chat.settle(question.conn, value)
             if question in question.link.questions:
                 question.link.questions.remove(question)
@@ -3583,7 +3588,7 @@ class Realms:
 
     def see_announced(self, link: RealmLink) -> None:
         """Answers the questions whose items have come."""
-        for question in [one for one in link.announced if one.answered or one.seq <= link.received[TEXTS]]:
+        for question in [one for one in link.announced if one.is_answered or one.seq <= link.received[TEXTS]]:
             link.announced.remove(question)
             self.answer_question(question, {})
 
@@ -4111,6 +4116,7 @@ def build(options: argparse.Namespace, *, clock: Callable[[], float] = time.mono
     port = row.port if options.port is None else options.port
     server = Server(chat, options.bind, port, tls=options.tls, peer_tls=options.peer_tls, clock=clock)
     gc.freeze()                    # what was loaded stays: looking through it again and again would hold up the loop
+    gc.set_threshold(25_000)       # objects: more than a turn makes, so that none of its short-lived ones is looked at
     return server
 
 
