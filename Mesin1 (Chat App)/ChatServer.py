@@ -343,11 +343,6 @@ class Store:
         for digest, person_id, used in query("SELECT * FROM sessions"):
             self.sessions[digest] = Session(digest, self.person_of[person_id], used)
         self.groups = {group.address: group for group in self.conversation_of.values() if group.name}
-        self.names: dict[str, list[str]] = defaultdict(list)   # by realm: the names of its people, sorted
-        for person in self.people.values():
-            self.names[person.realm].append(person.name)
-        for names in self.names.values():
-            names.sort()
         self.group_names = sorted(self.groups)     # addresses, sorted
         self.last_id: int = query("SELECT MAX(id) FROM messages").fetchone()[0] or 0
         self.day, self._clock = (query("SELECT value FROM meta WHERE name=?", (name,)).fetchone()[0]
@@ -445,8 +440,13 @@ class Store:
                         (name, realm, nama, negara, password, met)).lastrowid
         person = Person(id, name, realm, nama, negara, password, met, f"{name}@{realm}")
         self.people[person.address] = self.person_of[id] = person
-        bisect.insort(self.names[realm], name)
         return person
+
+    def people_after(self, name: str) -> Iterator[Person]:
+        """The people of this realm whose names come after this one, in their order; read in this turn."""
+        for id, in self.db.execute("SELECT id FROM people WHERE realm=? AND name>? ORDER BY name",
+                                   (self.realm, name.lower())):
+            yield self.person_of[id]
 
     def set_password(self, person: Person, password: str) -> None:
         """`password` is what `hash_password` gives."""
@@ -927,13 +927,17 @@ class Connection:
         self.claim: Claim | None = None            # to be another realm, not yet proved
         self.deadline = 0.0                        # when a guest, or one that is draining, is ended
 
-    def reply(self, reply: Frame | Waiting) -> None:
+    def reply(self, reply: Frame | dict[str, object] | Waiting) -> None:
         """Puts a reply, or the place for one that is to come, behind the others; it leaves after the COMMIT."""
+        if type(reply) is dict:
+            reply = format_reply(reply, self.tag)
         self.replies.append(reply)
-        self.pending += weight_of(reply)
-        if type(reply) is Waiting:
+        if type(reply) is bytes:
+            self.pending += len(reply)
+        elif type(reply) is Waiting:
+            self.pending += Waiting.WEIGHT
             self.waiting += 1
-        elif type(reply) is not bytes:
+        else:
             self.streaming = True
 
     def release(self) -> None:
@@ -1312,10 +1316,10 @@ class Chat:
             if route is None:
                 self.execute_parsed(conn, line)
                 return
-            reply = self.send_on_route(conn, route, line[end:].lstrip(b" "))
+            reply = self.send_on_route(conn, route, line[end + 1:].lstrip(b" "))
         except Exception as error:
             reply = self.refusal(error, before)
-        self.give_reply(conn, reply)
+        conn.reply(reply)
 
     def execute_parsed(self, conn: Connection, line: bytes) -> None:
         """Parses a line without its tag, and has it carried out. Raises ChatError."""
@@ -1328,11 +1332,6 @@ class Chat:
         if request.command.word == "send" and conn.asking:
             self.remember_route(conn.asking, request, line)
 
-    @staticmethod
-    def give_reply(conn: Connection, reply: Frame | dict | Waiting) -> None:
-        """Puts a reply, or the place for one that is to come, behind the others."""
-        conn.reply(format_reply(reply, conn.tag) if type(reply) is dict else reply)
-
     def carry_out(self, conn: Connection, request: Request) -> None:
         """Carries out a parsed request; where it needs an answer first, it is held until that is there."""
         conn.tag, conn.held, conn.asking = request.tag, None, None
@@ -1342,7 +1341,7 @@ class Chat:
             conn.held = request
             return
         conn.answer = None
-        self.give_reply(conn, reply)
+        conn.reply(reply)
 
     def perform(self, conn: Connection, request: Request) -> object:
         """Checks a request, and has its handler carry it out."""
@@ -1953,13 +1952,7 @@ class Chat:
         _, realm = self.address(f"x@{realm}" if realm else "x")
         if realm != self.realm:
             return self.realms.info(conn, realm, after)
-        return self.info_reply(self.people_after(after))
-
-    def people_after(self, after: str) -> Iterator[dict]:
-        """The people of this realm whose names come after `after`, in their order."""
-        names = self.store.names[self.realm]
-        for place in range(bisect.bisect_right(names, after), len(names)):
-            yield self.store.people[f"{names[place]}@{self.realm}"].describe()
+        return self.info_reply(map(Person.describe, self.store.people_after(after)))
 
     @staticmethod
     def info_reply(users: Iterable[dict], more: bool = False) -> dict:
@@ -2364,7 +2357,7 @@ class Server:
         conn = Connection(sock, host)
         conn.deadline = self.clock() + common.LOGIN_SECONDS
         if is_one_too_many:
-            conn.reply(format_reply(ChatError("busy").reply()))
+            conn.reply(ChatError("busy").reply())
             conn.state = LAST_WORDS
             self.chat.ready[conn] = None
         self.connections.add(conn)
@@ -3999,7 +3992,7 @@ class Realms:
 
     def answer_info(self, realm: str, fields: dict) -> dict:
         """The people of this realm."""
-        return self.chat.info_reply(self.chat.people_after(fields["after"]))
+        return self.chat.info_reply(map(Person.describe, self.store.people_after(fields["after"])))
 
     def answer_groups(self, realm: str, fields: dict) -> dict:
         """The groups of this realm, with their members of the realm that asks."""
