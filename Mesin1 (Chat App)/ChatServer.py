@@ -1497,11 +1497,11 @@ class Chat:
     def feed_upload(self, upload: Upload, data: bytes) -> None:
         """Takes in the next of a file's content, as far as the sender's quota goes."""
         upload.feed(data, self.now)
-        person = upload.person
-        if person and not upload.error and self.limits.stored:
-            coming = sum(other.size for other in person.uploads)
-            if person.stored + self.wasted(person) + coming > self.limits.stored:
-                upload.abandon(self.quota_error())
+        if (person := upload.person) and not upload.error:
+            try:
+                self.check_quota(person, self.wasted(person) + sum(other.size for other in person.uploads))
+            except ChatError as error:
+                upload.abandon(error)
 
     def wasted(self, person: Person) -> int:
         """Bytes of a person's files that no message names, and that no sweep has thrown away yet."""
@@ -1779,27 +1779,19 @@ class Chat:
             raise ChatError("user_not_found")
         return person
 
-    def group(self, name: str) -> Conversation:
-        """A group of this realm. Raises ChatError."""
-        group = self.store.groups.get(f"{name}@{self.realm}")
+    def group(self, name: str, realm: str = "") -> Conversation:
+        """A group, of this realm where none is named. Raises ChatError."""
+        group = self.store.groups.get(f"{name}@{realm or self.realm}")
         if group is None:
             raise ChatError("group_not_found")
         return group
 
     def group_of(self, person: Person, target: str) -> Conversation:
         """A group of any realm that a person is a member of. Raises ChatError."""
-        name, realm = self.address(target)
-        group = self.store.groups.get(f"{name}@{realm}")
-        if group is None:
-            raise ChatError("group_not_found")
-        self.check_member(group, person)
-        return group
-
-    @staticmethod
-    def check_member(group: Conversation, person: Person | None) -> None:
-        """Raises ChatError where the person is not in the group."""
+        group = self.group(*self.address(target))
         if person not in group.members:
             raise ChatError("not_member")
+        return group
 
     def address(self, text: str) -> tuple[str, str]:
         """A name with or without its realm -> (name, realm), a realm of the table. Raises ChatError."""
@@ -1877,8 +1869,8 @@ class Chat:
         if type(body) is str:
             if len(body) > common.MAX_TEXT // 4 and len(body.encode()) > common.MAX_TEXT:
                 raise ChatError("too_long")
-        elif self.limits.stored and person and person.stored + count * body.size > self.limits.stored:
-            raise self.quota_error()
+        elif person:
+            self.check_quota(person, count * body.size)
         if self.limits.rate and person:
             self.check_rate(person, count)
 
@@ -1894,17 +1886,18 @@ class Chat:
         if person.allowance < count:
             raise ChatError("rate_limited", retry_after=1)
 
-    def quota_error(self) -> ChatError:
-        """The refusal of a file past --max-stored."""
-        return ChatError("quota_exceeded", f"{self.limits.stored // common.MIB} MiB")
+    def check_quota(self, person: Person, size: int) -> None:
+        """Raises ChatError where a person's files would be past --max-stored with so many bytes more."""
+        if self.limits.stored and person.stored + size > self.limits.stored:
+            raise ChatError("quota_exceeded", f"{self.limits.stored // common.MIB} MiB")
 
     # -- passwd, inbox, logout, info
 
     def do_passwd(self, conn: Connection, person: Person, old: str, new: str) -> dict:
         hashed = self.check_password(conn, person.address, old, new)
         self.store.set_password(person, hashed)
-        for session in [session for session in self.store.sessions.values() if session.person is person]:
-            if session is not conn.asking:
+        for session in list(self.store.sessions.values()):
+            if session.person is person and session is not conn.asking:
                 self.end_session(session)
         log.info("%s has a new password", person.address)
         return {"message": "Password diganti"}
@@ -1999,10 +1992,8 @@ class Chat:
     def do_history(self, conn: Connection, person: Person, target: str, before: str = "", limit: str = "") -> dict:
         most = min(self.number(limit), common.HISTORY_MAX) if limit else common.HISTORY_PAGE
         newest = self.number(before) if before else sys.maxsize
-        conversation = self.conversation(person, target)
-        if conversation is None:
-            return {"messages": [], "more": False}
-        rows = self.store.messages_before(conversation, conversation.members[person], newest, most + 1)
+        talk = self.conversation(person, target)
+        rows = self.store.messages_before(talk, talk.members[person], newest, most + 1) if talk else []
         return self.messages_reply(rows, person, most)
 
     def conversation(self, person: Person, target: str) -> Conversation | None:
@@ -3847,8 +3838,8 @@ class Realms:
                 self.let_go(conversation, sender)
                 return "not_member"
         else:
-            conversation = self.store.groups.get(f"{common.fold_name(item['group'])}@{realm}")
-            if conversation is None or not conversation.members:
+            conversation = self.chat.group(common.fold_name(item["group"]), realm)
+            if not conversation.members:           # nobody here is in it any more
                 raise ChatError("group_not_found")
             sender = sender or self.meet(name, home, nama)
         self.chat.post(sender, conversation, body, ts, origin)
@@ -3907,8 +3898,8 @@ class Realms:
         if sha256 in self.links[realm].sealing:    # it is here when the loop has heard so
             raise Missing
         self.links[realm].unnamed.pop(sha256, None)
-        if sender and self.chat.limits.stored and sender.stored + size > self.chat.limits.stored:
-            raise self.chat.quota_error()
+        if sender:
+            self.chat.check_quota(sender, size)
         try:
             if (self.store.files / sha256).stat().st_size != size:
                 raise ValueError("size")
