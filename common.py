@@ -67,6 +67,8 @@ HISTORY_MAX = 500              # the most that a `history` may ask for
 MAX_MEMBERS_SHOWN = 1000       # names of a group's members in one row of `groups`, of its readers in `conversations`
 CONVERSATIONS_PAGE = 100       # rows of one `conversations` reply
 MAX_UNREAD_COUNT = 1000        # to which unread messages are counted
+UNREAD_LOOK = 2000             # the newest messages of a conversation among which they are
+LOOK_WEIGHT = 64               # bytes of a reply that a message counts as which was looked at and is not in it
 SEARCH_PAGE = 50               # messages that one `search` finds
 SEARCH_QUEUE = 64              # searches waiting for their thread; more are told `busy`
 

@@ -5272,6 +5272,22 @@ class Fairness(ChatTest):
                 self.assertLess(percentile(99, times), QUICK, sorted(times)[-5:])
         self.assertEqual(reader.ok("realms")["realms"]["mesin2"]["queued"] > 200_000, True)
 
+    def test_a_hundred_thousand_messages_of_ones_own(self):
+        """A request looks at so many of them and says `more`; what others wrote between them is neither lost nor late."""
+        _, messi, henderson = self.serve("messi", "henderson")
+        for number in range(20):
+            messi.ok_all(["send henderson my own"] * 5000)
+            henderson.ok(f"send messi {number}")
+        texts, more, times = [], True, []
+        while more:
+            replies: list[dict] = []
+            times.append(timed(lambda replies=replies: replies.append(messi.ok("inbox"))))
+            texts += [message["msg"] for message in replies[0]["messages"].get(henderson.address, [])]
+            more = replies[0]["more"]
+        self.assertEqual(texts, [str(number) for number in range(20)])
+        times += [timed(lambda: messi.ok("conversations")) for _ in range(5)]
+        self.assertLess(max(times), QUICK)
+
 
 @unittest.skipUnless(ON_LINUX, "changes the limits of a running process and reads /proc")
 class Floods(ChatTest):

@@ -238,9 +238,6 @@ TAIL_AFTER = SELECT + """messages CROSS JOIN members USING(conversation)
 PLACED_BEFORE = SELECT + """places JOIN messages USING(conversation, id)
     WHERE conversation=? AND id>? AND id<? ORDER BY id DESC LIMIT ?"""
 TAIL_BEFORE = SELECT + "messages WHERE conversation=? AND id>? AND id<? ORDER BY id DESC LIMIT ?"
-COUNT = """SELECT COUNT(*) FROM (
-    SELECT 1 FROM places JOIN messages USING(conversation, id) WHERE conversation=?1 AND id>?2 AND sender<>?3
-    UNION ALL SELECT 1 FROM messages WHERE conversation=?1 AND id>MAX(?2, ?4) AND sender<>?3 LIMIT ?5)"""
 FIND = """SELECT id FROM (
     SELECT id, text FROM messages WHERE conversation=?1 AND id>MAX(?2, ?3)
     UNION ALL SELECT id, text FROM places JOIN messages USING(conversation, id) WHERE conversation=?1 AND id>?2)
@@ -593,14 +590,17 @@ class Store:
         for row in self.db.execute(PLACED_BEFORE, (conversation.id, since, before, most - count)):
             yield self._message(row)
 
-    def unread(self, conversation: Conversation, person: Person) -> int:
-        """How many messages of others a person has not read yet, counted to MAX_UNREAD_COUNT."""
+    def unread(self, conversation: Conversation, person: Person) -> tuple[int, int]:
+        """How many messages of others a person has not read yet, and at how many messages it had to look.
+
+        It looks at the newest UNREAD_LOOK, and counts to MAX_UNREAD_COUNT.
+        """
         since = max(conversation.reads.get(person, 0), conversation.members[person])
         if conversation.last_id <= since:
-            return 0
-        self.flush()
-        return self.db.execute(COUNT, (conversation.id, since, person.id, self._placed,
-                                       common.MAX_UNREAD_COUNT)).fetchone()[0]
+            return 0, 0
+        senders = [message.sender for message in self.messages_before(
+            conversation, since, sys.maxsize, common.UNREAD_LOOK)]
+        return min(len(senders) - senders.count(person), common.MAX_UNREAD_COUNT), len(senders)
 
     def set_read(self, conversation: Conversation, person: Person, id: int) -> None:
         """A person has read a conversation up to this message."""
@@ -623,13 +623,12 @@ class Store:
                 return [id for id, in rows]
         return find
 
-    def inbox(self, person: Person, realms: Iterable[str]) -> Iterator[Message]:
-        """What people of these realms have sent to a person and no `inbox` took yet."""
+    def inbox(self, person: Person, realms: Iterable[str]) -> Iterator[tuple[Message, bool]]:
+        """What a person may see past their cursors, and whether it is new: of others, and no `inbox` took it yet."""
         cursors = {realm: person.cursors.get(realm, 0) for realm in realms}
         for message in self.messages_after(person, min(cursors.values())):
             own = message.sender is person and (message.conversation.name or len(message.conversation.members) > 1)
-            if not own and message.id > cursors.get(message.sender.realm, sys.maxsize):
-                yield message
+            yield message, not own and message.id > cursors.get(message.sender.realm, sys.maxsize)
 
     def take(self, person: Person, realms: Iterable[str], id: int) -> None:
         """What these realms' people sent up to this id was taken by an `inbox`."""
@@ -1634,15 +1633,11 @@ class Chat:
             fields += self.realms.state_fields(message)
         return fields
 
-    def page(self, messages: Iterable[Message], viewer: Person) -> tuple[list[tuple[Message, str]], bool]:
-        """As many messages as fit a reply, each with its JSON, and whether there are more."""
-        return fit(((message, f"{{{self.show(message, viewer)}}}") for message in messages), common.MAX_REPLY,
-                   lambda row: len(row[1]))
-
     def messages_reply(self, newest_first: Iterable[Message], viewer: Person, most: int) -> dict:
-        """The reply that lists up to `most` messages, newest last."""
-        page, more = self.page(itertools.islice(newest_first, most + 1), viewer)
-        return {"messages": json_list(text for _, text in reversed(page[:most])), "more": more or len(page) > most}
+        """The reply that lists up to `most` messages, as many as fit, newest last."""
+        texts, more = fit((f"{{{self.show(message, viewer)}}}" for message in itertools.islice(newest_first, most + 1)),
+                          common.MAX_REPLY)
+        return {"messages": json_list(texts[:most][::-1]), "more": more or len(texts) > most}
 
     # -- auth, register, groups
 
@@ -1904,17 +1899,17 @@ class Chat:
 
     def do_inbox(self, conn: Connection, person: Person, realm: str | None = None) -> dict:
         realms = [realm] if realm else list(self.table)
-        page, more = self.page(self.store.inbox(person, realms), person)
+        page, more = fit(((message, f"{{{self.show(message, person)}}}" if is_new else "")
+                          for message, is_new in self.store.inbox(person, realms)), common.MAX_REPLY,
+                         lambda row: len(row[1]) or common.LOOK_WEIGHT)
         conn.taking = (person, realms, page[-1][0].id if more else self.store.last_id)
+        new = [(message.sender.address, text) for message, text in page if text]
         if realm:
-            messages = json_list(text for _, text in page)
-        else:
-            senders: dict[str, list[str]] = defaultdict(list)
-            for message, text in page:
-                senders[message.sender.address].append(text)
-            lists = [f'"{sender}":[{",".join(texts)}]' for sender, texts in senders.items()]
-            messages = Json(f"{{{','.join(lists)}}}")
-        return {"messages": messages, "more": more}
+            return {"messages": json_list(text for _, text in new), "more": more}
+        senders: dict[str, list[str]] = defaultdict(list)
+        for sender, text in new:
+            senders[sender].append(text)
+        return {"messages": {sender: json_list(texts) for sender, texts in senders.items()}, "more": more}
 
     def take_inbox(self, conn: Connection) -> None:
         """The reply to an `inbox` has gone out whole: what it held is not new any more, and the next line may come."""
@@ -2020,11 +2015,12 @@ class Chat:
             if full and at != last:                # rows with the same `at` stay together
                 return {"conversations": json_list(rows), "more": True}
             last = at
-            rows.append(self.describe_conversation(talk, person, at))
-            weight += len(rows[-1])
+            unread, looked = self.store.unread(talk, person)
+            rows.append(self.describe_conversation(talk, person, at, unread))
+            weight += len(rows[-1]) + looked * common.LOOK_WEIGHT
         return {"conversations": json_list(rows), "more": False}
 
-    def describe_conversation(self, talk: Conversation, person: Person, at: int) -> str:
+    def describe_conversation(self, talk: Conversation, person: Person, at: int, unread: int) -> str:
         """A row of `conversations`, as JSON."""
         since = talk.members[person]
         newest = next(self.store.messages_before(talk, since, sys.maxsize, 1), None) if talk.last_id > since else None
@@ -2033,7 +2029,7 @@ class Chat:
         fields: dict[str, object] = {"group": talk.address, "name": talk.name} if talk.name else {
             "with": talk.key(person), "name": talk.other(person).nama}
         return encode_json({**fields, "last": Json(f"{{{self.show(newest, person)}}}") if newest else None,
-                            "at": at, "unread": self.store.unread(talk, person), "read": talk.reads.get(person, 0),
+                            "at": at, "unread": unread, "read": talk.reads.get(person, 0),
                             "read_by": dict(itertools.islice(others, common.MAX_MEMBERS_SHOWN))})
 
     def do_read(self, conn: Connection, person: Person, target: str, id: str) -> dict:
