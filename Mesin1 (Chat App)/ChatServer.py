@@ -53,7 +53,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, ClassVar, NamedTuple
 
 try:
     import fcntl
@@ -857,20 +857,18 @@ CLOSED = State("closed", False, False, False, False)
 # only after the kernel has handed over the last reply, because a reset throws away what is still on its way.
 
 
+@dataclass(slots=True, eq=False)
 class Waiting:
     """The reply to a send that waits for another realm's word. The send itself is done already."""
 
-    __slots__ = ("conn", "tag", "reply", "left", "due", "frame")
+    conn: Connection
+    tag: str | None
+    reply: dict[str, object]                       # as it is when all arrives
+    left: int                                      # of how many items the word is still missing
+    due: float                                     # when the sender hears `queued` instead
+    frame: bytes | None = None                     # the reply, once it is known
 
-    WEIGHT = 256                                   # bytes that it counts as, until it is known
-
-    def __init__(self, conn: Connection, tag: str | None, reply: dict[str, object], left: int, due: float) -> None:
-        self.conn = conn
-        self.tag = tag
-        self.reply = reply                         # as it is when all arrives
-        self.left = left                           # of how many items the word is still missing
-        self.due = due                             # when the sender hears `queued` instead
-        self.frame: bytes | None = None            # the reply, once it is known
+    WEIGHT: ClassVar[int] = 256                    # bytes that it counts as, until it is known
 
     @property
     def is_answered(self) -> bool:
@@ -886,45 +884,41 @@ def weight_of(reply: Frame | Waiting) -> int:
     return len(reply) if type(reply) is bytes else Waiting.WEIGHT if type(reply) is Waiting else 0
 
 
+@dataclass(slots=True, eq=False)
 class Connection:
     """One socket: whose it is, the lines that came in, the replies that go out."""
 
-    __slots__ = ("sock", "host", "state", "mask", "buffer", "upload", "held", "answer", "tag", "replies", "earlier",
-                 "waiting", "pending", "output", "unsent", "sending", "streaming", "blocked", "blocked_since",
-                 "session", "asking", "subscribed", "behind", "cursor", "taking", "link", "claim", "deadline")
-
-    def __init__(self, sock: socket.socket, host: str, state: State = OPEN, limit: int = common.MAX_LINE) -> None:
-        self.sock = sock
-        self.host = host
-        self.state = state
-        self.mask = 0                              # what the selector is asked to watch
-        # in
-        self.buffer = common.LineBuffer(limit)
-        self.upload: Upload | None = None
-        self.held: Request | None = None           # waits for its answer (a hash, a file, a realm); nothing passes it
-        self.answer: tuple[object] | None = None   # what `held` waits for
-        self.tag: str | None = None                # of the request that is being carried out
-        # out: replies go into `output` after the COMMIT, up to the first that waits
-        self.replies: list[Frame | Waiting] = []
-        self.earlier = 0                           # how many of them are of earlier turns
-        self.waiting = 0                           # how many of them wait
-        self.pending = 0                           # their bytes
-        self.output: list[Frame] = []              # an empty list takes less memory than an empty deque
-        self.unsent = 0                            # its bytes; what an iterator will give is not counted
-        self.sending: bytes | memoryview = b""     # what a send left over
-        self.streaming = False                     # a reply is read from the disk as the socket drains
-        self.blocked = 0                           # the event that it waits for, where the socket takes no more now
-        self.blocked_since = 0.0
-        # who
-        self.session: Session | None = None
-        self.asking: Session | None = None         # the session of the request that is being carried out
-        self.subscribed = False
-        self.behind = False                        # a subscriber that is fed from the table
-        self.cursor = 0                            # the id of the last message event
-        self.taking: tuple[Person, list[str], int] | None = None   # an `inbox` whose reply is not sent yet
-        self.link: RealmLink | None = None         # of another realm
-        self.claim: Claim | None = None            # to be another realm, not yet proved
-        self.deadline = 0.0                        # when a guest, or one that is draining, is ended
+    sock: socket.socket
+    host: str
+    state: State = OPEN
+    mask: int = 0                                  # what the selector is asked to watch
+    # in
+    buffer: common.LineBuffer = field(default_factory=lambda: common.LineBuffer(common.MAX_LINE))
+    upload: Upload | None = None
+    held: Request | None = None                    # waits for its answer (a hash, a file, a realm); nothing passes it
+    answer: tuple[object] | None = None            # what `held` waits for
+    tag: str | None = None                         # of the request that is being carried out
+    # out: replies go into `output` after the COMMIT, up to the first that waits
+    replies: list[Frame | Waiting] = field(default_factory=list)
+    earlier: int = 0                               # how many of them are of earlier turns
+    waiting: int = 0                               # how many of them wait
+    pending: int = 0                               # their bytes
+    output: list[Frame] = field(default_factory=list)  # an empty list takes less memory than an empty deque
+    unsent: int = 0                                # its bytes; what an iterator will give is not counted
+    sending: bytes | memoryview = b""              # what a send left over
+    streaming: bool = False                        # a reply is read from the disk as the socket drains
+    blocked: int = 0                               # the event that it waits for, where the socket takes no more now
+    blocked_since: float = 0.0
+    # who
+    session: Session | None = None
+    asking: Session | None = None                  # the session of the request that is being carried out
+    subscribed: bool = False
+    behind: bool = False                           # a subscriber that is fed from the table
+    cursor: int = 0                                # the id of the last message event
+    taking: tuple[Person, list[str], int] | None = None  # an `inbox` whose reply is not sent yet
+    link: RealmLink | None = None                  # of another realm
+    claim: Claim | None = None                     # to be another realm, not yet proved
+    deadline: float = 0.0                          # when a guest, or one that is draining, is ended
 
     def reply(self, reply: Frame | dict[str, object] | Waiting) -> None:
         """Puts a reply, or the place for one that is to come, behind the others; it leaves after the COMMIT."""
@@ -1101,13 +1095,13 @@ class Limits(NamedTuple):
     per_address: int = common.MAX_PER_ADDRESS
 
 
+@dataclass(slots=True)
 class LoginThrottle:
     """The logins of one account: at most GUESSES may fail in GUESS_SECONDS, also of those that come all at once."""
 
-    def __init__(self) -> None:
-        self.failed: deque[float] = deque()
-        self.running = 0
-        self.queue: deque[Callable[[ChatError | None], None]] = deque()
+    failed: deque[float] = field(default_factory=deque)        # when; of the last GUESS_SECONDS
+    running: int = 0
+    queue: deque[Callable[[ChatError | None], None]] = field(default_factory=deque)
 
     def ask(self, now: float, go: Callable[[ChatError | None], None]) -> None:
         """Calls `go(None)` when the account may be tried, or `go(error)`."""
@@ -2605,8 +2599,7 @@ class Server:
                 sock.close()
             link.lost(now)
             return
-        conn = Connection(sock, link.host, CONNECTING, common.LINK_LINE)
-        conn.link = link
+        conn = Connection(sock, link.host, CONNECTING, buffer=common.LineBuffer(common.LINK_LINE), link=link)
         link.connecting(conn, now)
         self.connections.add(conn)
         self.watch(conn, selectors.EVENT_WRITE)
