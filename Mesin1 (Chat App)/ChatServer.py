@@ -2669,7 +2669,8 @@ OF_STREAM = "peer=? AND stream=?"
 ENDLESS = 2**63 - 1            # where the running epoch ends
 
 
-class Row(NamedTuple):
+@dataclass(slots=True)
+class Row:
     """One row of the outbox."""
 
     seq: int
