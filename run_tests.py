@@ -2305,7 +2305,7 @@ class Subscriptions(OneServer):
 
         bob.ok("subscribe")
         before = send(0, filled, reading=True)                  # the database's cache of 64 MiB
-        self.assertLess(send(filled, filled + unread, reading=False) - before, MIB)
+        self.assertLess(send(filled, filled + unread, reading=False) - before, 2 * MIB)     # malloc keeps one at times
         read(filled, filled + unread)
         send(filled + unread, filled + unread + batch, reading=True)
 
@@ -5287,6 +5287,17 @@ class Fairness(ChatTest):
         self.assertEqual(texts, [str(number) for number in range(20)])
         times += [timed(lambda: messi.ok("conversations")) for _ in range(5)]
         self.assertLess(max(times), QUICK)
+
+    def test_an_inbox_of_ten_thousand_conversations(self):
+        server, messi = self.serve("messi")
+        server.stop()
+        multiply(server, "people", "name='messi' AND realm='mesin1'", 1000, 11_000, id="n", name="'p' || n")
+        server.start()
+        messi = self.again(messi)
+        for first in range(1000, 11_000, common.MAX_TARGETS):
+            people = ",".join(f"p{number}" for number in range(first, first + common.MAX_TARGETS))
+            messi.ok(f"sendgrouprealm mesin1 {people} hello")
+        self.assertLess(timed(lambda: messi.ok("inbox")), QUICK)
 
 
 @unittest.skipUnless(ON_LINUX, "changes the limits of a running process and reads /proc")

@@ -565,9 +565,12 @@ class Store:
             if conversation.last_id > start:
                 places.append((conversation.id, start))
                 newest = max(newest, conversation.last_id)
+        tail_from = max(after, self._placed)
+        if self.last_id - after < 50 * len(places):            # to look through all that is newer takes less time
+            places, tail_from = [], after
         most = max(1, min(100, 1000 // max(1, len(places))))   # in all no more than a reply has
         rows = [self._placed_after(*place, most) for place in places]
-        tail = self.db.execute(TAIL_AFTER, (max(after, self._placed), person.id)) if newest > self._placed else ()
+        tail = self.db.execute(TAIL_AFTER, (tail_from, person.id)) if newest > tail_from else ()
         return map(self._message, itertools.chain(heapq.merge(*rows), tail))
 
     def _placed_after(self, conversation: int, after: int, most: int) -> Iterator[tuple]:
