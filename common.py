@@ -83,6 +83,7 @@ REALM_REPLY_SECONDS = 5.0      # how long a reply waits for another realm's word
 KEEPALIVE_SECONDS = 25         # silence after which TCP asks whether the other side lives; gone 15 s later
 DRAIN_SECONDS = 2.0            # how long an ended connection may take to read what it is still owed
 SESSION_DAYS = 30              # a token that nobody used on so many days has ended
+MAX_SESSIONS = 1000            # of one person; a login past that ends the oldest one that nobody is connected with
 SWEEP_SECONDS = 60             # between two looks at what can be thrown away
 SWEEP_AGE = 3600               # seconds that a file stays though no message names it: longer than any upload's pause
 

@@ -1691,6 +1691,22 @@ class Sessions(ChatTest):
         self.assertEqual(self.again(busy).do("inbox")["status"], "OK")
         self.assertRefused(self.again(idle).do("inbox"), "session_not_found")
 
+    def test_a_thousand_and_one(self):
+        """The oldest that nobody is connected with ends."""
+        server, messi = self.serve("messi")
+        server.stop()
+        with contextlib.closing(sqlite3.connect(server.data / "chat.db")) as db, db:
+            db.execute("INSERT INTO sessions WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n "
+                       "WHERE x < ?) SELECT CAST(x AS BLOB), person, used - 1 FROM n, sessions",
+                       (common.MAX_SESSIONS - 1,))
+        server.start()
+        messi = self.again(messi)
+        messi.ok("inbox")
+        self.login(server, "messi").ok("inbox")
+        messi.ok("inbox")
+        self.assertEqual(rows(server, "SELECT COUNT(*), COUNT(*) FILTER (WHERE digest=CAST(1 AS BLOB)) FROM sessions"),
+                         [(common.MAX_SESSIONS, 0)])
+
     def test_a_clock_that_jumps_ends_no_session(self):
         """A machine that starts with a clock 31 days ahead: its battery was empty, or it was off for a month."""
         inside, messi = self.serve("messi", kind=Inside)
@@ -2715,6 +2731,18 @@ class Bounds(ChatTest):
         self.assertLess([reply["status"] for reply in replies].count("OK"), 40)
         self.assertRefused(replies[-1], "rate_limited")
         lineker.ok("send messi hello")
+
+    @unittest.skipUnless(ON_LINUX, "looks at a process")
+    def test_a_million_refused_messages_cost_no_memory(self):
+        server = self.server()
+        before = server.memory
+        server.stop()
+        with contextlib.closing(sqlite3.connect(server.data / "chat.db")) as db, db:
+            db.execute("INSERT INTO failed WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n "
+                       "WHERE x < 1000000) SELECT x, 'user_not_found' FROM n")
+        server.start()
+        self.assertLess(server.memory - before, 8 * MIB)
+
 
 
 class Operator(ChatTest):

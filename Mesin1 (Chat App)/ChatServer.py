@@ -90,6 +90,7 @@ class Person:
     address: str
     conversations: dict[str, Conversation] = field(default_factory=dict)   # by the other's address, or `group:ADDRESS`
     cursors: dict[str, int] = field(default_factory=dict)                  # realm -> id up to which `inbox` took
+    sessions: list[Session] = field(default_factory=list)                  # the oldest first
     connections: set[Connection] = field(default_factory=set)              # open here now
     uploads: set[Upload] = field(default_factory=set)                      # under way now
     stored: int = 0                                                        # bytes of the files that they sent, and
@@ -337,8 +338,8 @@ class Store:
             self.conversation_of[conversation_id].reads[self.person_of[person_id]] = id
         for person_id, realm, id in query("SELECT * FROM cursors"):
             self.person_of[person_id].cursors[realm] = id
-        for digest, person_id, used in query("SELECT * FROM sessions"):
-            self.sessions[digest] = Session(digest, self.person_of[person_id], used)
+        for digest, person_id, used in query("SELECT * FROM sessions ORDER BY used"):
+            self._add_session(Session(digest, self.person_of[person_id], used))
         self.groups = {group.address: group for group in self.conversation_of.values() if group.name}
         self.group_names = sorted(self.groups)     # addresses, sorted
         self.last_id: int = query("SELECT MAX(id) FROM messages").fetchone()[0] or 0
@@ -453,7 +454,11 @@ class Store:
     def add_session(self, person: Person, digest: bytes) -> Session:
         """A new login."""
         self.write("INSERT INTO sessions VALUES(?,?,?)", (digest, person.id, self.day))
-        session = self.sessions[digest] = Session(digest, person, self.day)
+        return self._add_session(Session(digest, person, self.day))
+
+    def _add_session(self, session: Session) -> Session:
+        self.sessions[session.digest] = session
+        session.person.sessions.append(session)
         return session
 
     def use(self, session: Session) -> None:
@@ -466,6 +471,7 @@ class Store:
         """From here on its token is good for nothing."""
         self.write("DELETE FROM sessions WHERE digest=?", (session.digest,))
         del self.sessions[session.digest]
+        session.person.sessions.remove(session)
         session.ended = True
 
     def count_day(self, today: int) -> list[Session]:
@@ -872,11 +878,6 @@ class Waiting:
     frame: bytes | None = None                     # the reply, once it is known
 
     WEIGHT: ClassVar[int] = 256                    # bytes that it counts as, until it is known
-
-    @property
-    def is_answered(self) -> bool:
-        """Whether nobody waits any more."""
-        return self.frame is not None
 
 
 Frame = bytes | Iterator[bytes]    # a reply, or its pieces
@@ -1688,6 +1689,10 @@ class Chat:
 
     def log_in(self, conn: Connection, person: Person) -> dict:
         """A new session for a person who has proved to be it."""
+        if len(person.sessions) >= common.MAX_SESSIONS:
+            in_use = {conn.session for conn in person.connections}
+            self.end_session(next((session for session in person.sessions if session not in in_use),
+                                  person.sessions[0]))
         token = secrets.token_hex(TOKEN_BYTES)
         session = self.store.add_session(person, hashlib.sha256(token.encode()).digest())
         self.attach(conn, session)
@@ -1888,9 +1893,8 @@ class Chat:
     def do_passwd(self, conn: Connection, person: Person, old: str, new: str) -> dict:
         hashed = self.check_password(conn, person.address, old, new)
         self.store.set_password(person, hashed)
-        for session in list(self.store.sessions.values()):
-            if session.person is person and session is not conn.asking:
-                self.end_session(session)
+        for session in [session for session in person.sessions if session is not conn.asking]:
+            self.end_session(session)
         log.info("%s has a new password", person.address)
         return {"message": "Password diganti"}
 
@@ -2712,7 +2716,7 @@ class Outbox:
         for peer, stream, count in query("SELECT peer, stream, COUNT(*) FROM outbox GROUP BY peer, stream").fetchall():
             self.backlogs[peer, stream].count = count
             self._find_first(peer, stream)
-        self.failed: dict[int, str] = dict(query("SELECT * FROM failed"))      # message id -> code
+        self.has_failed = query("SELECT 1 FROM failed LIMIT 1").fetchone() is not None     # any message, ever
         self.last_seq: int = query("SELECT MAX(MAX(seq), (SELECT COALESCE(MAX(ended), 0) FROM epochs)) FROM "
                                    "(SELECT seq FROM outbox UNION ALL SELECT 0)").fetchone()[0]
         epochs = query("SELECT name, ended FROM epochs ORDER BY number DESC LIMIT ?", (common.MAX_EPOCHS,)).fetchall()
@@ -2780,7 +2784,15 @@ class Outbox:
     def fail(self, message: int, code: str) -> None:
         """The other realm refused this message."""
         self.store.write("INSERT OR REPLACE INTO failed VALUES(?,?)", (message, code))
-        self.failed[message] = code
+        self.has_failed = True
+
+    def failures(self, messages: Iterable[int]) -> dict[int, str]:
+        """Those of these messages that the other realm refused, and the code of each."""
+        if not self.has_failed:
+            return {}
+        found = [(id, self.store.db.execute("SELECT code FROM failed WHERE message=?", (id,)).fetchone())
+                 for id in messages]
+        return {id: row[0] for id, row in found if row}
 
     # -- what we have received
 
@@ -2844,7 +2856,6 @@ class Question:
     after: int                     # it goes out when the texts up to this number have been taken
     due: float                     # when it is given up
     seq: int = 0                   # the answer: it counts when the item with this number is here
-    is_answered: bool = False
 
 
 @dataclass(slots=True)
@@ -3109,7 +3120,7 @@ class Realms:
         self.home = chat.realm
         self.outbox = Outbox(chat.store)
         self.links = {name: RealmLink(self, row, key) for name, row in chat.table.items() if name != self.home}
-        self.patience: deque[Waiting | Question] = deque()         # those that wait, the one that is due first in front
+        self.patience: dict[Waiting | Question, None] = {}         # those that wait, the one that is due first in front
         self.under_way: list[tuple[Stream, int]] = []              # what the present request has queued for a peer
         self.news: list[tuple[str | None, bytes]] = []             # events of this turn, and the realm that is not told
         self.poisoned: set[tuple[str, int, int]] = set()           # items that failed a turn: (peer, stream, seq)
@@ -3122,11 +3133,10 @@ class Realms:
         """Whoever has waited long enough is answered."""
         self.under_way.clear()
         now = self.chat.now
-        while self.patience and (self.patience[0].due <= now or self.patience[0].is_answered):
-            first = self.patience.popleft()
+        while self.patience and (first := next(iter(self.patience))).due <= now:
             if isinstance(first, Waiting):
                 self.answer(first, queued=True)
-            elif not first.is_answered:
+            else:
                 first.link.silent = True
                 self.answer_question(first, None)
 
@@ -3134,7 +3144,7 @@ class Realms:
         """When something is due."""
         times = [link.next_check(now) for link in self.links.values()]
         if self.patience:
-            times.append(self.patience[0].due)
+            times.append(next(iter(self.patience)).due)
         return min(times)
 
     def due(self, now: float) -> list[RealmLink]:
@@ -3296,8 +3306,8 @@ class Realms:
         realm = self.decides(message)
         if realm is None:
             return "", ""
-        if message.id in self.outbox.failed:
-            return "failed", self.outbox.failed[message.id]
+        if codes := self.outbox.failures([message.id]):
+            return "failed", codes[message.id]
         stream = TEXTS if message.file is None else FILES      # what waits in a stream is its end
         return "queued" if message.id >= self.outbox.backlogs[realm, stream].message else "delivered", ""
 
@@ -3322,19 +3332,19 @@ class Realms:
         waiting = Waiting(conn, conn.tag, reply, len(places), self.chat.now + common.REALM_REPLY_SECONDS)
         for stream, seq in places:
             stream.waiting[seq] = waiting
-        self.patience.append(waiting)
+        self.patience[waiting] = None
         return waiting
 
     def outcome(self, reply: dict, queued: bool = False) -> dict:
         """A send's reply with what became of its messages."""
-        failed = self.outbox.failed and [id for id in reply.get("ids", [reply["id"]]) if id in self.outbox.failed]
+        failed = self.outbox.failures(reply.get("ids") or [reply["id"]])
         if failed:
             fields = {name: value for name, value in reply.items() if name not in ("status", "code", "message")}
             users = fields.get("users", [])
             if "ids" in reply:
                 messages = [self.store.message(id) for id in failed]
                 users = fields["users"] = [*users, *(one.conversation.other(one.sender).name for one in messages)]
-            reply = ChatError(self.outbox.failed[failed[0]], ", ".join(users), **fields).reply()
+            reply = ChatError(next(iter(failed.values())), ", ".join(users), **fields).reply()
         if queued:
             return {**reply, **({} if "status" in reply else {"message": QUEUED}), "queued": True}
         return reply
@@ -3352,7 +3362,8 @@ class Realms:
 
     def answer(self, waiting: Waiting, queued: bool = False) -> None:
         """The reply to a send is known, once."""
-        if waiting.frame is None:
+        if waiting in self.patience:
+            del self.patience[waiting]
             waiting.frame = format_reply(self.outcome(waiting.reply, queued), waiting.tag)
             self.chat.ready[waiting.conn] = None
 
@@ -3539,13 +3550,13 @@ class Realms:
             after = self.outbox.last_seq if after_texts and self.outbox.backlogs[realm, TEXTS].count else 0
             question = Question(conn, link, fields, after, self.chat.now + common.REALM_REPLY_SECONDS)
             link.questions.append(question)
-            self.patience.append(question)
+            self.patience[question] = None
         return self.chat.await_answer(conn, start)
 
     def answer_question(self, question: Question, value: dict | ChatError | None) -> None:
         """The answer to a question is known, once."""
-        if not question.is_answered:
-            question.is_answered = True
+        if question in self.patience:
+            del self.patience[question]
             self.chat.settle(question.conn, value)
             if question in question.link.questions:
                 question.link.questions.remove(question)
@@ -3565,7 +3576,7 @@ class Realms:
 
     def see_announced(self, link: RealmLink) -> None:
         """Answers the questions whose items have come."""
-        for question in [one for one in link.announced if one.is_answered or one.seq <= link.received[TEXTS]]:
+        for question in [one for one in link.announced if one not in self.patience or one.seq <= link.received[TEXTS]]:
             link.announced.remove(question)
             self.answer_question(question, {})
 
