@@ -2599,12 +2599,16 @@ class Bounds(ChatTest):
 
     def test_the_groups_of_one_person(self):
         """A thousand; the rows of `conversations` that are of the same moment fit one reply."""
-        messi = self.login(self.server(), "messi")
+        server, messi, henderson = self.serve("messi", "henderson")
         messi.ok_all(f"addgroup g{number}" for number in range(common.MAX_GROUPS))
-        self.assertRefused(messi.do("addgroup another"), "busy")
+        henderson.ok("addgroup another")
+        self.assertRefused(messi.do("joingroup another"), "busy")
         self.assertEqual(len(messi.ok("conversations")["conversations"]), common.MAX_GROUPS)
         messi.ok("leavegroup g1")
-        messi.ok("addgroup another")
+        server.stop()
+        server.start()
+        self.assertRefused(self.again(messi).do("addgroup g"), "busy")         # one has made so many, left or not
+        self.again(messi).ok("joingroup another")
 
     @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_one_too_many_with_tls(self):

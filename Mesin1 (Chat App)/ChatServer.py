@@ -93,6 +93,7 @@ class Person:
     sessions: list[Session] = field(default_factory=list)                  # the oldest first
     connections: set[Connection] = field(default_factory=set)              # open here now
     uploads: set[Upload] = field(default_factory=set)                      # under way now
+    made: int = 0                                                          # groups of this realm, also those they left
     stored: int = 0                                                        # bytes of the files that they sent, and
     wasted: int = 0                                                        # of those that came to nothing since
     wasted_since: float = 0.0
@@ -341,6 +342,8 @@ class Store:
         for digest, person_id, used in query("SELECT * FROM sessions ORDER BY used"):
             self._add_session(Session(digest, self.person_of[person_id], used))
         self.groups = {group.address: group for group in self.conversation_of.values() if group.name}
+        for group in self.groups.values():
+            self._count_made(group)
         self.group_names = sorted(self.groups)     # addresses, sorted
         self.last_id: int = query("SELECT MAX(id) FROM messages").fetchone()[0] or 0
         self.day, self._clock = (query("SELECT value FROM meta WHERE name=?", (name,)).fetchone()[0]
@@ -502,7 +505,12 @@ class Store:
         group = self._add_conversation(name, realm, admin, dict.fromkeys(members, self.last_id))
         self.groups[group.address] = group
         bisect.insort(self.group_names, group.address)
+        self._count_made(group)
         return group
+
+    def _count_made(self, group: Conversation) -> None:
+        if group.realm == self.realm and group.admin in self.people:
+            self.people[group.admin].made += 1
 
     def _add_conversation(self, name: str | None, realm: str, admin: str, members: dict[Person, int]) -> Conversation:
         id = self.write("INSERT INTO conversations(name, realm, admin) VALUES(?,?,?)", (name, realm, admin)).lastrowid
@@ -1728,6 +1736,8 @@ class Chat:
         if f"{name}@{self.realm}" in self.store.groups:
             raise ChatError("group_exists")
         self.check_groups(admin)
+        if admin.made >= common.MAX_GROUPS:
+            raise ChatError("busy")
         self.tell_group(self.store.add_group(name, self.realm, admin.address, admin), admin, "created")
 
     def do_joingroup(self, conn: Connection, person: Person, group: str) -> dict:
