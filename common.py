@@ -52,6 +52,8 @@ TURN_LISTENERS = 2000          # connections that get an event in one turn, each
 PERSON_SECONDS = 0.005         # and what one person's connections get of it
 RECEIVE_SIZE = 64 * KIB        # bytes asked of a socket at once: one allocation that malloc keeps at hand
 GUEST_RECEIVE = 4 * KIB        # and of one on which nobody has logged in
+TLS_RECORD = 16 * KIB          # but with TLS a whole record, since nothing tells that a part of one is left
+PERSON_RECEIVE = 1 * MIB       # bytes that one person's connections bring in one turn
 GUEST_MARK = 16 * KIB          # bytes unsent to such a one
 OUTPUT_MARK = 256 * KIB        # bytes unsent: past this no request of the connection is read, no event is queued
 MAX_REPLY = 1 * MIB            # bytes of the rows in one reply; the rest comes with the next request (`more`)
@@ -59,6 +61,8 @@ LIST_REPLY = 256 * KIB         # of the rows of people or groups: more would hol
 MAX_UNREAD = 8 * MIB           # bytes that one person's connections may hold here, unread replies and unserved requests
 MAX_WAITING = 256              # replies of one connection that may wait for another realm's word at once
 MAX_GROUPS = 1000              # that one person may be in (their rows have to fit a page of `conversations`), or make
+MAX_CONVERSATIONS = 10_000     # past which one begins no other
+MAX_SHARED = 1000              # connections of one person: a class may share an account
 MAX_UPLOADS = 64               # files of one person that may be under way at once
 UPLOAD_SECONDS = 30            # an upload without a byte for so long is ended
 PLACE_EVERY = 1000             # messages after which `places` has the next ones: a COMMIT's pages shared by so many
@@ -85,6 +89,7 @@ DRAIN_SECONDS = 2.0            # how long an ended connection may take to read w
 SESSION_DAYS = 30              # a token that nobody used on so many days has ended
 MAX_SESSIONS = 1000            # of one person; a login past that ends the oldest one that nobody is connected with
 SWEEP_SECONDS = 60             # between two looks at what can be thrown away
+SWEEP_FILES = 100              # files that one turn looks at
 SWEEP_AGE = 3600               # seconds that a file stays though no message names it: longer than any upload's pause
 
 GUESSES = 10                   # failed logins of one account in GUESS_SECONDS, then `rate_limited`
@@ -100,13 +105,15 @@ LINK_PING_SECONDS = 5.0        # a quiet link is asked for a sign of life
 LINK_DEAD_SECONDS = 12.0       # and is ended when none came
 LINK_BATCH = 1000              # items of one batch between realms: two commits are shared by so many
 LINK_BATCH_BYTES = 256 * KIB   # the most that a batch's items weigh
-LINK_LINE = 4 * MIB            # bytes of one line between realms, and of what a peer may leave unread
+LINK_LINE = 1 * MIB            # bytes of one line between realms: a piece of a file has half of that
+LINK_UNREAD = 4 * MIB          # bytes that a peer may leave unread
 LINK_PIECE = 384 * KIB         # bytes of a file in one `piece`: small enough that texts pass between two of them
 LINK_FILES = 4                 # files of a peer here that no item has named yet
 LINK_QUESTIONS = 4             # that wait for an answer of one realm at once
 LINK_REST = 1.0                # seconds before a file is tried again that the peer can't take now
 SEALING_FIRST = 0.005          # seconds before the peer is asked again whether a file is on its disk, doubled
 SEALING_MOST = 0.2             # each time up to this
+MAX_PEOPLE = 100_000           # of one other realm that are known here
 MAX_BELIEVED = 250             # people of other realms that a sender may write to though nobody could be asked
 EPOCH_SECONDS = 60.0           # a peer makes us begin an epoch once in this time, else it could push out all others
 MAX_EPOCHS = 1000              # starts of a server whose numbers its peers are told of
@@ -500,34 +507,46 @@ def format_time(milliseconds: int) -> str:
 
 
 class LineBuffer:
-    """Bytes as they arrive -> whole lines, each byte looked at once.
+    """Bytes as they arrive -> whole lines, a few at a time: each is an object, and 64 KiB may be 32,000 of them.
 
     A line that grows past `limit` before its end has come is not gathered: `overlong` turns true. When the owner has
     taken the lines before it, it takes the rest of it piece by piece with `take_overlong` (a file is decoded that way,
     anything else is thrown away). A whole line may be longer than `limit` by what one `feed` brought.
     """
 
-    __slots__ = ("limit", "lines", "overlong", "_rest")
+    __slots__ = ("limit", "lines", "overlong", "_uncut", "_rest")
+
+    CUT = 64                                       # lines at a time
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.overlong = False                      # the unfinished line is past the limit; see take_overlong
-        self.lines: list[bytes] = []               # whole lines, without their LF; the owner takes them from the end
+        self.lines: list[bytes] = []               # the next whole lines, without their LF, the last one first
+        self._uncut = b""                          # whole lines behind those
         self._rest = bytearray()                   # the unfinished line
 
     def feed(self, data: bytes) -> None:
         """Takes in what a socket gave."""
         if b"\n" in data and not self.overlong:
-            lines = data.split(b"\n")
-            if self._rest:
-                lines[0] = bytes(self._rest) + lines[0]
-                self._rest.clear()
-            data = lines.pop()
-            lines.reverse()
-            self.lines[:0] = lines
+            whole, _, data = data.rpartition(b"\n")
+            self._uncut += bytes(self._rest) + whole + b"\n"
+            self._rest.clear()
+            if not self.lines:
+                self._cut()
         if data:
             self._rest += data
             self.overlong = self.overlong or len(self._rest) > self.limit
+
+    def take(self) -> bytes:
+        """The next whole line; there has to be one in `lines`."""
+        line = self.lines.pop()
+        if self._uncut and not self.lines:
+            self._cut()
+        return line
+
+    def _cut(self) -> None:
+        *self.lines, self._uncut = self._uncut.split(b"\n", self.CUT)
+        self.lines.reverse()
 
     def take_overlong(self) -> tuple[bytes, bool]:
         """What is here of the overlong line, and whether that was its end. Lines behind the end are kept as lines."""
@@ -544,8 +563,8 @@ class LineBuffer:
 
     @property
     def weight(self) -> int:
-        """Bytes of memory that are held, about: a short line takes 64."""
-        return len(self._rest) + 64 * len(self.lines)
+        """Bytes of memory that are held, about."""
+        return len(self._rest) + len(self._uncut) + sum([len(line) + 40 for line in self.lines])
 
 
 # ---- frames for people -------------------------------------------------------------------------

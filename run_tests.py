@@ -1305,7 +1305,7 @@ class Framing(ChatTest):
             most = max(most, len(buffer))
             while buffer.lines or buffer.overlong:
                 if buffer.lines:
-                    lines.append(buffer.lines.pop())
+                    lines.append(buffer.take())
                     continue
                 data, ended = buffer.take_overlong()
                 partial += data
@@ -1350,6 +1350,16 @@ class Framing(ChatTest):
         buffer.feed(b"\nnext\n")
         self.assertEqual(buffer.take_overlong(), (b"", True))
         self.assertEqual((buffer.overlong, list(buffer.lines)), (False, [b"next"]))
+
+    def test_a_few_lines_are_cut_at_a_time(self):
+        """What is not cut yet takes no more than its bytes: an object for each line would take 40 times that."""
+        buffer = LineBuffer(64 * KIB)
+        buffer.feed(b"x\n" * 32_000 + b"rest")
+        for left in range(32_000, 0, -1):
+            self.assertTrue(0 < len(buffer.lines) <= 64)
+            self.assertLess(buffer.weight, 2 * left + 64 * 40 + 5)
+            self.assertEqual(buffer.take(), b"x")
+        self.assertEqual((buffer.lines, len(buffer)), ([], 4))
 
 
 class Files(ChatTest):
@@ -1714,6 +1724,29 @@ class Sessions(ChatTest):
             inside.close()
             inside.start(ahead)
             self.assertEqual(self.again(messi).do("inbox")["status"], "OK")
+
+    def test_after_a_logout_one_is_a_guest_again(self):
+        inside, messi = self.serve("messi", kind=Inside)
+        inside.pass_time(common.LOGIN_SECONDS + 1)
+        messi.ok("logout")
+        inside.pass_time(common.LOGIN_SECONDS - 1)
+        messi.ok_raw("help")
+        inside.pass_time(2)
+        with self.assertRaises(LOST):
+            messi.ok_raw("help")
+
+    def test_a_guest_whose_logins_fail_is_ended(self):
+        """However many it has sent: past its time one more is answered, and that is all."""
+        inside = self.inside()
+        guest = self.wire(inside)
+        guest.write(b"".join(b"auth nobody%d x\r\n" % number for number in range(200)))
+        guest.reply()
+        inside.pass_time(common.LOGIN_SECONDS + 1)
+        replies = 0
+        with contextlib.suppress(*LOST):
+            while guest.reply():
+                replies += 1
+        self.assertLess(replies, 150)
 
 
 class Refusals(OneServer):
@@ -2549,6 +2582,16 @@ class BadInput(OneServer):
         other.socket = socket.create_connection(("127.0.0.1", server.port), PATIENCE, ("127.0.0.2", 0))
         self.assertEqual(other.ask("register other x a b")["status"], "OK")
 
+    def test_a_file_and_the_end_at_once(self):
+        """It is stored and answered, also where the end is read before the loop comes to the file."""
+        line = self.alice.line(f"sendfile {self.bob} f {as_base64(some_bytes(150_000))}").encode() + b"\r\n"
+        with Fairness.flooding(self.again(self.alice), [f"history {self.bob}"] * 100):
+            for number in range(1, 31):
+                wire = self.again(self.alice)
+                wire.write(line)
+                wire.socket.shutdown(socket.SHUT_WR)
+                self.assertEqual((number, wire.reply()["status"]), (number, "OK"))
+
 
 class Bounds(ChatTest):
     """What one person has under way is bounded, whatever that person's connections do."""
@@ -2747,6 +2790,63 @@ class Bounds(ChatTest):
         server.start()
         self.assertLess(server.memory - before, 8 * MIB)
 
+
+    def test_the_connections_of_one_person(self):
+        """So many and no more; with all of them at once they hold up nobody, and take little."""
+        server, messi, henderson = self.serve("messi", "henderson")
+        wires = self.wires(server, common.MAX_SHARED)
+        for wire in wires:
+            wire.write(messi.line("inbox").encode() + b"\r\n")
+        codes = [wire.reply().get("code") for wire in wires]
+        self.assertEqual((codes.count(None), codes.count("busy")), (common.MAX_SHARED - 1, 1))
+        wires = [wire for wire, code in zip(wires, codes, strict=True) if code is None]
+        server.forget_most_memory()
+        before = server.memory
+        for size, count in ((600, 1), (8000, 7)):
+            burst = (messi.line(f"send lineker {'x' * size}").encode() + b"\r\n") * count
+            for wire in wires:
+                wire.socket.sendall(burst)
+            times = [timed(lambda: henderson.ok("history messi")) for _ in range(200)]
+            self.assertLess(percentile(99, times), QUICK, sorted(times)[-5:])
+        self.assertLess(server.most_memory - before, 64 * MIB)
+
+    def test_guests_with_lines_that_do_not_end(self):
+        """All of one address share what one person has."""
+        server, messi = self.serve("messi")
+        guests = self.wires(server, 1500)
+        before = server.memory
+        for _ in range(15):
+            for guest in guests:
+                with contextlib.suppress(OSError):
+                    guest.socket.sendall(b"x" * 4096)
+            messi.ok("history henderson")
+        self.assertLess(server.memory - before, 24 * MIB)
+
+    def test_conversations_that_one_begins(self):
+        server, messi = self.serve("messi")
+        messi.ok("send henderson hello")
+        server.stop()
+        multiply(server, "people", "name='messi' AND realm='mesin1'", 1000, 10_000, id="n", name="'p' || n")
+        multiply(server, "conversations", "1", 1000, 10_000, id="n")
+        for person in ("n", "(SELECT id FROM people WHERE name='messi' AND realm='mesin1')"):
+            multiply(server, "members", "1", 1000, common.MAX_CONVERSATIONS - 1, conversation="n", person=person)
+        server.start()
+        messi = self.again(messi)
+        messi.ok("send henderson hello")
+        self.assertRefused(messi.do("send lineker hello"), "busy")
+        self.again(self.login(server, "lineker")).ok("send messi hello")
+
+    def test_people_that_a_realm_makes_up(self):
+        server = self.server()
+        link = self.neighbour(server)
+        link.deliver(0, 0, [link.item(1)])
+        link.close()
+        server.stop()
+        multiply(server, "people", "realm='mesin2'", 1000, common.MAX_PEOPLE, id="n", name="'p' || n")
+        server.start()
+        link = self.neighbour(server)
+        self.assertEqual(link.deliver(0, 1, [link.item(2), link.item(3, **{"from": "another@mesin2"})])["refused"],
+                         {"3": "busy"})
 
 
 class Operator(ChatTest):
@@ -4451,6 +4551,33 @@ class FailedCommit(ChatTest):
                     lineker.ok("send henderson hi")
         self.assertFalse(messi.events["realm"])
 
+    def test_the_refusal_of_a_realm_that_can_not_be_written(self):
+        """The sender never hears that the message is there."""
+        disk, refused = FaultyDisk(), threading.Event()
+        false = FalseRealm()
+        self.keep(false)
+
+        def deliver(arguments: list[str]) -> dict:
+            reply = FalseRealm.deliver(false, arguments)
+            refused.set()                                      # from here on the next write fails, once
+            return {**reply, "refused": {str(item["seq"]): "user_not_found" for item in json.loads(arguments[2])}}
+
+        def fails(call: str) -> bool:
+            failed = call == "pwrite" and refused.is_set()
+            if failed:
+                refused.clear()
+            return failed
+        false.answers["deliver"] = deliver
+        server = self.server(disk=disk, peer=false.place)
+        messi = self.login(server, "messi")
+        messi.await_link("mesin2")
+        disk.fails = fails
+        false.answers["peerproof"] = lambda _: {"have": false.have,
+                                                "refused": [{str(false.have[0]): "user_not_found"}, {}]}
+        reply = messi.do("send henderson@mesin2 hi")
+        self.assertTrue(reply.get("queued") or reply.get("code") == "user_not_found", reply)
+        eventually(lambda: messi.ok("history henderson@mesin2")["messages"][0]["state"] == "failed", "the word again")
+
 
 class PutBack(ChatTest):
     """A data folder that is put back to an older copy loses what came after it, and nothing else."""
@@ -4951,11 +5078,11 @@ class FalseAnswers(ChatTest):
 
     @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_names_without_end(self):
-        """Names of 3 MiB, each another one, on items that are refused: nothing is kept of them."""
+        """Names of 800 KiB, each another one, on items that are refused: nothing is kept of them."""
         link = self.neighbour(server := self.server())
         before = server.memory
-        for seq in range(1, 21):
-            link.deliver(0, seq - 1, [link.item(seq, name=f"{seq}" + "x" * 3 * MIB, to="nobody")])
+        for seq in range(1, 81):
+            link.deliver(0, seq - 1, [link.item(seq, name=f"{seq}" + "x" * 800 * KIB, to="nobody")])
         self.assertLess(server.memory - before, 40 * MIB)
 
     def test_a_batch_of_more_than_a_batch(self):
@@ -5187,6 +5314,31 @@ class Encryption(ChatTest):
         self.assertIs(messi.ok("send henderson@mesin2 hi")["queued"], True)
         self.assertEqual(messi.ok("realms")["realms"]["mesin2"]["link"], "down")
 
+    @unittest.skipUnless(shutil.which("openssl"), "needs openssl, to make a certificate")
+    def test_a_record_is_longer_than_what_is_read_of_a_guest(self):
+        """All of it is read: nothing would tell later that a part of it is left."""
+        vouching, key = certificate("lab")
+        server = self.server("--tls-cert", vouching, "--tls-key", key)
+        with ssl.create_default_context(cafile=vouching).wrap_socket(
+                socket.create_connection(("127.0.0.1", server.port), PATIENCE), server_hostname="127.0.0.1") as guest:
+            guest.sendall(b"help send\r\n" * 900)
+            replies = 0
+            while replies < 900:
+                replies += guest.recv(MIB).count(b'"OK"')
+
+    @unittest.skipUnless(shutil.which("openssl"), "needs openssl, to make a certificate")
+    def test_a_realm_that_has_been_started_a_thousand_times(self):
+        """Its greeting names so many epochs that it is longer than what is read of a guest."""
+        vouching, key = certificate("lab")
+        here, there = free_ports(2)
+        made = ("--tls-cert", vouching, "--tls-key", key, "--tls-ca", vouching)
+        server = self.server(*made, port=here, peer=f"tls:127.0.0.1:{there}")
+        server.stop()
+        multiply(server, "epochs", "1", 10, common.MAX_EPOCHS, number="n", name="'e' || n")
+        server.start()
+        self.server(*made, realm="mesin2", port=there, peer=f"tls:127.0.0.1:{here}")
+        self.talk(server, vouching).await_link("mesin2")
+
 
 class Guessing(ChatTest):
     """Passwords and tokens that somebody tries to guess."""
@@ -5330,6 +5482,19 @@ class Fairness(ChatTest):
             people = ",".join(f"p{number}" for number in range(first, first + common.MAX_TARGETS))
             messi.ok(f"sendgrouprealm mesin1 {people} hello")
         self.assertLess(timed(lambda: messi.ok("inbox")), QUICK)
+
+    def test_a_sweep_of_thirty_thousand_files(self):
+        inside, messi = self.serve("messi", kind=Inside)
+        folder = inside.data / "files"
+        for number in range(30_000):
+            path = folder / hashlib.sha256(str(number).encode()).hexdigest()
+            path.touch()
+            os.utime(path, (1, 1))
+        inside.pass_time(common.SWEEP_SECONDS)
+        times = []
+        while next(folder.iterdir(), None):
+            times.append(timed(lambda: messi.ok("history henderson")))
+        self.assertLess(percentile(99, times), QUICK, sorted(times)[-5:])
 
 
 @unittest.skipUnless(ON_LINUX, "changes the limits of a running process and reads /proc")
@@ -9832,15 +9997,15 @@ class Benchmark:
         """5,000 idle subscribed connections: memory of each, and the time until all are there."""
         server = Server()
         self.pin(server.process)
-        (_, token), times, costs = self.members(server, 1)[0], [], []
-        opening = f"subscribe {token}\r\n".encode()
+        openings = [f"subscribe {token}\r\n".encode() for _, token in self.members(server, 10)]
+        times, costs = [], []
         for _ in range(ROUNDS):
             before, started = server.memory, time.perf_counter()
             crowd = []
-            for _ in range(5000):
+            for number in range(5000):
                 crowd.append(socket.socket())
                 crowd[-1].connect(("127.0.0.1", server.port))      # without create_connection's look-up
-                crowd[-1].sendall(opening)
+                crowd[-1].sendall(openings[number % len(openings)])
             for connection in crowd:
                 assert connection.recv(64 * KIB).startswith(b'{"status":"OK"')
             times.append(time.perf_counter() - started)

@@ -93,6 +93,7 @@ class Person:
     sessions: list[Session] = field(default_factory=list)                  # the oldest first
     connections: set[Connection] = field(default_factory=set)              # open here now
     uploads: set[Upload] = field(default_factory=set)                      # under way now
+    brought: int = 0                                                       # bytes that came since `check_hoards`
     made: int = 0                                                          # groups of this realm, also those they left
     stored: int = 0                                                        # bytes of the files that they sent, and
     wasted: int = 0                                                        # of those that came to nothing since
@@ -316,11 +317,11 @@ class Store:
         query = self.db.execute
         self.people: dict[str, Person] = {}        # by address
         self.person_of: dict[int, Person] = {}     # by id
+        self.known: Counter[str] = Counter()       # how many of each realm
         self.conversation_of: dict[int, Conversation] = {}
         self.sessions: dict[bytes, Session] = {}   # by digest
         for id, name, realm, nama, negara, password, met in query("SELECT * FROM people"):
-            person = Person(id, name, realm, nama, negara, password, bool(met), f"{name}@{realm}")
-            self.people[person.address] = self.person_of[id] = person
+            self._put_person(Person(id, name, realm, nama, negara, password, bool(met), f"{name}@{realm}"))
         for id, name, realm, admin in query("SELECT * FROM conversations"):
             newest = query("SELECT MAX(id) FROM places WHERE conversation=?", (id,)).fetchone()[0] or 0
             self.conversation_of[id] = Conversation(id, name, realm, admin, last_id=newest)
@@ -440,8 +441,12 @@ class Store:
         id = self.write("INSERT INTO people(name, realm, nama, negara, password, met) VALUES(?,?,?,?,?,?)",
                         (name, realm, nama, negara, password, met)).lastrowid
         person = Person(id, name, realm, nama, negara, password, met, f"{name}@{realm}")
-        self.people[person.address] = self.person_of[id] = person
+        self._put_person(person)
         return person
+
+    def _put_person(self, person: Person) -> None:
+        self.people[person.address] = self.person_of[person.id] = person
+        self.known[person.realm] += 1
 
     def people_after(self, name: str) -> Iterator[Person]:
         """The people of this realm whose names come after this one, in their order; read in this turn."""
@@ -1032,13 +1037,14 @@ class Connection:
     def may_read(self) -> bool:
         """Whether more lines are welcome. Two realms that both wait for the other to read would wait for ever."""
         return self.state.reads and ((not self.buffer.lines and self.may_serve)
-                                     or (self.is_outgoing and len(self.buffer.lines) < common.LINK_BATCH))
+                                     or (self.is_outgoing and self.buffer.weight < common.LINK_LINE))
 
     @property
     def is_done(self) -> bool:
         """Whether all is answered and sent; half a request does not count."""
+        buffer = self.buffer
         return not (self.held or self.taking or self.replies or self.has_output
-                    or (self.state.serves and self.buffer.lines))
+                    or (self.state.serves and (buffer.lines or (buffer.overlong and len(buffer)))))
 
 
 # ---- Chat --------------------------------------------------------------------------------------
@@ -1049,6 +1055,7 @@ SYSTEM = "system"              # the name under which a realm itself writes; nob
 TOKEN_BYTES = 24               # 192 random bits, twice as many letters
 HEAD = len("send ") + 2 * TOKEN_BYTES + 1      # where the recipient stands in `send TOKEN USER TEXT`
 MAX_ROUTES = 256               # of one session
+MAX_ALL_ROUTES = 65_536        # past that all are forgotten: the next send of each finds its way anew
 
 
 def fit(rows: Iterable, most: int, weigh: Callable[[object], int] = len) -> tuple[list, bool]:
@@ -1091,10 +1098,11 @@ class Sent(NamedTuple):
 class Broadcast:
     """Messages of one turn for the same people, or another event: one chunk that all their connections share."""
 
-    members: Collection[Person] | None         # None: everybody who has subscribed
+    members: Collection[Person] | None             # None: everybody who has subscribed
+    connections: list[Connection]                  # theirs, at that moment
     messages: list[Message]
-    frame: bytes = b""                         # of an event that is no message
-    more: str = ""                             # what the messages have beside their fields, as JSON
+    frame: bytes = b""                             # of an event that is no message
+    more: str = ""                                 # what the messages have beside their fields, as JSON
 
 
 class Limits(NamedTuple):
@@ -1167,6 +1175,7 @@ class Chat:
         self.now = 0.0                             # of the turn: seconds of a clock that never goes back
         self.now_ms = 0                            # of the turn: milliseconds since 1970
         self.ready: dict[Connection, None] = {}    # who is owed a visit of the loop, in their order
+        self.guests: dict[Connection, None] = {}   # who may not have logged in yet, the earliest first
         self.soon: list[Callable[[], None]] = []   # to be done at the begin of the next turn
         self.on_commit: list[Callable[[], None]] = []              # to be done when this turn is on disk
         self.broadcasts: list[Broadcast] = []      # events of this turn
@@ -1197,7 +1206,7 @@ class Chat:
             self.next_sweep = now + common.SWEEP_SECONDS
             self.guarded(self.sweep)
         if self.realms:
-            self.realms.tick()
+            self.guarded(self.realms.tick)
 
     def sweep(self) -> None:
         """Throws away what is not needed any more, and counts the days."""
@@ -1215,12 +1224,18 @@ class Chat:
         """Removes those of the old files that no message names. What has come again meanwhile is not old any more."""
         if listed.exception():
             log.error("the files can't be listed: %s", listed.exception())
-            return
-        before = time.time() - common.SWEEP_AGE
-        for name in listed.result():
+        else:
+            self.remove_unnamed(iter(listed.result()))
+
+    def remove_unnamed(self, names: Iterator[str]) -> None:
+        """Looks at the next SWEEP_FILES of these names; the others' turn comes."""
+        before, some = time.time() - common.SWEEP_AGE, list(itertools.islice(names, common.SWEEP_FILES))
+        for name in some:
             path = self.store.files / name
             if not name.startswith("upload-") and not self.store.is_named(name) and is_older(path, before):
                 path.unlink(missing_ok=True)
+        if some:
+            self.soon.append(partial(self.remove_unnamed, names))
 
     def guarded(self, action: Callable, *arguments: object) -> object:
         """Does something as one request: what it raises becomes the reply."""
@@ -1259,15 +1274,15 @@ class Chat:
             if conn.replies:
                 conn.release()
         for broadcast in self.broadcasts:
-            connections = self.audience(broadcast.members)
-            if connections:
+            if broadcast.connections:
                 chunk = broadcast.frame or "".join(
                     [f'{{"event":"message",{message.fields()}{broadcast.more}}}\r\n\r\n'
                      for message in broadcast.messages]).encode()
                 last_id = broadcast.messages[-1].id if broadcast.messages else 0
-                for conn in connections:
-                    conn.push(chunk, last_id)
-                    self.ready[conn] = None
+                for conn in broadcast.connections:
+                    if conn.subscribed:            # still
+                        conn.push(chunk, last_id)
+                        self.ready[conn] = None
         self.broadcasts.clear()
         self.listeners = 0
 
@@ -1409,6 +1424,8 @@ class Chat:
         conversation = session.person.conversations.get(f"{name}@{realm if at else self.realm}")
         if (conversation and conversation.other(session.person).met and not session.ended
                 and line.startswith(head + b" ") and len(session.routes) < MAX_ROUTES):
+            if len(self.routes) >= MAX_ALL_ROUTES:
+                self.forget_routes()
             session.routes.append(head)
             self.routes[head] = Route(session, session.person, conversation, conversation.realm != self.realm)
 
@@ -1565,19 +1582,29 @@ class Chat:
     # -- sessions and events
 
     def attach(self, conn: Connection, session: Session) -> None:
-        """The connection is that session's from here on."""
+        """The connection is that session's from here on. Raises ChatError where the person has too many."""
         if conn.session is session:
             return
+        self.check_shared(session.person)
         self.detach(conn)
         conn.session = session
         session.person.connections.add(conn)
         if len(session.person.connections) == 1:
             self.tell_presence(session.person)
 
+    @staticmethod
+    def check_shared(person: Person) -> None:
+        """Raises ChatError where a person has as many connections as one may have."""
+        if len(person.connections) >= common.MAX_SHARED:
+            raise ChatError("busy")
+
     def detach(self, conn: Connection) -> None:
-        """The connection is nobody's any more."""
+        """The connection is nobody's any more; a guest's, if it stays."""
         if conn.session is None:
             return
+        conn.deadline = self.now + common.LOGIN_SECONDS
+        self.guests.pop(conn, None)
+        self.guests[conn] = None                   # behind all others, who came before
         person, conn.session, conn.subscribed = conn.session.person, None, False
         self.subscribers.discard(conn)
         person.connections.discard(conn)
@@ -1599,8 +1626,8 @@ class Chat:
 
     def announce(self, kind: str, members: Collection[Person] | None, **fields: object) -> None:
         """Publishes an event that is no message."""
-        self.broadcasts.append(Broadcast(members, [], format_event(kind, **fields)))
-        self.listeners += len(self.subscribers) if members is None else min(len(members), len(self.subscribers))
+        self.broadcasts.append(Broadcast(members, self.audience(members), [], format_event(kind, **fields)))
+        self.listeners += len(self.broadcasts[-1].connections)
 
     def publish(self, message: Message, members: Collection[Person], more: str = "") -> None:
         """Publishes a message to these people, with `more` as JSON beside its fields."""
@@ -1608,14 +1635,8 @@ class Chat:
         if last and last.members is members and last.messages and last.more == more:
             last.messages.append(message)
         else:
-            self.broadcasts.append(Broadcast(members, [message], more=more))
-            self.listeners += min(len(members), len(self.subscribers))
-
-    def fix_audience(self, group: Conversation) -> None:
-        """The members of a group are about to change: what this turn has published goes to those of now."""
-        for broadcast in self.broadcasts:
-            if broadcast.members is group.members:
-                broadcast.members = dict(group.members)
+            self.broadcasts.append(Broadcast(members, self.audience(members), [message], more=more))
+            self.listeners += len(self.broadcasts[-1].connections)
 
     def feed(self, conn: Connection) -> None:
         """Gives a subscriber who fell behind the next messages from the table."""
@@ -1678,7 +1699,9 @@ class Chat:
                 self.workers.run(self.workers.hashes, done, verify_password, password, stored or NO_PASSWORD, new)
 
         def done(result: Future) -> None:
-            hashed = result.result() if stored else None
+            if result.exception():
+                log.error("a password can't be compared: %s", result.exception())
+            hashed = result.result() if stored and not result.exception() else None
             throttle.done(self.now, hashed is not None)
             self.end_hash(conn, (stored, hashed))
         self.begin_hash(conn)
@@ -1696,7 +1719,8 @@ class Chat:
         self.settle(conn, answer)
 
     def log_in(self, conn: Connection, person: Person) -> dict:
-        """A new session for a person who has proved to be it."""
+        """A new session for a person who has proved to be it. Raises ChatError."""
+        self.check_shared(person)
         if len(person.sessions) >= common.MAX_SESSIONS:
             in_use = {conn.session for conn in person.connections}
             self.end_session(next((session for session in person.sessions if session not in in_use),
@@ -1719,8 +1743,10 @@ class Chat:
 
         def start() -> None:
             self.begin_hash(conn)
-            self.workers.run(self.workers.hashes, lambda result: self.end_hash(conn, result.result()),
-                             hash_password, password)
+            self.workers.run(self.workers.hashes, done, hash_password, password)
+
+        def done(result: Future) -> None:
+            self.end_hash(conn, ChatError("storage") if result.exception() else result.result())
         hashed = self.await_answer(conn, start)
         return self.log_in(conn, self.store.add_person(name, self.realm, nama, negara, hashed))
 
@@ -1759,13 +1785,11 @@ class Chat:
 
     def join(self, group: Conversation, person: Person) -> None:
         """A person who is no member yet becomes one."""
-        self.fix_audience(group)
         self.store.add_member(group, person)
         self.tell_group(group, person, "joined")
 
     def leave(self, group: Conversation, person: Person) -> None:
         """A member is one no more."""
-        self.fix_audience(group)
         self.store.remove_member(group, person)
         self.tell_group(group, person, "left")
 
@@ -1830,10 +1854,18 @@ class Chat:
             found = self.realms.find_people(conn, person, names, realm)
         if not found:
             raise ChatError("user_not_found", *([", ".join(names)] if len(names) > 1 else []))
+        self.check_conversations(person, found)
         person.allowance -= len(found)
         messages = [self.post(person, self.store.private(person, other), body) for other in found]
         there = {other.name for other in found}
         return Sent(messages, [name for name in names if name not in there])
+
+    @staticmethod
+    def check_conversations(person: Person, others: list[Person]) -> None:
+        """Raises ChatError where a person would begin a conversation past the MAX_CONVERSATIONS that one may have."""
+        begun = sum(other.address not in person.conversations for other in others)
+        if begun and len(person.conversations) + begun > common.MAX_CONVERSATIONS:
+            raise ChatError("busy")
 
     def post(self, sender: Person, conversation: Conversation, body: str | File, ts: int = 0,
              origin: int | None = None) -> Message:
@@ -2127,10 +2159,12 @@ class Chat:
         cursor = min(self.number(after), self.store.last_id) if after else self.store.last_id
         session = conn.asking
 
+        self.attach(conn, session)
+
         def follow() -> None:
-            self.attach(conn, session)
-            conn.cursor, conn.subscribed, conn.behind = cursor, True, True     # the table feeds it, after this reply
-            self.subscribers.add(conn)
+            if conn.session is session:
+                conn.cursor, conn.subscribed, conn.behind = cursor, True, True # the table feeds it, after this reply
+                self.subscribers.add(conn)
         self.on_commit.append(follow)
         return {"last_id": self.store.last_id}
 
@@ -2175,6 +2209,14 @@ class Chat:
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
+@dataclass(slots=True, eq=False)
+class Address:
+    """Where connections come from: guests of one address share what one person has."""
+
+    connections: set[Connection] = field(default_factory=set)
+    brought: int = 0                               # by its guests, as for a Person
+
+
 class Server:
     """The loop, and all sockets."""
 
@@ -2196,9 +2238,9 @@ class Server:
         self.selector.register(self.listener, selectors.EVENT_READ, self.accept)
         self.selector.register(self.waker, selectors.EVENT_READ, self.woken)
         self.connections: set[Connection] = set()
-        self.addresses: Counter[str] = Counter()   # connections from each address
-        self.guests: dict[Connection, None] = {}   # who may not have logged in yet, the earliest first
+        self.addresses: defaultdict[str, Address] = defaultdict(Address)
         self.uploading: set[Connection] = set()    # a file is coming over them
+        self.suspects: set[Person | Address] = set()               # whose connections may hold too much here
         self.emptying: set[Connection] = set()     # the kernel has not handed all over: an `inbox`, or last words
         self.accept_again = 0.0                    # when accepting failed: the time to try again
         self.stopping = False
@@ -2264,6 +2306,7 @@ class Server:
                 del chat.ready[conn]
             if works:
                 chat.ready[conn] = None            # behind all others, if it was its turn
+        self.check_hoards()
 
     def poll(self, timeout: float) -> None:
         """Waits for what the sockets have, so many seconds at most, and takes it in."""
@@ -2286,8 +2329,8 @@ class Server:
             return 0.0
         now = self.clock()
         times = [now + 60.0, chat.next_sweep]
-        if self.guests:
-            times.append(max(next(iter(self.guests)).deadline, now + 0.1))
+        if chat.guests:
+            times.append(max(next(iter(chat.guests)).deadline, now + 0.1))
         if self.uploading:
             times.append(now + 1.0)
         if self.emptying or self.stopping:
@@ -2345,8 +2388,8 @@ class Server:
         sock.setblocking(False)
         self.tune(sock)
         limits = self.chat.limits
-        is_one_too_many = (self.addresses.total() >= limits.connections
-                           or self.addresses[host] >= limits.per_address > 0)
+        count = {address: len(found.connections) for address, found in self.addresses.items()}
+        is_one_too_many = sum(count.values()) >= limits.connections or count.get(host, 0) >= limits.per_address > 0
         if self.tls:                               # the first recv and send carry the handshake on
             if is_one_too_many:                    # it would have to shake hands before it can be told
                 sock.close()
@@ -2359,8 +2402,8 @@ class Server:
             conn.state = LAST_WORDS
             self.chat.ready[conn] = None
         self.connections.add(conn)
-        self.addresses[host] += 1
-        self.guests[conn] = None
+        self.addresses[host].connections.add(conn)
+        self.chat.guests[conn] = None
         self.watch(conn, selectors.EVENT_READ)
 
     @staticmethod
@@ -2394,8 +2437,13 @@ class Server:
         if not conn.may_read:
             self.watch(conn, conn.mask & ~selectors.EVENT_READ)    # `write` asks for it again
             return
+        owner = self.owner(conn)
+        if owner and owner.brought > common.PERSON_RECEIVE:
+            return                                 # it stays in the kernel until the next turn
+        size = (common.RECEIVE_SIZE if conn.session or conn.link else
+                common.TLS_RECORD if isinstance(conn.sock, ssl.SSLSocket) else common.GUEST_RECEIVE)
         try:
-            data = conn.sock.recv(common.RECEIVE_SIZE if conn.session or conn.link else common.GUEST_RECEIVE)
+            data = conn.sock.recv(size)
         except WOULD_BLOCK:
             return
         except OSError as error:
@@ -2404,8 +2452,10 @@ class Server:
             return
         if data:
             conn.buffer.feed(data)
-            if conn.session and (len(data) > 512 or len(conn.buffer) > common.RECEIVE_SIZE // 4):
-                self.check_hoard(conn)     # 512 bytes may be 256 lines
+            if owner:
+                owner.brought += len(data)
+                if owner.brought > common.RECEIVE_SIZE // 4:
+                    self.suspects.add(owner)
         else:
             conn.state = HALF
             self.watch(conn, conn.mask & ~selectors.EVENT_READ)
@@ -2416,15 +2466,24 @@ class Server:
         log.log(logging.INFO if isinstance(error, ssl.SSLError) else logging.DEBUG, "connection with %s: %s",
                 conn.host, error)
 
-    def check_hoard(self, conn: Connection) -> None:
-        """Where a person's connections hold too much here, that one is ended which has not read for the longest."""
-        hoarding = [other for other in conn.session.person.connections
-                    if other.state is not BROKEN and (other.backlog or other.buffer.weight)]
-        if sum(other.backlog + other.buffer.weight for other in hoarding) > common.MAX_UNREAD:
-            idle = min(hoarding, key=lambda other: other.blocked_since or self.chat.now)
-            log.info("%s does not read: a connection is ended", conn.session.person.address)
-            idle.state = BROKEN
-            self.chat.ready[idle] = None
+    def owner(self, conn: Connection) -> Person | Address | None:
+        """Who answers for what a connection takes: a person, for guests their address, for a realm nobody."""
+        return None if conn.link else conn.session.person if conn.session else self.addresses[conn.host]
+
+    def check_hoards(self) -> None:
+        """Where somebody's connections hold too much here, those are ended which have not read for the longest."""
+        for owner in self.suspects:
+            owner.brought = 0
+            held = {conn: conn.backlog + conn.buffer.weight for conn in owner.connections
+                    if conn.state is not BROKEN and self.owner(conn) is owner}
+            excess = sum(held.values()) - common.MAX_UNREAD
+            while excess > 0:
+                idle = min(filter(held.get, held), key=lambda conn: conn.blocked_since or self.chat.now)
+                log.info("%s does not read: a connection is ended", getattr(owner, "address", idle.host))
+                excess -= held.pop(idle)
+                idle.state = BROKEN
+                self.chat.ready[idle] = None
+        self.suspects.clear()
 
     # -- carry out
 
@@ -2462,7 +2521,7 @@ class Server:
             if conn.held is not None:
                 chat.carry_out(conn, conn.held)
             elif buffer.lines:
-                line = buffer.lines.pop()
+                line = buffer.take()
                 if is_outgoing:
                     chat.realms.hear(conn.link, line)
                 else:
@@ -2492,8 +2551,8 @@ class Server:
             self.log_loss(conn, error)
             self.close(conn, reset=True)
             return
-        if conn.blocked and conn.session:
-            self.check_hoard(conn)
+        if conn.blocked and (owner := self.owner(conn)):
+            self.suspects.add(owner)
         if conn.taking and not conn.has_output and not conn.replies:
             self.chat.soon.append(partial(self.check_emptying, conn))
         elif conn.state is not OPEN and conn.is_done:
@@ -2565,13 +2624,13 @@ class Server:
 
     def check_times(self, now: float) -> None:
         """What is due: guests, uploads, those that drain, links, accepting again."""
-        while self.guests and (conn := next(iter(self.guests))).deadline <= now:
-            del self.guests[conn]
+        guests = self.chat.guests
+        while guests and (conn := next(iter(guests))).deadline <= now:
+            del guests[conn]
             if conn.session or conn.link:
                 continue                           # not a guest any more
-            if conn.held:                          # its login is being looked at
-                conn.deadline = now + 1.0
-                self.guests[conn] = None
+            if conn.held:                          # its login is being looked at; it is told of that, and no more
+                conn.state = LAST_WORDS
             else:
                 self.close(conn, reset=True)
         for conn in list(self.uploading):
@@ -2649,13 +2708,13 @@ class Server:
         conn.sock.close()
         self.connections.discard(conn)
         if not conn.is_outgoing:
-            self.addresses[conn.host] -= 1
-            if not self.addresses[conn.host]:
+            self.addresses[conn.host].connections.discard(conn)
+            if not self.addresses[conn.host].connections:
                 del self.addresses[conn.host]
-        self.guests.pop(conn, None)
         self.uploading.discard(conn)
         self.emptying.discard(conn)
         self.chat.detach(conn)
+        self.chat.guests.pop(conn, None)
         self.chat.drop_upload(conn)
         if conn.link:
             self.chat.realms.closed(conn)
@@ -3172,7 +3231,7 @@ class Realms:
                 link.incoming.output.extend(frames)
                 link.incoming.unsent += sum(map(len, frames))
                 self.chat.ready[link.incoming] = None
-                if link.incoming.backlog > common.LINK_LINE:
+                if link.incoming.backlog > common.LINK_UNREAD:
                     log.warning("realm %s does not read its news", link.name)
                     link.incoming.state = BROKEN
             for stream in link.streams:
@@ -3192,6 +3251,8 @@ class Realms:
         self.heads.clear()
         self.marks.clear()
         for link in self.links.values():
+            for stream in link.streams:
+                stream.acked = 0                   # what it said may be undone; it says so again
             for conn in (link.conn, link.incoming):
                 if conn:
                     conn.state = BROKEN
@@ -3630,6 +3691,7 @@ class Realms:
         nama, negara = self.full_name(nama) or name, self.full_name(negara)
         person = self.store.people.get(f"{name}@{realm}")
         if person is None:
+            self.check_people(realm)
             return self.store.add_person(name, realm, nama, negara)
         negara = negara or person.negara
         if (nama, negara, True) != (person.nama, person.negara, person.met):
@@ -3639,6 +3701,11 @@ class Realms:
                 conversation.heads.clear()
             self.heads.clear()
         return person
+
+    def check_people(self, realm: str) -> None:
+        """Raises ChatError where so many people of a realm are known here that it may have made them up."""
+        if self.store.known[realm] >= common.MAX_PEOPLE:
+            raise ChatError("busy")
 
     @staticmethod
     def full_name(text: str) -> str:
@@ -3663,31 +3730,36 @@ class Realms:
         def row(user: dict) -> dict:
             return {"user": common.fold_name(user["user"]), "nama": self.full_name(user["nama"]),
                     "negara": self.full_name(user["negara"]), "realm": realm, "online": user["online"] is True}
-        answer = self.answer_rows(self.ask(conn, realm, {"do": "info", "after": after}), "users", row)
-        return self.chat.info_reply(answer["users"], answer["more"])
+        answer = self.ask_surely(conn, realm, {"do": "info", "after": after})
+        return self.chat.info_reply(self.rows(answer, "users", row), answer.get("more") is True)
 
     def groups(self, conn: Connection, person: Person, realm: str, after: str) -> dict:
         """The groups of another realm."""
-        def row(group: dict) -> dict:
+        def row(group: dict) -> str:
             name, _ = common.parse_address(group["group"], realm)
             ours = self.store.groups.get(f"{name}@{realm}")
             members = ["@".join(common.parse_address(member, realm))
                        for member in group["members"][:common.MAX_MEMBERS_SHOWN]]
-            return {"group": f"{name}@{realm}", "admin": "@".join(common.parse_address(group["admin"], realm)),
-                    "count": self.number(group["count"]), "members": members,
-                    "member": bool(ours and person in ours.members)}
-        return self.answer_rows(self.ask(conn, realm, {"do": "groups", "after": after}), "groups", row)
+            admin = "@".join(common.parse_address(group["admin"], realm))
+            return encode_json({"group": f"{name}@{realm}", "admin": admin, "count": self.number(group["count"]),
+                                "members": members, "member": bool(ours and person in ours.members)})
+        answer = self.ask_surely(conn, realm, {"do": "groups", "after": after})
+        rows, more = fit(self.rows(answer, "groups", row), common.LIST_REPLY)
+        return {"groups": json_list(rows), "more": more or answer.get("more") is True}
 
-    @staticmethod
-    def answer_rows(answer: dict | None, name: str, build: Callable[[dict], dict]) -> dict:
-        """The rows of an answer, each built anew from what we believe of it. Raises ChatError."""
+    def ask_surely(self, conn: Connection, realm: str, fields: dict[str, object]) -> dict:
+        """Another realm's answer. Raises Later until it is here, ChatError where none comes."""
+        answer = self.ask(conn, realm, fields)
         if answer is None:
             raise ChatError("realm_unreachable")
-        rows = []
+        return answer
+
+    @staticmethod
+    def rows(answer: dict, name: str, build: Callable[[dict], object]) -> Iterator:
+        """The rows of an answer, each built anew from what we believe of it, as they are asked for."""
         for row in answer[name] if isinstance(answer.get(name), list) else ():
-            with contextlib.suppress(ChatError, KeyError, TypeError, AttributeError):
-                rows.append(build(row))
-        return {name: rows, "more": answer.get("more") is True}
+            with contextlib.suppress(ChatError, KeyError, TypeError, AttributeError, ValueError):
+                yield build(row)
 
     @staticmethod
     def number(value: object) -> int:
@@ -3875,6 +3947,7 @@ class Realms:
         if type(is_in) is not bool:
             raise ValueError("in")
         if is_in and (group is None or person not in group.members):
+            self.chat.check_groups(person)
             self.chat.join(group or self.store.add_group(name, realm, admin), person)
         elif not is_in and group and person in group.members:
             self.chat.leave(group, person)
