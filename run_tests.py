@@ -928,8 +928,27 @@ class Inside:
 # ---- helpers: test cases -----------------------------------------------------------------------
 
 
+def with_people(test: Callable) -> Callable:
+    """Gives a test the new people that its parameters name."""
+    _, *parameters = inspect.signature(test).parameters.values()
+    names = [parameter.name + "@" * (parameter.default == "there") for parameter in parameters]
+
+    @functools.wraps(test)
+    def run(self: ChatTest) -> None:
+        test(self, *self.people(*names))
+    return run
+
+
 class ChatTest(unittest.TestCase):
-    """A test case that knows refusals."""
+    """A test case that makes servers and people, and ends them.
+
+    A test's parameters are new users: `def test_x(self, alice, bob="there")`, the second one of the other realm.
+    """
+
+    def __init_subclass__(cls) -> None:
+        for name, test in list(vars(cls).items()):
+            if name.startswith("test_") and len(inspect.signature(test).parameters) > 1:
+                setattr(cls, name, with_people(test))
 
     def assertRefused(self, reply: dict, code: str) -> None:
         """The reply is an ERROR with this code and the documented wording."""
@@ -1539,8 +1558,7 @@ class Starting(ChatTest):
 class Accounts(OneServer):
     """auth, register, logout, and what a token is worth."""
 
-    def test_a_login_by_address(self):
-        (alice,) = self.people("alice")
+    def test_a_login_by_address(self, alice):
         self.assertEqual(self.wire().ask(f"auth {alice.address} rahasia")["user"], alice.address)
         self.assertRefused(self.wire().ask(f"auth {alice}@mesin2 rahasia"), "bad_credentials")
 
@@ -1594,13 +1612,11 @@ class Accounts(OneServer):
                 with self.subTest(command.word):
                     self.assertRefused(wire.ask(" ".join([command.word, *words])), "session_not_found")
 
-    def test_a_token_is_good_on_any_connection(self):
-        alice, bob = self.people("alice", "bob")
+    def test_a_token_is_good_on_any_connection(self, alice, bob):
         self.assertEqual(self.wire().ask(f"send {alice.token} {bob} from elsewhere")["status"], "OK")
         self.assertEqual(bob.inbox()[0]["from"], alice.address)
 
-    def test_logout_ends_the_session_everywhere_and_no_other(self):
-        alice, bob = self.people("alice", "bob")
+    def test_logout_ends_the_session_everywhere_and_no_other(self, alice, bob):
         other, elsewhere = self.again(alice), self.login(self.here, alice.name, "rahasia")
         other.ok("subscribe")
         alice.ok("logout")
@@ -1628,8 +1644,7 @@ class Accounts(OneServer):
                     self.assertRefused(self.wire().ask(f"inbox {token}"), "session_not_found")
             alice.ok("inbox")
 
-    def test_of_two_passwd_at_once_one_succeeds(self):
-        (alice,) = self.people("alice")
+    def test_of_two_passwd_at_once_one_succeeds(self, alice):
         both = [alice, self.again(alice)]
         for number, person in enumerate(both):
             person.write(person.line(f"passwd rahasia new{number}").encode() + b"\r\n")
@@ -1643,8 +1658,7 @@ class Accounts(OneServer):
         works = [self.wire().ask(f"auth {alice} new{number}")["status"] for number in (0, 1)]
         self.assertEqual(works, ["OK" if code == "OK" else "ERROR" for code in codes])
 
-    def test_info(self):
-        alice, bob = self.people("alice", "bob")
+    def test_info(self, alice, bob):
         bob.ok("logout")
         reply = alice.ok("info")
         users = {user["user"]: user for user in reply["users"]}
@@ -1779,8 +1793,7 @@ class Refusals(OneServer):
         ("sendgroup g@nowhere hi", "realm_not_found"), ("sendgrouprealm nowhere group:g hi", "realm_not_found"),
     ]
 
-    def test_each(self):
-        alice, bob = self.people("alice", "bob")
+    def test_each(self, alice, bob):
         alice.ok(f"addgroup g-{alice}")
         names, guest = {"group": f"g-{alice}", "GROUP": f"G-{alice}".upper()}, self.wire()
         for ask, table in ((guest.ask, self.GUEST), (alice.do, self.ALICE), (bob.do, self.BOB)):
@@ -1793,8 +1806,7 @@ class Refusals(OneServer):
 class Private(OneServer):
     """send, inbox, history, and the form of a message."""
 
-    def test_a_message_and_its_form(self):
-        alice, bob = self.people("alice", "bob")
+    def test_a_message_and_its_form(self, alice, bob):
         sent = alice.ok(f"send {bob} hello world")
         replies = bob.ok("inbox")["messages"]
         self.assertEqual(list(replies), [alice.address])
@@ -1808,8 +1820,7 @@ class Private(OneServer):
                                    "to": bob.address, "msg": "hello world"})
         self.assertEqual(sent["uid"], message["uid"])
 
-    def test_inbox_takes_what_came_in_once(self):
-        alice, bob = self.people("alice", "bob")
+    def test_inbox_takes_what_came_in_once(self, alice, bob):
         alice.ok(f"send {bob} one")
         alice.ok(f"send {bob} two")
         self.assertEqual(bob.texts(), ["one", "two"])
@@ -1818,8 +1829,7 @@ class Private(OneServer):
         alice.ok(f"send {bob} three")
         self.assertEqual(bob.texts(), ["three"])
 
-    def test_inbox_of_several_senders(self):
-        alice, bob, carol = self.people("alice", "bob", "carol")
+    def test_inbox_of_several_senders(self, alice, bob, carol):
         alice.ok(f"send {carol} from alice")
         bob.ok(f"send {carol} from bob")
         alice.ok(f"send {carol} again alice")
@@ -1827,8 +1837,7 @@ class Private(OneServer):
         self.assertEqual({sender: [message["msg"] for message in some] for sender, some in messages.items()},
                          {alice.address: ["from alice", "again alice"], bob.address: ["from bob"]})
 
-    def test_inbox_by_pages(self):
-        alice, bob = self.people("alice", "bob")
+    def test_inbox_by_pages(self, alice, bob):
         texts = [f"{number} {'x' * 4000}" for number in range(600)]
         alice.ok_all(f"send {bob} {text}" for text in texts)
         pages = [bob.ok("inbox")]
@@ -1839,9 +1848,8 @@ class Private(OneServer):
             self.assertLess(len(json.dumps(page)), common.MAX_REPLY + 64 * KIB)
         self.assertEqual([message["msg"] for page in pages for message in page["messages"][alice.address]], texts)
 
-    def test_inbox_in_one_segment_with_others(self):
+    def test_inbox_in_one_segment_with_others(self, alice, bob):
         """What the first `inbox` took the second has not, whatever came between."""
-        alice, bob = self.people("alice", "bob")
         for between in ("info", "send nosuch hi", "nosuch", f"send {alice} hi", "history"):
             with self.subTest(between):
                 alice.ok(f"send {bob} once")
@@ -1849,9 +1857,8 @@ class Private(OneServer):
                 self.assertEqual([message["msg"] for message in first["messages"][alice.address]], ["once"])
                 self.assertEqual(second["messages"], {})
 
-    def test_inbox_is_not_lost_with_the_connection(self):
+    def test_inbox_is_not_lost_with_the_connection(self, alice, bob):
         """The reply is too large for any buffer between; the connection breaks before it was read."""
-        alice, bob = self.people("alice", "bob")
         text = "x" * common.MAX_TEXT
         alice.ok_all(f"send {bob} {text}" for _ in range(1500))
         breaking = Wire(self.here, receive_buffer=4096)
@@ -1861,15 +1868,13 @@ class Private(OneServer):
         self.assertEqual(len(bob.inbox()), 1500)
         self.assertEqual(bob.inbox(), [])
 
-    def test_to_oneself(self):
-        (alice,) = self.people("alice")
+    def test_to_oneself(self, alice):
         alice.ok(f"send {alice} note")
         self.assertEqual(alice.texts(), ["note"])
         self.assertEqual(alice.history(alice), ["note"])
 
-    def test_a_head_used_before_is_looked_at_again(self):
+    def test_a_head_used_before_is_looked_at_again(self, alice, bob):
         """However often a line began so before: a tag, a session that ended and a text too long have their say."""
-        alice, bob = self.people("alice", "bob")
         head, more = alice.line(f"send {bob}"), self.again(alice)
         lines = [f"{head} one", f"@t {head} two", f"@t {head} two", f"{head}  three ", f"{head} {'x' * 9000}", head,
                  alice.line(f"SEND {str(bob).upper()}@MESIN1 four"), f"{head}\tx", alice.line("logout"), f"{head} five"]
@@ -1880,8 +1885,7 @@ class Private(OneServer):
             self.assertRefused(more.ask(f"{head} six"), "session_not_found")
         self.assertEqual(bob.texts(), ["one", "two", "three", "four"])
 
-    def test_texts_arrive_as_they_were_sent(self):
-        alice, bob = self.people("alice", "bob")
+    def test_texts_arrive_as_they_were_sent(self, alice, bob):
         texts = ["a  b   c", "h\u00e9llo \U0001f600", "one\u2028two", '"quoted" \\ {json}', "x" * common.MAX_TEXT,
                  "\u00e9" * (common.MAX_TEXT // 2), "'; DROP TABLE message; --", "%s %d {}", "\x7f\x01 \u202e",
                  "@tag no tag", "group:x", "b'YQ=='"]
@@ -1892,8 +1896,7 @@ class Private(OneServer):
                 bob.expect(text)
         self.assertEqual(bob.texts(), texts)
 
-    def test_history_by_pages(self):
-        alice, bob = self.people("alice", "bob")
+    def test_history_by_pages(self, alice, bob):
         texts = [f"m{number}" for number in range(120)]
         for number, text in enumerate(texts):
             sender, other = (alice, bob) if number % 3 else (bob, alice)
@@ -1909,15 +1912,13 @@ class Private(OneServer):
         self.assertEqual(len(alice.ok(f"history {bob} {10 ** 17} {10 ** 12}")["messages"]), 120)
         self.assertEqual(len(bob.inbox()), 80)                  # history has consumed nothing
 
-    def test_history_is_for_its_two(self):
-        alice, bob, eve = self.people("alice", "bob", "eve")
+    def test_history_is_for_its_two(self, alice, bob, eve):
         alice.ok(f"send {bob} secret")
         self.assertEqual(eve.history(alice), [])
         self.assertEqual(eve.history(bob), [])
         self.assertEqual(alice.history("messi"), [])
 
-    def test_realms_and_addrealm(self):
-        (alice,) = self.people("alice")
+    def test_realms_and_addrealm(self, alice):
         realms = alice.ok("realms")["realms"]
         self.assertEqual(set(realms), set(REALMS))
         self.assertEqual(realms["mesin1"]["link"], "local")
@@ -1940,16 +1941,14 @@ class Private(OneServer):
 class TagsAndOrder(OneServer):
     """Tags, what is sent twice, and the order of replies."""
 
-    def test_a_line_without_a_text_goes_to_nobody(self):
+    def test_a_line_without_a_text_goes_to_nobody(self, alice, bob):
         """Also where it begins like one that was carried out before."""
-        alice, bob = self.people("alice", "bob")
         alice.ok(f"send {bob} hello")
         for words in (f"send {bob}", f"send {bob}X", f"send {bob}X "):
             self.assertRefused(alice.do(words), "bad_arguments")
         self.assertEqual(bob.history(alice), ["hello"])
 
-    def test_a_reply_carries_the_tag(self):
-        (alice,) = self.people("alice")
+    def test_a_reply_carries_the_tag(self, alice):
         self.assertEqual(alice.ok("@t.1_x-9 inbox")["tag"], "t.1_x-9")
         refused = alice.do("@b send nosuch hi")
         self.assertEqual((refused["tag"], refused["code"]), ("b", "user_not_found"))
@@ -1958,8 +1957,7 @@ class TagsAndOrder(OneServer):
         self.assertRefused(alice.ask("@bad/tag help"), "bad_arguments")
         self.assertRefused(alice.ask(f"@{'x' * 65} help"), "bad_arguments")
 
-    def test_a_repeated_send_is_stored_once(self):
-        alice, bob = self.people("alice", "bob")
+    def test_a_repeated_send_is_stored_once(self, alice, bob):
         alice.ok(f"addgroup g-{alice}")
         content = as_base64(b"content")
         for words in (f"@1 send {bob} hi", f"@2 sendfile {bob} f.txt {content}", f"@3 sendgroup g-{alice} hi",
@@ -1973,22 +1971,19 @@ class TagsAndOrder(OneServer):
         self.assertEqual(len(bob.inbox()), 2)
         self.assertEqual(len(alice.history(f"g-{alice}")), 2)
 
-    def test_a_tag_belongs_to_its_user(self):
-        alice, bob = self.people("alice", "bob")
+    def test_a_tag_belongs_to_its_user(self, alice, bob):
         alice.ok(f"@1 send {bob} from alice")
         bob.ok(f"@1 send {bob} from bob")
         self.assertEqual(bob.texts(), ["from alice", "from bob"])
 
-    def test_a_refused_send_uses_up_no_tag(self):
-        (alice,) = self.people("alice")
+    def test_a_refused_send_uses_up_no_tag(self, alice):
         later = f"later{Person.count}"
         self.assertRefused(alice.do(f"@1 send {later} hi"), "user_not_found")
         self.keep(someone := Person(self.here, later, f"register {later} x a b"))
         alice.ok(f"@1 send {later} hi")
         self.assertEqual(len(someone.inbox()), 1)
 
-    def test_a_repeat_is_known_in_one_segment_and_after_a_restart(self):
-        alice, bob = self.people("alice", "bob")
+    def test_a_repeat_is_known_in_one_segment_and_after_a_restart(self, alice, bob):
         ids = {reply["id"] for reply in alice.ok_all([f"@again send {bob} once"] * 20)}
         self.assertEqual(len(ids), 1)
         self.here.stop()
@@ -1996,9 +1991,8 @@ class TagsAndOrder(OneServer):
         self.assertEqual({self.again(alice).ok(f"@again send {bob} once")["id"]}, ids)
         self.assertEqual(len(self.again(bob).inbox()), 1)
 
-    def test_replies_keep_the_order_of_requests(self):
+    def test_replies_keep_the_order_of_requests(self, alice, bob):
         """Also where some of them wait for a password hash, and more come than one turn takes."""
-        alice, bob = self.people("alice", "bob")
         requests = []
         for number in range(600):
             words = [f"send {bob} x", "inbox", "send nosuch x", "info"][number % 4]
@@ -2013,24 +2007,21 @@ class TagsAndOrder(OneServer):
         self.assertEqual(replies[305]["code"], "bad_credentials")
         self.assertIn("tokenid", replies[306])
 
-    def test_a_request_in_pieces(self):
-        alice, bob = self.people("alice", "bob")
+    def test_a_request_in_pieces(self, alice, bob):
         for byte in alice.line(f"send {bob} by bytes").encode() + b"\r\n":
             alice.write(bytes([byte]))
         self.assertEqual(alice.reply()["status"], "OK")
         self.assertEqual(bob.history(alice), ["by bytes"])
 
-    def test_spaces_case_and_bare_line_feeds(self):
-        alice, bob = self.people("alice", "bob")
+    def test_spaces_case_and_bare_line_feeds(self, alice, bob):
         token, shouted = alice.token, str(bob).upper()
         alice.write(f"send {token} {bob}  one \r\nSEND {token} {shouted} two\n  Send   {token}   {bob}   three  \n"
                     f"  @x   inbox {token}  \r\n".encode())
         self.assertEqual([alice.reply()["status"] for _ in range(4)], ["OK"] * 4)
         self.assertEqual(bob.texts(), ["one", "two", "three"])
 
-    def test_a_reader_who_is_slow_gets_every_reply(self):
+    def test_a_reader_who_is_slow_gets_every_reply(self, alice, bob):
         """The server stops reading where replies pile up, and goes on when they are read."""
-        alice, bob = self.people("alice", "bob")
         alice.ok_all(f"send {bob} {'x' * 4000}" for _ in range(100))
         history = alice.line(f"history {bob} {10 ** 17} 100")
         self.here.forget_most_memory()
@@ -2050,8 +2041,7 @@ class Groups(OneServer):
             member.ok(f"joingroup {name}")
         return name
 
-    def test_a_message_to_a_group(self):
-        alice, bob, carol = self.people("alice", "bob", "carol")
+    def test_a_message_to_a_group(self, alice, bob, carol):
         alice.ok("addgroup alone")
         alice.ok("sendgroup alone is anybody here")
         group = self.group(alice, bob, carol)
@@ -2066,8 +2056,7 @@ class Groups(OneServer):
         self.assertEqual(alice.history(group), ["hallo guys welcome"])
         self.assertEqual(alice.history(f"{group}@mesin1"), ["hallo guys welcome"])
 
-    def test_groups_lists_members_and_what_one_could_join(self):
-        alice, bob, carol = self.people("alice", "bob", "carol")
+    def test_groups_lists_members_and_what_one_could_join(self, alice, bob, carol):
         group = self.group(alice, bob)
         for person, member in ((alice, True), (bob, True), (carol, False)):
             row = {row["group"]: row for row in person.ok("groups")["groups"]}[f"{group}@mesin1"]
@@ -2075,8 +2064,7 @@ class Groups(OneServer):
             if member:
                 self.assertEqual(sorted(row["members"]), sorted([alice.address, bob.address]))
 
-    def test_a_member_sees_what_came_from_the_joining_on(self):
-        alice, bob, carol = self.people("alice", "bob", "carol")
+    def test_a_member_sees_what_came_from_the_joining_on(self, alice, bob, carol):
         group = self.group(alice, bob)
         alice.ok(f"sendgroup {group} before")
         carol.ok(f"joingroup {group}")
@@ -2088,8 +2076,7 @@ class Groups(OneServer):
         carol.expect_nothing()
         self.assertEqual(bob.history(group), ["before", "after"])
 
-    def test_after_leaving_nothing_more_comes(self):
-        alice, bob = self.people("alice", "bob")
+    def test_after_leaving_nothing_more_comes(self, alice, bob):
         group = self.group(alice, bob)
         bob.ok("subscribe")
         bob.ok(f"leavegroup {group}")
@@ -2101,8 +2088,7 @@ class Groups(OneServer):
         bob.ok(f"joingroup {group}")
         self.assertEqual(bob.history(group), [])
 
-    def test_group_events(self):
-        alice, bob = self.people("alice", "bob")
+    def test_group_events(self, alice, bob):
         alice.ok("subscribe")
         group = self.group(alice, bob)
         bob.ok(f"leavegroup {group}")
@@ -2111,9 +2097,8 @@ class Groups(OneServer):
                          [(f"{group}@mesin1", alice.address, "created"), (f"{group}@mesin1", bob.address, "joined"),
                           (f"{group}@mesin1", bob.address, "left")])
 
-    def test_sendgrouprealm_to_the_own_realm(self):
+    def test_sendgrouprealm_to_the_own_realm(self, alice, bob, carol):
         """The old commands between realms are other spellings, of one's own realm too."""
-        alice, bob, carol = self.people("alice", "bob", "carol")
         group = self.group(alice, bob)
         alice.ok(f"sendgrouprealm mesin1 group:{group} to the group")
         alice.ok(f"sendgrouprealm mesin1 {bob},{carol} to both")
@@ -2131,8 +2116,7 @@ class Groups(OneServer):
 class FileTransfer(OneServer):
     """sendfile, sendgroupfile, getfile."""
 
-    def test_a_file_arrives_byte_for_byte(self):
-        alice, bob = self.people("alice", "bob")
+    def test_a_file_arrives_byte_for_byte(self, alice, bob):
         for content in (b"", b"a", b"ab", b"abc", bytes(range(256)), some_bytes(200_000), some_bytes(3 * MIB + 1)):
             for form in ("{}", "b'{}'", "b'{}' "):
                 if content or form != "{}":
@@ -2147,8 +2131,7 @@ class FileTransfer(OneServer):
                         self.assertNotIn("msg", message)
                         self.assertEqual(bob.fetch(sent["id"]), content)
 
-    def test_a_file_in_small_pieces(self):
-        alice, bob = self.people("alice", "bob")
+    def test_a_file_in_small_pieces(self, alice, bob):
         content, chance = some_bytes(150_000), random.Random(3)
         lines = [alice.line(f"@f sendfile {bob} f.bin {as_base64(content)}"), alice.line("inbox"), ""]
         data = "\r\n".join(lines).encode()
@@ -2161,9 +2144,8 @@ class FileTransfer(OneServer):
         self.assertEqual(alice.reply()["messages"], {})
         self.assertEqual(bob.fetch(sent["id"]), content)
 
-    def test_a_refused_file_is_read_past_and_not_kept(self):
+    def test_a_refused_file_is_read_past_and_not_kept(self, alice, bob):
         """Whom it is for is looked at before the content; where it was meant for several, who exists gets it."""
-        alice, bob = self.people("alice", "bob")
         stored, content = self.here.files(), some_bytes(300_000, seed=77)
         for words, code in (("sendfile nosuch", "user_not_found"), (f"sendfile {bob}@nowhere", "realm_not_found"),
                             ("sendgroupfile nosuch", "group_not_found")):
@@ -2177,8 +2159,7 @@ class FileTransfer(OneServer):
             self.assertRefused(refused, "user_not_found")
         self.assertEqual(bob.fetch(bob.inbox()[0]["file"]["id"]), content)
 
-    def test_who_may_fetch_a_file(self):
-        alice, bob, carol, eve = self.people("alice", "bob", "carol", "eve")
+    def test_who_may_fetch_a_file(self, alice, bob, carol, eve):
         private = alice.ok(f"sendfile {bob} f.txt {as_base64(b'private')}")["id"]
         alice.ok(f"addgroup g-{alice}")
         bob.ok(f"joingroup g-{alice}")
@@ -2194,8 +2175,7 @@ class FileTransfer(OneServer):
         bob.ok(f"leavegroup g-{alice}")
         self.assertRefused(bob.do(f"getfile {of_group}"), "file_not_found")
 
-    def test_replies_behind_a_large_file_keep_their_order(self):
-        alice, bob = self.people("alice", "bob")
+    def test_replies_behind_a_large_file_keep_their_order(self, alice, bob):
         content = some_bytes(2 * MIB)
         file_id = alice.ok(f"sendfile {bob} f.bin {as_base64(content)}")["id"]
         bob.ok("subscribe")
@@ -2206,8 +2186,7 @@ class FileTransfer(OneServer):
                          [tag for number in range(5) for tag in (str(number), f"i{number}")])
         bob.expect("between")
 
-    def test_the_same_file_sent_to_two_is_two_files(self):
-        alice, bob, carol = self.people("alice", "bob", "carol")
+    def test_the_same_file_sent_to_two_is_two_files(self, alice, bob, carol):
         ids = [alice.ok(f"sendfile {person} f.txt {as_base64(b'same')}")["id"] for person in (bob, carol)]
         self.assertNotEqual(*ids)
         self.assertRefused(bob.do(f"getfile {ids[1]}"), "file_not_found")
@@ -2217,16 +2196,14 @@ class FileTransfer(OneServer):
 class Subscriptions(OneServer):
     """Events on a connection that asked for them."""
 
-    def test_a_message_event_has_the_form_of_a_message(self):
-        alice, bob = self.people("alice", "bob")
+    def test_a_message_event_has_the_form_of_a_message(self, alice, bob):
         bob.ok("subscribe")
         alice.ok(f"send {bob} hi")
         event = bob.event("message")
         (message,) = bob.inbox()
         self.assertEqual(event, {"event": "message", **message})
 
-    def test_every_session_of_both_gets_it(self):
-        alice, bob = self.people("alice", "bob")
+    def test_every_session_of_both_gets_it(self, alice, bob):
         sessions = [alice, self.again(alice), bob, self.again(bob), self.login(self.here, bob.name, "rahasia")]
         for session in sessions:
             session.ok("subscribe")
@@ -2235,8 +2212,7 @@ class Subscriptions(OneServer):
         for session in sessions:
             session.expect_nothing()
 
-    def test_nobody_else_gets_it(self):
-        alice, bob, eve = self.people("alice", "bob", "eve")
+    def test_nobody_else_gets_it(self, alice, bob, eve):
         alice.ok("addgroup secret-" + alice.name)
         eve.ok("subscribe 0")
         alice.ok(f"send {bob} secret")
@@ -2244,16 +2220,14 @@ class Subscriptions(OneServer):
         alice.ok(f"sendfile {bob} f.txt YQ==")
         eve.expect_nothing()
 
-    def test_only_a_subscriber_is_pushed_to(self):
-        alice, bob = self.people("alice", "bob")
+    def test_only_a_subscriber_is_pushed_to(self, alice, bob):
         alice.ok(f"send {bob} hi")
         for _ in range(3):
             bob.ok("inbox")
         self.assertEqual(dict(bob.events), {})
         self.assertFalse(select.select([bob.socket], [], [], 0)[0])
 
-    def test_after_id(self):
-        alice, bob = self.people("alice", "bob")
+    def test_after_id(self, alice, bob):
         ids = [reply["id"] for reply in alice.ok_all(f"send {bob} m{number}" for number in range(10))]
         self.assertGreaterEqual(bob.ok("subscribe")["last_id"], ids[-1])
         bob.expect_nothing()
@@ -2266,8 +2240,7 @@ class Subscriptions(OneServer):
         everything.expect(*(f"m{number}" for number in range(10)))
         self.assertEqual(len(bob.inbox()), 10)                  # events consume nothing
 
-    def test_subscribing_again_goes_back(self):
-        alice, bob = self.people("alice", "bob")
+    def test_subscribing_again_goes_back(self, alice, bob):
         bob.ok("subscribe")
         alice.ok(f"send {bob} one")
         bob.expect("one")
@@ -2277,9 +2250,8 @@ class Subscriptions(OneServer):
         bob.expect("two")
         bob.expect_nothing()
 
-    def test_no_gap_and_no_double_over_breaks(self):
+    def test_no_gap_and_no_double_over_breaks(self, alice, bob):
         """The receiver breaks off at any time and comes back with the last id it has."""
-        alice, bob = self.people("alice", "bob")
         chance, total, got, last = random.Random(2), 3000, [], 0
         alice.write("".join(alice.line(f"send {bob} m{number}") + "\r\n" for number in range(total)).encode())
         while len(got) < total:
@@ -2308,8 +2280,7 @@ class Subscriptions(OneServer):
             numbers = [int(event["msg"]) for event in events if event["from"] == sender.address]
             self.assertEqual(numbers, list(range(300)))
 
-    def test_presence(self):
-        alice, bob = self.people("alice", "bob")
+    def test_presence(self, alice, bob):
         alice.ok("subscribe")
 
         def state_of(person: Person) -> bool:
@@ -2334,9 +2305,8 @@ class Subscriptions(OneServer):
         self.assertIs(state_of(bob), False)
 
     @unittest.skipUnless(ON_LINUX, "reads /proc")
-    def test_a_subscriber_who_stops_reading_costs_no_memory(self):
+    def test_a_subscriber_who_stops_reading_costs_no_memory(self, alice, bob):
         """24 MB (with --long 100 MB) of messages that he does not read, then gets all of, in order."""
-        alice, bob = self.people("alice", "bob")
         text, batch, filled, unread = "x" * (common.MAX_TEXT - 6), 100, 8500, 12_500 if LONG else 3000
 
         def send(first: int, last: int, reading: bool) -> float:
@@ -2981,13 +2951,11 @@ class OneRealmAlone(ChatTest):
 class BetweenRealms(TwoRealms):
     """Addresses, groups and files across the link."""
 
-    def test_one_person_named_three_ways_gets_it_once(self):
-        alice, bob = self.people("alice", "bob")
+    def test_one_person_named_three_ways_gets_it_once(self, alice, bob):
         alice.ok(f"sendgrouprealm mesin1 {bob},{str(bob).upper()},{str(bob).title()} hello")
         self.assertEqual(bob.history(alice), ["hello"])
 
-    def test_private_messages_both_ways(self):
-        alice, bob = self.people("alice", "bob@")
+    def test_private_messages_both_ways(self, alice, bob="there"):
         for person in (alice, bob):
             person.ok("subscribe")
         sent = alice.ok(f"send {bob.address} hello \u00e9 \U0001f600")
@@ -3000,8 +2968,7 @@ class BetweenRealms(TwoRealms):
         self.assertEqual(alice.history(bob.address), bob.history(alice.address))
         self.assertEqual(alice.texts(), ["hello back"])
 
-    def test_one_name_in_two_realms_is_two_people(self):
-        (alice, bob) = self.people("alice", "bob@")
+    def test_one_name_in_two_realms_is_two_people(self, alice, bob="there"):
         twin = Person(self.there, alice.name, f"register {alice} x Twin Indonesia")
         self.keep(twin)
         bob.ok(f"send {alice} to the twin")
@@ -3010,8 +2977,7 @@ class BetweenRealms(TwoRealms):
         self.assertEqual(alice.texts(), ["to alice"])
         self.assertEqual((bob.history(alice), bob.history(alice.address)), (["to the twin"], ["to alice"]))
 
-    def test_unknown_there_is_an_error_at_once(self):
-        (alice,) = self.people("alice")
+    def test_unknown_there_is_an_error_at_once(self, alice):
         for words, code in (("send nosuch@mesin2 hi", "user_not_found"),
                             ("sendgroup nosuch@mesin2 hi", "group_not_found"),
                             ("joingroup nosuch@mesin2", "group_not_found"),
@@ -3022,8 +2988,7 @@ class BetweenRealms(TwoRealms):
                 self.assertLess(taken, common.REALM_REPLY_SECONDS)
         self.assertEqual(alice.inbox(), [])
 
-    def test_files_both_ways(self):
-        alice, bob = self.people("alice", "bob@")
+    def test_files_both_ways(self, alice, bob="there"):
         for size in (0, 1, 200_000, 3 * MIB + 7):
             for sender, receiver in ((alice, bob), (bob, alice)):
                 with self.subTest(size, sender=sender.name):
@@ -3035,8 +3000,7 @@ class BetweenRealms(TwoRealms):
                     self.assertEqual(receiver.fetch(message["file"]["id"]), content)
                     self.assertEqual(sender.fetch(sent["file"]["id"]), content)
 
-    def test_a_group_with_members_of_both_realms(self):
-        alice, bob, carol, dave = self.people("alice", "bob@", "carol@", "dave")
+    def test_a_group_with_members_of_both_realms(self, alice, dave, bob="there", carol="there"):
         group = f"g-{alice}@mesin1"
         alice.ok(f"addgroup g-{alice}")
         for member in (bob, carol):
@@ -3064,8 +3028,7 @@ class BetweenRealms(TwoRealms):
             row = next(row for row in member.ok("groups")["groups"] if row["group"] == group)
             self.assertEqual(sorted(row["members"]), names)     # of a group elsewhere, those of one's own realm
 
-    def test_leaving_a_group_of_the_other_realm(self):
-        alice, bob, carol = self.people("alice", "bob@", "carol@")
+    def test_leaving_a_group_of_the_other_realm(self, alice, bob="there", carol="there"):
         group = f"g-{alice}@mesin1"
         alice.ok(f"addgroup g-{alice}")
         bob.ok(f"joingroup {group}")
@@ -3077,8 +3040,7 @@ class BetweenRealms(TwoRealms):
         self.assertEqual(bob.texts(), ["only this"])
         self.assertRefused(bob.do(f"sendgroup {group} hi"), "not_member")
 
-    def test_addgroup_in_the_other_realm(self):
-        alice, bob = self.people("alice", "bob@")
+    def test_addgroup_in_the_other_realm(self, alice, bob="there"):
         alice.ok(f"addgroup g-{alice}@mesin2")
         bob.ok(f"joingroup g-{alice}")
         bob.ok(f"sendgroup g-{alice} hi")
@@ -3086,8 +3048,7 @@ class BetweenRealms(TwoRealms):
         alice.ok(f"addgroup g-{alice}@mesin2")                  # once more: she is in what she made
         self.assertRefused(self.people("carol")[0].do(f"addgroup g-{alice}@mesin2"), "group_exists")
 
-    def test_the_old_spellings(self):
-        alice, bob, carol = self.people("alice", "bob@", "carol@")
+    def test_the_old_spellings(self, alice, bob="there", carol="there"):
         group = f"g-{bob}"
         bob.ok(f"addgroup {group}")
         alice.ok(f"joingroup {group}@mesin2")
@@ -3105,8 +3066,7 @@ class BetweenRealms(TwoRealms):
         self.assertIn("nosuch", refused["message"])
         self.assertRefused(alice.do("sendgrouprealm mesin2 group:nosuch hi"), "group_not_found")
 
-    def test_replies_keep_their_order_while_some_wait_for_the_link(self):
-        alice, bob = self.people("alice", "bob@")
+    def test_replies_keep_their_order_while_some_wait_for_the_link(self, alice, bob="there"):
         words = [f"send {bob.address} x", "inbox", "send nosuch@mesin2 x", "info", f"send {alice} x", "info mesin2"]
         replies = alice.ask_all(alice.line(f"@{number} {words[number % 6]}") for number in range(300))
         self.assertEqual([reply["tag"] for reply in replies], [str(number) for number in range(300)])
@@ -3114,8 +3074,7 @@ class BetweenRealms(TwoRealms):
         self.assertEqual({reply["status"] for number, reply in enumerate(replies) if number % 6 != 2}, {"OK"})
         self.assertEqual(len(bob.inbox()), 50)
 
-    def test_info_of_another_realm(self):
-        alice, bob = self.people("alice", "bob@")
+    def test_info_of_another_realm(self, alice, bob="there"):
         def known() -> dict[str, dict]:
             return {user["user"]: user for user in alice.ok("info mesin2")["users"]}
 
@@ -3125,9 +3084,8 @@ class BetweenRealms(TwoRealms):
         bob.close()
         eventually(lambda: not known()[str(bob)]["online"], "word of who has gone")
 
-    def test_a_stranger_cannot_speak_for_a_realm(self):
+    def test_a_stranger_cannot_speak_for_a_realm(self, alice):
         """Nothing that realms say to each other is for a connection that has not proved to be one."""
-        (alice,) = self.people("alice")
         item = json.dumps([{"from": "henderson@mesin2", "to": alice.address, "msg": "forged"}])
         for line in (f"deliver 1 0 {item}", "piece x 0 YQ==", "ping", "peerproof", "peerproof 00"):
             stranger = self.wire(self.here)
@@ -3193,8 +3151,7 @@ class OldClients(TwoRealms):
         sender.ok(f"sendgroup g-{sender} hi")
         self.assertFalse(select.select([old.socket], [], [], 0)[0])
 
-    def test_getrealminbox_takes_only_that_realms_part(self):
-        (alice, bob, carol) = self.people("alice", "bob@", "carol")
+    def test_getrealminbox_takes_only_that_realms_part(self, alice, carol, bob="there"):
         bob.ok(f"send {alice.address} from afar")
         carol.ok(f"send {alice} from here")
         self.assertEqual([message["msg"] for message in alice.ok("getrealminbox mesin2")["messages"]], ["from afar"])
@@ -3364,9 +3321,8 @@ class States(ChatTest):
 class Reading(TwoRealms):
     """What one has read, what is unread, and what was said: `conversations`, `read`, `search`."""
 
-    def test_a_search_that_is_hard_holds_up_nobody(self):
+    def test_a_search_that_is_hard_holds_up_nobody(self, alice, bob, carol):
         """What fits nearly everywhere is found as quickly as anything; one person fills a part of the queue only."""
-        alice, bob, carol = self.people("alice", "bob", "carol")
         alice.ok_all(f"send {bob} {'a' * 8000}" for _ in range(100))
         carol.ok(f"send {bob} needle")
         started = time.perf_counter()
@@ -3380,9 +3336,8 @@ class Reading(TwoRealms):
             self.assertIn(connection.reply().get("code"), (None, "busy"))
         self.assertRefused(alice.do(f"search {bob} {'a' * (common.MAX_TEXT + 1)}"), "too_long")
 
-    def test_read_marks_of_what_one_could_see(self):
+    def test_read_marks_of_what_one_could_see(self, alice, bob):
         """Who joined later has not read what was said before; who has left is not among the readers."""
-        alice, bob = self.people("alice", "bob")
         group = f"g-{alice}"
         alice.ok(f"addgroup {group}")
         before = [alice.ok(f"sendgroup {group} {number}")["id"] for number in range(3)]
@@ -3402,8 +3357,7 @@ class Reading(TwoRealms):
         self.assertEqual([row["at"] for row in found], sorted((row["at"] for row in found), reverse=True))
         return {row.get("with") or row["group"]: row for row in found}
 
-    def test_conversations_say_what_is_unread(self):
-        alice, bob, carol = self.people("alice", "bob", "carol@")
+    def test_conversations_say_what_is_unread(self, alice, bob, carol="there"):
         alice.ok_all([f"send {bob} 1", f"send {bob} 2", f"send {carol.address} 3"])
         bob.ok(f"send {alice} back")
         row = self.rows(bob)[alice.address]
@@ -3413,8 +3367,7 @@ class Reading(TwoRealms):
             f"history {alice.address}")["messages"][0]["msg_to"]))
         self.assertEqual(self.rows(carol)[alice.address]["unread"], 1)
 
-    def test_a_mark_reaches_ones_devices_and_the_senders(self):
-        alice, bob, carol = self.people("alice", "bob", "carol@")
+    def test_a_mark_reaches_ones_devices_and_the_senders(self, alice, bob, carol="there"):
         phone = self.again(carol)
         for person in (alice, bob, carol, phone):
             person.ok("subscribe")
@@ -3441,8 +3394,7 @@ class Reading(TwoRealms):
         self.assertRefused(bob.do(f"read {alice} x"), "bad_arguments")
         self.assertRefused(carol.do(f"read {group} x"), "bad_arguments")
 
-    def test_many_conversations_page_by_page(self):
-        (alice,) = self.people("alice")
+    def test_many_conversations_page_by_page(self, alice):
         count = common.CONVERSATIONS_PAGE + 7
         alice.ok_all(f"addgroup p{number}-{alice}" for number in range(count))     # nobody has said anything there
         alice.ok_all(f"sendgroup p{number}-{alice} hi" for number in range(0, count, 2))
@@ -3455,8 +3407,7 @@ class Reading(TwoRealms):
             before = page["conversations"][-1]["at"]
         self.assertEqual((len(names), len(set(names))), (count, count))
 
-    def test_search(self):
-        alice, bob, carol = self.people("alice", "bob", "carol@")
+    def test_search(self, alice, bob, carol="there"):
         texts = ["Socket one", "a SOCKET two", "100%", "100 per cent", "Größe", "a_b", "aXb", "back\\slash"]
         alice.ok_all([f"send {bob} {text}" for text in texts] + [f"send {carol.address} socket elsewhere"])
         for wanted, found in (("socket", texts[:2]), ("100%", ["100%"]), ("GRÖSSE", ["Größe"]), ("GRÖẞE", ["Größe"]),
@@ -5596,8 +5547,7 @@ class LargeFile(TwoRealms):
 
     options = ("--max-file", "256")
 
-    def test_memory_stays_flat_and_the_chat_quick(self):
-        alice, bob, carol, dave = self.people("alice", "bob@", "carol", "dave@")
+    def test_memory_stays_flat_and_the_chat_quick(self, alice, carol, bob="there", dave="there"):
         for person in (alice, bob, carol, dave):
             person.socket.settimeout(120)
         bob.ok("subscribe")
