@@ -57,7 +57,7 @@ import xml.etree.ElementTree as ElementTree
 import zlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,11 +131,10 @@ class Server:
             raise AssertionError(f"not the start line: {line!r}\n{self.log}")
         self.port = int(found[1])
 
-    def stop(self) -> None:
-        """SIGTERM; the server must leave with status 0 and no traceback in its log."""
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """By that signal; the server must leave with status 0 and no traceback in its log."""
         if self in Server.running:
-            self._end(signal.SIGTERM)
-            assert self.process.returncode == 0, f"status {self.process.returncode}\n{self.log[-4000:]}"
+            self._end(number)
         assert "Traceback" not in self.log, self.log[-4000:]
         secret = re.search(r"surabaya|rahasia|(?<![0-9a-f])[0-9a-f]{48}(?![0-9a-f])", self.log)
         assert not secret, f"a password or a token is in the log: {secret}"
@@ -144,6 +143,11 @@ class Server:
         """As a power cut would: SIGKILL."""
         if self in Server.running:
             self._end(signal.SIGKILL)
+
+    def restart(self, number: int = signal.SIGTERM) -> None:
+        """Ends it by that signal (SIGKILL as a power cut would), and starts it over the same data."""
+        self.kill() if number == signal.SIGKILL else self.stop(number)
+        self.start()
 
     def _end(self, number: int) -> None:
         self.process.send_signal(number)
@@ -156,6 +160,8 @@ class Server:
         finally:
             self.process.stdout.close()
             Server.running.discard(self)
+        status = self.process.returncode
+        assert status == 0 or number == signal.SIGKILL, f"status {status}\n{self.log[-4000:]}"
 
     @property
     def place(self) -> str:
@@ -167,34 +173,56 @@ class Server:
         """What the server wrote to standard error so far."""
         return self.log_file.read_text("utf-8", "replace")
 
+    def shown(self, name: str) -> Path:
+        """What Linux shows of the process, in a file of that name."""
+        need_linux("reads /proc")
+        return Path(f"/proc/{self.process.pid}/{name}")
+
+    def _memory(self, field: str) -> int:
+        return KIB * int(re.search(rf"{field}:\s+(\d+)", self.shown("status").read_text())[1])
+
     @property
     def memory(self) -> int:
         """Bytes of memory that the process holds now."""
-        return self._status("VmRSS")
+        return self._memory("VmRSS")
 
     @property
     def most_memory(self) -> int:
         """Bytes of memory that the process held at most, since `forget_most_memory`."""
-        return self._status("VmHWM")
+        return self._memory("VmHWM")
+
+    def forget_most_memory(self) -> None:
+        self.shown("clear_refs").write_text("5")
 
     @property
     def cpu_time(self) -> float:
         """Seconds that the process has computed."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = self.shown("stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def descriptors(self, below: str = "") -> list[str]:
         """What the process has open, below a folder."""
         found = []
-        for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
+        for link in self.shown("fd").iterdir():
             with contextlib.suppress(OSError):                  # closed meanwhile
                 found.append(os.readlink(link))
         return [path for path in found if path.startswith(below)]
 
     @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The process stands still meanwhile."""
+        need_linux("stops a process")
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+    @contextlib.contextmanager
     def limit(self, what: str, soft: int) -> Iterator[None]:
         """A limit of the process, as `ulimit` sets it, meanwhile."""
-        import resource  # not on Windows
+        need_linux("changes the limits of a running process")
+        import resource
         kind = getattr(resource, f"RLIMIT_{what}")
         limits = resource.prlimit(self.process.pid, kind)
         resource.prlimit(self.process.pid, kind, (soft, limits[1]))
@@ -207,13 +235,6 @@ class Server:
     def no_room(self) -> contextlib.AbstractContextManager[None]:
         """No file of the process can grow meanwhile."""
         return self.limit("FSIZE", (self.data / "chat.db-wal").stat().st_size)
-
-    def forget_most_memory(self) -> None:
-        """Starts the count of `most_memory` anew."""
-        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
-
-    def _status(self, field: str) -> int:
-        return KIB * int(re.search(rf"{field}:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[1])
 
     def files(self) -> list[str]:
         """What lies in the folder of the stored files."""
@@ -238,6 +259,12 @@ class Server:
         Person.count += 1
         user = f"{name}{Person.count}"
         return Person(self, user, f"register {user} rahasia {name.capitalize()}_{Person.count} Indonesia", wait)
+
+
+def need_linux(reason: str) -> None:
+    """Skips the test that asks for what only Linux has."""
+    if not ON_LINUX:
+        raise unittest.SkipTest(reason)
 
 
 def program(name: str, realm: str = "mesin1") -> Path:
@@ -268,6 +295,8 @@ def key_file(key: bytes) -> str:
 @functools.cache
 def certificate(name: str) -> tuple[str, str]:
     """A certificate for 127.0.0.1 and its key, made as the README says."""
+    if not shutil.which("openssl"):
+        raise unittest.SkipTest("needs openssl, to make a certificate")
     folder = Path(tempfile.mkdtemp(dir=SCRATCH))
     files = str(folder / "chat.crt"), str(folder / "chat.key")
     subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", f"/CN={name}",
@@ -346,7 +375,8 @@ def multiply(server: Server, table: str, where: str, first: int, count: int, **c
 
 def many_descriptors() -> None:
     """This process may have thousands of connections."""
-    import resource  # not on Windows
+    need_linux("needs thousands of connections")
+    import resource
     most = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 20_000)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -379,12 +409,15 @@ def clean_up() -> None:
 class Wire:
     """A client with nothing between the test and the bytes: sends lines, reads frames, keeps events by their kind."""
 
-    def __init__(self, server: Server, receive_buffer: int = 0) -> None:
+    def __init__(self, server: Server, receive_buffer: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.socket = socket.socket()
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(PATIENCE)
         self.socket.connect((server.host, server.port))
+        if tls:
+            self.socket = tls.wrap_socket(self.socket, server_hostname=server.host)
+            self.write = self.socket.sendall                   # a TLS socket's readiness is not its data's
         self.realm = server.realm
         self.frames: deque[bytes] = deque()                    # whole frames that nobody asked for yet
         self.rest = bytearray()
@@ -474,12 +507,13 @@ class Person(Wire):
 
     count = 0                                                  # of accounts made so far, for new names
 
-    def __init__(self, server: Server, name: str, opening: str, wait: bool = True) -> None:
-        super().__init__(server)
-        self.server, self.name, self.address = server, name, f"{name}@{server.realm}"
-        self.token = ""
-        self.write(opening.encode() + b"\r\n")
-        if wait:
+    def __init__(self, server: Server, name: str, opening: str = "", wait: bool = True, token: str = "",
+                 tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(server, tls=tls)
+        self.server, self.name, self.address, self.token = server, name, f"{name}@{server.realm}", token
+        if opening:
+            self.write(opening.encode() + b"\r\n")
+        if opening and wait:
             self.enter()
 
     def enter(self) -> None:
@@ -498,10 +532,7 @@ class Person(Wire):
 
     def again(self) -> Person:
         """One more connection of the same session."""
-        other = object.__new__(Person)
-        Wire.__init__(other, self.server)
-        other.server, other.name, other.address, other.token = self.server, self.name, self.address, self.token
-        return other
+        return Person(self.server, self.name, token=self.token)
 
     def line(self, words: str) -> str:
         """`send messi hi` -> `send TOKEN messi hi`, a tag in front left where it is."""
@@ -509,9 +540,17 @@ class Person(Wire):
         command, _, rest = words[len(tag):].partition(" ")
         return f"{tag}{command} {self.token} {rest}".rstrip(" ")
 
+    def request(self, *requests: str) -> None:
+        """Sends requests, whose replies are read later."""
+        self.write("".join(f"{self.line(words)}\r\n" for words in requests).encode())
+
     def do(self, words: str) -> dict:
         """Sends a request and returns its reply, OK or ERROR."""
         return self.ask(self.line(words))
+
+    def do_all(self, requests: Iterable[str]) -> list[dict]:
+        """Pipelines requests and returns their replies."""
+        return self.ask_all(map(self.line, requests))
 
     def ok_raw(self, line: str) -> dict:
         """Like `ok`, but the words are sent as they are."""
@@ -527,7 +566,7 @@ class Person(Wire):
 
     def ok_all(self, requests: Iterable[str]) -> list[dict]:
         """Pipelines requests that must all be granted."""
-        replies = self.ask_all([self.line(words) for words in requests])
+        replies = self.do_all(requests)
         for reply in replies:
             assert reply["status"] == "OK", reply
         return replies
@@ -626,7 +665,7 @@ def any_text(chance: random.Random) -> str:
 
 def download(person: Person, file_id: int) -> tuple[int, str]:
     """Fetches a file of any size without holding it: its length and SHA-256."""
-    person.write(person.line(f"getfile {file_id}").encode() + b"\r\n")
+    person.request(f"getfile {file_id}")
     digest, size, data, mark = hashlib.sha256(), 0, b"", b'"file_content":"'
     while mark not in data:
         data += person.socket.recv(64 * KIB)
@@ -853,49 +892,49 @@ def lab() -> Any:
     return load_program(program("ChatLab"))
 
 
-class Inside:
+class Inside(Server):
     """A server in the test's own process: real store, real sockets, real loop, and clocks that the test sets."""
 
-    login, register, files, place = Server.login, Server.register, Server.files, Server.place
-
-    def __init__(self, *options: str, realm: str = "mesin1", peer: str = NOWHERE, port: int = 0,
-                 table: Iterable[str] = REALMS, tls: bool = False, wait: bool = True) -> None:
-        self.realm, self.host, self.port, self.table, self.tls = realm, "127.0.0.1", port, table, tls
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{realm}-", dir=SCRATCH))
-        self.data = self.folder / "data"
-        self.program = load_program(Server.program("mesin1"))
-        other = "mesin2" if realm == "mesin1" else "mesin1"
-        self.options = ["--realm", realm, "--bind", "127.0.0.1", "--data", str(self.data), "--local",
-                        "--peer", f"{other}={peer}", *options]
+    def __init__(self, *options: str, realm: str = "mesin1", table: Iterable[str] = REALMS,
+                 tls: ssl.SSLContext | None = None, **keywords: object) -> None:
+        self.table, self.tls, self.wall_ahead = table, tls, 0.0
+        self.module = load_program(Server.program("mesin1"))
         self.logger = logging.getLogger("chat")
         self.logger.propagate = False
-        self.start(wait=wait)
+        super().__init__("--realm", realm, "--local", *options, realm=realm, **keywords)
 
-    def start(self, wall_ahead: float = 0.0, wait: bool = True) -> None:
-        """Starts it over the data that are there, with a clock that is so many seconds ahead."""
-        self.ahead, self.wall_ahead = 0.0, wall_ahead          # seconds before the true clocks
-        self.handler = logging.FileHandler(self.folder / "log")
+    def start(self, wait: bool = True) -> None:
+        """Starts it over the data that are there. Its clocks go before the true ones: `ahead` and `wall_ahead`."""
+        self.ahead, self.started = 0.0, threading.Event()
+        self.handler = logging.FileHandler(self.log_file)
         self.logger.addHandler(self.handler)
-        options = self.program.parse_options([*self.options, "--port", str(self.port)])
+        options = self.module.parse_options([*self.options, "--port", str(self.port)])
         options.table = {name: row for name, row in options.table.items() if name in self.table}
-        self.started = threading.Event()
 
         def live() -> None:                                    # a database belongs to the thread that opened it
             try:
-                self.server = self.program.build(options, clock=lambda: time.monotonic() + self.ahead,
-                                                 wall=lambda: time.time() + self.wall_ahead)
+                self.server = self.module.build(options, clock=lambda: time.monotonic() + self.ahead,
+                                                wall=lambda: time.time() + self.wall_ahead)
                 self.chat, self.port = self.server.chat, self.server.port
             finally:
                 self.started.set()
             self.server.run()
         self.thread = threading.Thread(target=live)
         self.thread.start()
+        Server.running.add(self)
         if wait:
             self.await_start()
 
     def await_start(self) -> None:
-        """Waits until it listens."""
         self.started.wait()
+
+    def _end(self, number: int) -> None:
+        Server.running.discard(self)
+        if self.thread.is_alive():
+            self.server.stop()
+            self.thread.join()
+        self.logger.removeHandler(self.handler)
+        self.handler.close()
 
     @property
     def cpu_time(self) -> float:
@@ -906,23 +945,9 @@ class Inside:
         """Both clocks move on, and the loop has seen it: it has served a connection that came after that."""
         self.ahead += seconds
         self.wall_ahead += seconds
-        with contextlib.closing(Wire(self)) as wire:
-            if self.tls:
-                context = ssl.create_default_context()
-                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-                wire.socket = context.wrap_socket(wire.socket)
+        with contextlib.closing(Wire(self, tls=self.tls)) as wire:
             for _ in range(3):
-                wire.socket.sendall(b"help send\r\n")
-                wire.reply()
-
-    def close(self) -> None:
-        """Ends it as SIGTERM would; nothing unforeseen may stand in its log."""
-        if self.thread.is_alive():
-            self.server.stop()
-            self.thread.join()
-            self.logger.removeHandler(self.handler)
-            self.handler.close()
-        assert "Traceback" not in (self.folder / "log").read_text()
+                wire.ask("help send")
 
 
 # ---- helpers: test cases -----------------------------------------------------------------------
@@ -970,44 +995,50 @@ class ChatTest(unittest.TestCase):
             yield
         self.assertEqual(caught.exception.code, code)
 
+    @contextlib.contextmanager
+    def assertMemory(self, most: int, *servers: Server) -> Iterator[None]:
+        """At no moment meanwhile does a server hold so much more than before."""
+        for server in servers:
+            server.forget_most_memory()
+        before = [server.memory for server in servers]
+        yield
+        for server, memory in zip(servers, before, strict=True):
+            self.assertLess(server.most_memory - memory, most, server.realm)
+
     def assertRests(self, server: Server, most: float = 0.1) -> None:
         """The server computes next to nothing for a while. The pause is measured: a loop that spins fills it."""
         before = server.cpu_time
         time.sleep(0.7)                                        # longer than any wait before it tries something again
         self.assertLess(server.cpu_time - before, most)
 
-    def keep(self, *things: Any) -> None:
-        """Ends servers, connections and pages when the test is over."""
+    def keep(self, *things: Any) -> Any:
+        """Ends servers, connections and pages when the test is over. Returns the first."""
         for thing in things:
             self.addCleanup(thing.stop if isinstance(thing, Server) else thing.close)
+        return things[0]
 
-    def server(self, *options: str, **keywords: object) -> Server:
-        """A server of the test's own."""
-        server = Server(*options, **keywords)
-        self.keep(server)
-        return server
+    def server(self, *options: str, kind: type = Server, **keywords: object) -> Any:
+        """A server of the test's own; of the kind `Inside` it runs in this process, and the test sets its clocks."""
+        return self.keep(kind(*options, **keywords))
 
-    def inside(self, *options: str, **keywords: object) -> Inside:
-        """A server in this process, whose clocks the test sets."""
-        self.keep(inside := Inside(*options, **keywords))
-        return inside
-
-    def serve(self, *users: str, kind: type = Server, options: Iterable[str] = (), **keywords: object) -> tuple:
-        """A server of the test's own, and documented users who have logged in there."""
-        self.keep(server := kind(*options, **keywords))
+    def serve(self, *users: str, options: Iterable[str] = (), **keywords: object) -> tuple:
+        """The same, and documented users who have logged in there."""
+        server = self.server(*options, **keywords)
         return server, *(self.login(server, user) for user in users)
 
-    def inside_and_out(self) -> tuple[Inside, Server]:
-        """Two realms, the first in this process with clocks that the test sets, the other a process."""
+    def inside_and_out(self) -> tuple[Inside, Server, Person]:
+        """Two realms, the first in this process with clocks that the test sets, and messi there."""
         first, second = free_ports(2)
-        return (self.inside(port=first, peer=f"127.0.0.1:{second}"),
-                self.server(realm="mesin2", port=second, peer=f"127.0.0.1:{first}"))
+        here, messi = self.serve("messi", kind=Inside, port=first, peer=f"127.0.0.1:{second}")
+        there = self.server(realm="mesin2", port=second, peer=here.place)
+        messi.await_link("mesin2")
+        return here, there, messi
 
     def realms(self, *options: str) -> tuple[Server, Server]:
         """Two realms of the test's own, with both links up."""
-        here, there = linked_realms(*options)
-        self.keep(here, there)
-        return here, there
+        servers = linked_realms(*options)
+        self.keep(*servers)
+        return servers
 
     def linked(self) -> tuple[Server, Server, Person, Person]:
         """The same, messi of the first and henderson of the second."""
@@ -1018,8 +1049,7 @@ class ChatTest(unittest.TestCase):
         """A bench that runs."""
         bench = lab().Bench(seed)
         self.addCleanup(lambda: self.assertEqual(bench.errors, []))
-        self.keep(bench)
-        bench.start()
+        self.keep(bench).start()
         return bench
 
     def realms_through(self, bench: Any, kind: type = Server, scheme: str = "", **keywords: dict) -> list[Any]:
@@ -1037,44 +1067,28 @@ class ChatTest(unittest.TestCase):
             server.await_start()
         return servers
 
-    def login(self, server: Server | Inside, user: str, password: str = "surabaya") -> Person:
+    def login(self, server: Server, user: str, password: str = "surabaya") -> Person:
         """A new connection of a user whose account exists."""
-        self.keep(person := server.login(user, password))
-        return person
+        return self.keep(server.login(user, password))
 
-    def wire(self, server: Server | Inside | None = None) -> Wire:
+    def wire(self, server: Server | None = None, **keywords: object) -> Wire:
         """A connection that has not logged in."""
-        self.keep(wire := Wire(server or self.here))
-        return wire
+        return self.keep(Wire(server or self.here, **keywords))
 
-    def wires(self, server: Server | Inside, count: int) -> list[Wire]:
-        """So many of them."""
+    def wires(self, server: Server, count: int) -> list[Wire]:
         return [self.wire(server) for _ in range(count)]
 
-    def neighbour(self, server: Server | Inside, *arguments: object) -> Neighbour:
+    def neighbour(self, server: Server, *arguments: object) -> Neighbour:
         """The realm mesin2, which calls that server."""
-        self.keep(link := Neighbour(server, *arguments))
-        return link
+        return self.keep(Neighbour(server, *arguments))
 
     def false_realm(self, **answers: object) -> FalseRealm:
         """The realm mesin2, which is called."""
-        self.keep(false := FalseRealm(**answers))
-        return false
-
-    def freeze(self, server: Server) -> None:
-        """The process stands still, until `thaw` or the end of the test."""
-        server.process.send_signal(signal.SIGSTOP)
-        self.addCleanup(self.thaw, server)
-
-    @staticmethod
-    def thaw(server: Server) -> None:
-        """It goes on."""
-        server.process.send_signal(signal.SIGCONT)
+        return self.keep(FalseRealm(**answers))
 
     def again(self, person: Person) -> Person:
         """One more connection of the same session."""
-        self.keep(other := person.again())
-        return other
+        return self.keep(person.again())
 
     def people(self, *names: str, server: Server | None = None) -> list[Person]:
         """New users, each logged in on a connection of its own; `@` behind a name is the other realm."""
@@ -1484,15 +1498,12 @@ class Starting(ChatTest):
 
     def test_stops_with_status_0_and_finds_its_data_again(self):
         """At SIGTERM and at Ctrl-C. The documented users are there, and the log warns of what is unsafe."""
-        server = self.server()
-        messi, *_ = (server.login(user) for user in ("messi", "henderson", "lineker"))
+        server, messi, *_ = self.serve("messi", "henderson", "lineker")
         self.assertIn("documented users", server.log)
         self.assertIn("no realm key", server.log)
         for sent, number in enumerate((signal.SIGTERM, signal.SIGINT), 1):
             messi.ok("send henderson still here")
-            server._end(number)
-            self.assertEqual(server.process.returncode, 0, server.log)
-            server.start()
+            server.restart(number)
             messi = messi.again()                              # the session lives on, too
             self.assertEqual(messi.history("henderson"), ["still here"] * sent)
 
@@ -1506,7 +1517,7 @@ class Starting(ChatTest):
     def test_who_does_not_read_holds_up_no_end(self):
         server, messi = self.serve("messi")
         messi.ok_all(f"send henderson {'x' * 8000}" for _ in range(1000))
-        self.keep(asleep := Wire(server, receive_buffer=4096))
+        asleep = self.wire(server, receive_buffer=4096)
         asleep.socket.sendall(f"{messi.line(f'history henderson {10 ** 17} 500')}\r\n".encode() * 12)
         messi.ok("history henderson")
         messi.close()
@@ -1634,7 +1645,7 @@ class Accounts(OneServer):
         for _ in range(4):
             (alice,) = self.people("alice")
             guests = [self.wire() for _ in range(6)]
-            alice.write(alice.line("passwd rahasia new").encode() + b"\r\n")
+            alice.request("passwd rahasia new")
             for guest in guests:
                 guest.write(f"auth {alice} rahasia\r\n".encode())
             self.assertEqual(alice.reply()["status"], "OK")
@@ -1647,7 +1658,7 @@ class Accounts(OneServer):
     def test_of_two_passwd_at_once_one_succeeds(self, alice):
         both = [alice, self.again(alice)]
         for number, person in enumerate(both):
-            person.write(person.line(f"passwd rahasia new{number}").encode() + b"\r\n")
+            person.request(f"passwd rahasia new{number}")
         codes = []
         for person in both:
             try:
@@ -1678,7 +1689,7 @@ class Sessions(ChatTest):
 
     def test_used_every_day_for_a_moment_it_stays(self):
         """Over a connection each time, by any command and by a way that was taken before."""
-        inside = self.inside()
+        inside = self.server(kind=Inside)
         messi, lineker = self.login(inside, "messi"), self.login(inside, "lineker")
         for person in (messi, lineker):
             person.ok("send henderson hello")
@@ -1693,7 +1704,7 @@ class Sessions(ChatTest):
 
     def test_used_by_nobody_it_ends_for_good(self):
         """Whoever else is logged in as that person, by a way that was taken before too; and nothing is kept of it."""
-        inside = self.inside()
+        inside = self.server(kind=Inside)
         old = self.login(inside, "messi")
         old.ok("send henderson hello")
         old.close()
@@ -1735,8 +1746,9 @@ class Sessions(ChatTest):
         """A machine that starts with a clock 31 days ahead: its battery was empty, or it was off for a month."""
         inside, messi = self.serve("messi", kind=Inside)
         for ahead in (31 * 86_400, -31 * 86_400, 10 * 365 * 86_400):
-            inside.close()
-            inside.start(ahead)
+            inside.stop()
+            inside.wall_ahead = ahead
+            inside.start()
             self.assertEqual(self.again(messi).do("inbox")["status"], "OK")
 
     def test_after_a_logout_one_is_a_guest_again(self):
@@ -1853,7 +1865,7 @@ class Private(OneServer):
         for between in ("info", "send nosuch hi", "nosuch", f"send {alice} hi", "history"):
             with self.subTest(between):
                 alice.ok(f"send {bob} once")
-                first, _, second = bob.ask_all(map(bob.line, ("inbox", between, "inbox")))
+                first, _, second = bob.do_all(("inbox", between, "inbox"))
                 self.assertEqual([message["msg"] for message in first["messages"][alice.address]], ["once"])
                 self.assertEqual(second["messages"], {})
 
@@ -1986,8 +1998,7 @@ class TagsAndOrder(OneServer):
     def test_a_repeat_is_known_in_one_segment_and_after_a_restart(self, alice, bob):
         ids = {reply["id"] for reply in alice.ok_all([f"@again send {bob} once"] * 20)}
         self.assertEqual(len(ids), 1)
-        self.here.stop()
-        self.here.start()
+        self.here.restart()
         self.assertEqual({self.again(alice).ok(f"@again send {bob} once")["id"]}, ids)
         self.assertEqual(len(self.again(bob).inbox()), 1)
 
@@ -2023,12 +2034,9 @@ class TagsAndOrder(OneServer):
     def test_a_reader_who_is_slow_gets_every_reply(self, alice, bob):
         """The server stops reading where replies pile up, and goes on when they are read."""
         alice.ok_all(f"send {bob} {'x' * 4000}" for _ in range(100))
-        history = alice.line(f"history {bob} {10 ** 17} 100")
-        self.here.forget_most_memory()
-        before = self.here.memory
-        replies = alice.ask_all([history] * 60)                 # 24 MB of replies
+        with self.assertMemory(8 * MIB, self.here):
+            replies = alice.do_all([f"history {bob} {10 ** 17} 100"] * 60)   # 24 MB of replies
         self.assertEqual({len(reply["messages"]) for reply in replies}, {100})
-        self.assertLess(self.here.most_memory - before, 8 * MIB)
 
 
 class Groups(OneServer):
@@ -2179,8 +2187,8 @@ class FileTransfer(OneServer):
         content = some_bytes(2 * MIB)
         file_id = alice.ok(f"sendfile {bob} f.bin {as_base64(content)}")["id"]
         bob.ok("subscribe")
-        bob.write("".join(bob.line(f"@{number} getfile {file_id}") + "\r\n" + bob.line(f"@i{number} inbox") + "\r\n"
-                          for number in range(5)).encode())
+        for number in range(5):
+            bob.request(f"@{number} getfile {file_id}", f"@i{number} inbox")
         alice.ok(f"send {bob} between")
         self.assertEqual([bob.reply()["tag"] for _ in range(10)],
                          [tag for number in range(5) for tag in (str(number), f"i{number}")])
@@ -2253,7 +2261,7 @@ class Subscriptions(OneServer):
     def test_no_gap_and_no_double_over_breaks(self, alice, bob):
         """The receiver breaks off at any time and comes back with the last id it has."""
         chance, total, got, last = random.Random(2), 3000, [], 0
-        alice.write("".join(alice.line(f"send {bob} m{number}") + "\r\n" for number in range(total)).encode())
+        alice.request(*(f"send {bob} m{number}" for number in range(total)))
         while len(got) < total:
             wire = bob.again()
             wire.ok(f"subscribe {last}")
@@ -2273,7 +2281,7 @@ class Subscriptions(OneServer):
         (bob, *senders) = self.people("bob", "alice", "carol", "dave")
         bob.ok("subscribe")
         for sender in senders:
-            sender.write("".join(sender.line(f"send {bob} {number}") + "\r\n" for number in range(300)).encode())
+            sender.request(*(f"send {bob} {number}" for number in range(300)))
         events = [bob.event("message") for _ in range(900)]
         self.assertEqual([event["id"] for event in events], sorted({event["id"] for event in events}))
         for sender in senders:
@@ -2304,7 +2312,6 @@ class Subscriptions(OneServer):
         second.close()
         self.assertIs(state_of(bob), False)
 
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_a_subscriber_who_stops_reading_costs_no_memory(self, alice, bob):
         """24 MB (with --long 100 MB) of messages that he does not read, then gets all of, in order."""
         text, batch, filled, unread = "x" * (common.MAX_TEXT - 6), 100, 8500, 12_500 if LONG else 3000
@@ -2396,47 +2403,39 @@ class BadInput(OneServer):
         self.assertEqual(codes[1::2], ["too_long", "bad_encoding", "bad_base64", "too_large", "unknown_command"])
         self.assertEqual(len(bob.inbox()), 6)
 
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_lines_of_100_mb(self):
         """One reply a line, memory as before."""
         starts = [self.alice.line(f"sendfile {self.bob} f").encode() + b" ", b"send T messi ", b"x", b"\xff\0",
                   b"@t inbox ", b"@" * 100, b"deliver 0 0 [", b""]
-        self.here.forget_most_memory()
-        before = self.here.memory
-        for number in range(50 if LONG else 3):
-            block, wire = (b"A", b"\0", b"\xff", b"[", b" ")[number % 5] * MIB, self.again(self.alice)
-            with self.subTest(starts[number % len(starts)][:12], block=block[:1]):
-                wire.write(starts[number % len(starts)])
-                for _ in range(100):
-                    wire.write(block)
-                wire.write(b"\r\n@last help send\r\n")
-                reply = wire.reply()
-                self.assertIn(reply["code"], ("too_long", "too_large") if number < 3 else set(common.ERRORS) -
-                              {"internal_error"})
-                self.assertEqual(wire.reply()["tag"], "last")
-        self.assertLess(self.here.most_memory - before, 16 * MIB)
+        with self.assertMemory(16 * MIB, self.here):
+            for number in range(50 if LONG else 3):
+                start, block = starts[number % len(starts)], (b"A", b"\0", b"\xff", b"[", b" ")[number % 5] * MIB
+                with self.subTest(start[:12], block=block[:1]):
+                    wire = self.again(self.alice)
+                    for data in (start, *[block] * 100, b"\r\n@last help send\r\n"):
+                        wire.write(data)
+                    self.assertIn(wire.reply()["code"], ("too_long", "too_large") if number < 3 else
+                                  set(common.ERRORS) - {"internal_error"})
+                    self.assertEqual(wire.reply()["tag"], "last")
         self.assertUsable()
 
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_junk_lines(self):
         """Bad UTF-8, NUL, halves of commands: one reply a line, none of them an `internal_error`."""
-        self.here.forget_most_memory()
-        chance, before = random.Random(8), self.here.memory
+        chance = random.Random(8)
         left_out = {"auth", "register", "passwd", "logout", "subscribe", "peer", "peerproof"}
         words = sorted(word.encode() for word in set(COMMANDS) - left_out)
         words += [b"\0", b"\xff\xfe", b"@t", b"@", b"", b"T", b"\r", b"messi", b"\xed\xa0\x80", b"9" * 30, b"'", b"%s",
                   b",", b"*", b"1", b"-1", b"b''", b"messi@mesin2", *[self.alice.token.encode()] * 5]
-        for _ in range(1000 if LONG else 50):
-            wire = self.wire()
-            lines = [(b" ".join(chance.choices(words, k=chance.randrange(7))) +
-                      chance.choice((b"", chance.randbytes(chance.randrange(30))))).replace(b"\n", b"")
-                     for _ in range(1000)]
-            wire.write(b"\n".join(lines) + b"\n@last help send\n")
-            replies = [wire.reply() for _ in range(1001)]
-            self.assertEqual(replies[-1].get("tag"), "last")
-            self.assertNotIn("internal_error", {reply.get("code") for reply in replies})
-            wire.close()
-        self.assertLess(self.here.most_memory - before, 64 * MIB)
+        with self.assertMemory(64 * MIB, self.here):
+            for _ in range(1000 if LONG else 50):
+                lines = [(b" ".join(chance.choices(words, k=chance.randrange(7))) +
+                          chance.choice((b"", chance.randbytes(chance.randrange(30))))).replace(b"\n", b"")
+                         for _ in range(1000)]
+                with contextlib.closing(Wire(self.here)) as wire:
+                    wire.write(b"\n".join(lines) + b"\n@last help send\n")
+                    replies = [wire.reply() for _ in range(1001)]
+                self.assertEqual(replies[-1].get("tag"), "last")
+                self.assertNotIn("internal_error", {reply.get("code") for reply in replies})
         self.assertUsable()
 
     def test_hostile_names(self):
@@ -2450,7 +2449,7 @@ class BadInput(OneServer):
                                         (".", "\r"), ("@", "@mesin2"))]
         for name in names:
             with self.subTest(name[:50]):
-                replies = self.alice.ask_all(self.alice.line(words) for words in (
+                replies = self.alice.do_all((
                     f"addgroup {name}", f"joingroup {name}", f"sendgroup {name} hi", f"send {name} hi",
                     f"history {name}", f"leavegroup {name}", f"sendprivaterealm mesin1 {name} hi"))
                 if "OK" in {reply["status"] for reply in replies}:
@@ -2516,7 +2515,6 @@ class BadInput(OneServer):
         henderson = self.login(server, "henderson")
         self.assertEqual(henderson.inbox(), [])
 
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_a_pause_in_an_upload_costs_nothing(self):
         for start in (self.alice.line(f"sendfile {self.bob} f.bin"), "nosuch"):
             self.again(self.alice).write(start.encode() + b" " + b"A" * 200_000)
@@ -2576,28 +2574,20 @@ class Bounds(ChatTest):
         self.assertEqual(codes, {None, "quota_exceeded"})
         self.assertLess(sum((server.data / "files" / name).stat().st_size for name in server.files()), 1.4 * MIB)
 
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_guests_that_do_not_read(self):
         """Each asks for 10,000 replies: there is nobody to be told what they may hold, so it is little."""
-        server = self.server()
-        messi = self.login(server, "messi")
-        before, asking = server.memory, b"help\r\n" * 10_000
-        for _ in range(100):
-            guest = socket.socket()
-            self.addCleanup(guest.close)
-            guest.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            guest.connect(("127.0.0.1", server.port))
-            guest.setblocking(False)
-            guest.send(asking)
-        for _ in range(1000):                                  # turns, in which it would carry out what they ask
-            messi.ok("history henderson")
-        self.assertLess(server.memory - before, 16 * MIB)
+        server, messi = self.serve("messi")
+        with self.assertMemory(16 * MIB, server):
+            for _ in range(100):
+                guest = self.wire(server, receive_buffer=4096)
+                guest.socket.setblocking(False)
+                guest.socket.send(b"help\r\n" * 10_000)
+            for _ in range(1000):                              # turns, in which it would carry out what they ask
+                messi.ok("history henderson")
 
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_short_lines_behind_a_reply_that_nobody_reads(self):
         """64 KiB of them are 21,000 lines, each an object of its own; and one may ask with another's token."""
-        server = self.server()
-        messi, henderson = self.login(server, "messi"), self.login(server, "henderson")
+        server, messi, henderson = self.serve("messi", "henderson")
         number = messi.ok(f"sendfile henderson f {as_base64(some_bytes(3 * MIB))}")["id"]
         connections = [self.again(messi) for _ in range(100)]
         for connection in connections:
@@ -2623,7 +2613,6 @@ class Bounds(ChatTest):
         self.assertRefused(self.again(messi).do("addgroup g"), "busy")         # one has made so many, left or not
         self.again(messi).ok("joingroup another")
 
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_one_too_many_with_tls(self):
         """It can be told nothing before it shakes hands: it is closed at once, and holds no descriptor."""
         certificate_file, key = certificate("127.0.0.1")
@@ -2637,36 +2626,32 @@ class Bounds(ChatTest):
             self.assertEqual(one.recv(1), b"")
         self.assertLess(sum("socket" in name for name in server.descriptors()), 12)
 
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_replies_that_nobody_reads_cost_no_memory(self):
         """A person has 40 MB unread, asks for it on 20 connections and reads nothing; others are served meanwhile."""
         server = self.server()
         alice, bob, carol = self.people("alice", "bob", "carol", server=server)
         alice.ok_all(f"send {bob} {number:04} {'x' * 8000}" for number in range(5000))
         alice.ok_all([f"history {bob} {10 ** 17} 500"] * 10)
-        server.forget_most_memory()
-        before = server.memory
-        for words in ("inbox", f"history {alice} {10 ** 17} 500"):
-            for _ in range(20):
-                self.keep(stalled := Wire(server, receive_buffer=4096))
-                with contextlib.suppress(ConnectionError):      # it may as well be ended already
-                    stalled.socket.sendall(f"{bob.line(words)}\r\n".encode() * 50)
-            self.assertLess(percentile(99, [timed(lambda: carol.ok("history messi")) for _ in range(300)]), QUICK)
-        self.assertLess(server.most_memory - before, 64 * MIB)
+        with self.assertMemory(64 * MIB, server):
+            for words in ("inbox", f"history {alice} {10 ** 17} 500"):
+                for _ in range(20):
+                    stalled = self.wire(server, receive_buffer=4096)
+                    with contextlib.suppress(ConnectionError):  # it may as well be ended already
+                        stalled.socket.sendall(f"{bob.line(words)}\r\n".encode() * 50)
+                self.assertLess(percentile(99, [timed(lambda: carol.ok("history messi")) for _ in range(300)]), QUICK)
         self.assertTrue(self.again(bob).history(alice))
 
     def test_who_does_not_read_silences_nobody_who_shares_the_account(self):
         server, messi = self.serve("messi")
         messi.ok_all(f"send henderson {'x' * 8000}" for _ in range(500))
         pupils = [self.again(messi) for _ in range(59)]
-        self.keep(asleep := Wire(server, receive_buffer=4096))
+        asleep = self.wire(server, receive_buffer=4096)
         asleep.socket.sendall(f"{messi.line('history henderson')}\r\n".encode() * 200)
         for _ in range(2):
             for pupil in pupils:
-                pupil.write(pupil.line("history henderson 1 1").encode() + b"\r\n")
+                pupil.request("history henderson 1 1")
             self.assertEqual({pupil.reply()["status"] for pupil in pupils}, {"OK"})
 
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_uploads_under_way_are_counted(self):
         """A person has at most 64 of them, on whatever connections; the next is told `busy`, and others are not."""
         server = self.server()
@@ -2697,7 +2682,7 @@ class Bounds(ChatTest):
         self.assertEqual(slow.reply()["status"], "OK")
 
     def test_an_upload_without_a_byte_is_ended(self):
-        inside = self.inside()
+        inside = self.server(kind=Inside)
         begun = [self.login(inside, "messi") for _ in range(2)]
 
         def stored() -> int:
@@ -2715,7 +2700,7 @@ class Bounds(ChatTest):
         self.assertEqual(begun[1].reply()["status"], "OK")
 
     def test_a_guest_is_ended_whatever_it_sends(self):
-        inside = self.inside()
+        inside = self.server(kind=Inside)
         guest = self.wire(inside)
         guest.ask("help")
         inside.pass_time(common.LOGIN_SECONDS - 13)
@@ -2723,7 +2708,6 @@ class Bounds(ChatTest):
         inside.pass_time(14)
         guest.read_until_end()
 
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_many_files_asked_for_and_none_read(self):
         """One is open at a time; the others are when their turn comes."""
         server, messi, lineker = self.serve("messi", "lineker")
@@ -2744,7 +2728,7 @@ class Bounds(ChatTest):
         for realm in ("mesin1", "mesin2"):
             self.assertRefused(messi.do(f"sendgrouprealm {realm} {names} hello"), "too_long")
         self.assertEqual(rows(server, "SELECT 1 FROM people WHERE realm='mesin2'"), [])
-        replies = messi.ask_all([messi.line("sendgrouprealm mesin1 lineker,henderson,messi hello")] * 50)
+        replies = messi.do_all(["sendgrouprealm mesin1 lineker,henderson,messi hello"] * 50)
         self.assertLess([reply["status"] for reply in replies].count("OK"), 40)
         self.assertRefused(replies[-1], "rate_limited")
         lineker.ok("send messi hello")
@@ -2851,7 +2835,7 @@ class Operator(ChatTest):
         server = self.server("--max-rate", "10")
         alice, bob = self.people("alice", "bob", server=server)
         burst = 10 * common.BURST_SECONDS
-        replies = alice.ask_all([alice.line(f"send {bob} x")] * (2 * burst))
+        replies = alice.do_all([f"send {bob} x"] * (2 * burst))
         granted = [reply for reply in replies if reply["status"] == "OK"]
         self.assertEqual([reply["status"] for reply in replies[:burst]], ["OK"] * burst)
         self.assertLess(len(granted), burst + 20)
@@ -3068,7 +3052,7 @@ class BetweenRealms(TwoRealms):
 
     def test_replies_keep_their_order_while_some_wait_for_the_link(self, alice, bob="there"):
         words = [f"send {bob.address} x", "inbox", "send nosuch@mesin2 x", "info", f"send {alice} x", "info mesin2"]
-        replies = alice.ask_all(alice.line(f"@{number} {words[number % 6]}") for number in range(300))
+        replies = alice.do_all(f"@{number} {words[number % 6]}" for number in range(300))
         self.assertEqual([reply["tag"] for reply in replies], [str(number) for number in range(300)])
         self.assertEqual({reply.get("code", "OK") for reply in replies[2::6]}, {"user_not_found"})
         self.assertEqual({reply["status"] for number, reply in enumerate(replies) if number % 6 != 2}, {"OK"})
@@ -3330,7 +3314,7 @@ class Reading(TwoRealms):
         self.assertLess(time.perf_counter() - started, 1)      # 5 s by LIKE
         connections = [self.again(alice) for _ in range(common.SEARCH_QUEUE + 2)]
         for connection in connections:
-            connection.write(connection.line(f"search {bob} b").encode() + b"\r\n")
+            connection.request(f"search {bob} b")
         self.assertEqual(len(carol.ok(f"search {bob} needle")["messages"]), 1)
         for connection in connections:
             self.assertIn(connection.reply().get("code"), (None, "busy"))
@@ -3436,8 +3420,7 @@ class ReadingApart(ChatTest):
         for id in seen:
             henderson.ok(f"read messi@mesin1 {id}")
         self.assertEqual(henderson.ok("realms")["realms"]["mesin1"]["queued"], 1)      # the newest says it all
-        there.kill()
-        there.start()
+        there.restart(signal.SIGKILL)
         here.start()
         messi = self.login(here, "messi")
         messi.ok("subscribe")
@@ -3472,7 +3455,7 @@ class Questions(ChatTest):
     def test_who_joins_hears_of_it_when_it_is_so(self):
         """The answer names an item; OK comes when that is here, and then the group's messages are."""
         self.false.answers["ask"] = lambda words: {"seq": 7} if "joingroup" in str(words) else self.false.ask(words)
-        self.messi.write(self.messi.line("joingroup g@mesin2").encode() + b"\r\n")
+        self.messi.request("joingroup g@mesin2")
         eventually(self.questions, "a question")
         link = self.neighbour(self.here)
         member = {"do": "member", "group": "g", "user": "messi", "in": True, "admin": "henderson@mesin2"}
@@ -3547,13 +3530,11 @@ class Peers(ChatTest):
         henderson.expect("last")
         self.assertEqual(list(henderson.events["read"]), [])
 
-    @unittest.skipUnless(ON_LINUX, "stops a process, reads /proc")
     def test_a_realm_that_is_stopped_takes_no_memory(self):
         """It reads none of the news of people who come and go, and of a group of 3,000 that they join and leave."""
-        here, there = self.realms()
-        messi, lineker = self.login(here, "messi"), self.login(here, "lineker")
+        here, there, messi, henderson = self.linked()
+        lineker = self.login(here, "lineker")
         messi.ok("addgroup g")
-        henderson = self.login(there, "henderson")
         here.stop()
         multiply(here, "people", "name='messi' AND realm='mesin1'", 1000, 3000, id="n", name="'p' || n")
         multiply(here, "members", "1", 1000, 3000, person="n")
@@ -3562,12 +3543,9 @@ class Peers(ChatTest):
         messi.await_link("mesin2")
         henderson.await_link("mesin1")
         henderson.ok("joingroup g@mesin1")
-        self.freeze(there)
-        before = here.memory
-        for _ in range(10):
-            lineker.ok_all(["joingroup g", "leavegroup g"] * 500)
-        self.assertLess(here.memory - before, 32 * MIB)
-        self.thaw(there)
+        with there.frozen(), self.assertMemory(32 * MIB, here):
+            for _ in range(10):
+                lineker.ok_all(["joingroup g", "leavegroup g"] * 500)
         messi.await_link("mesin2")
         messi.await_sent()
         self.assertNotIn("queued", messi.ok("send henderson@mesin2 hi"))
@@ -3625,7 +3603,6 @@ class Peers(ChatTest):
         messi.ok("sendgroup kelompok hello")
         self.assertEqual(lineker.history("kelompok"), ["hello"])
 
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_a_realm_that_takes_the_connection_and_says_nothing(self):
         """The loop waits until it gives up, instead of looking again and again."""
         false = self.false_realm(peer=None)
@@ -3716,7 +3693,6 @@ class LinkFiles(ChatTest):
         self.assertEqual(link.deliver(1, 0, [link.item(1, file=file, text=None)])["have"], 1)
         self.assertEqual(messi.fetch(messi.inbox()[0]["id"]), content)
 
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_pieces_that_no_item_names_are_bounded(self):
         """Four files of a link; a fifth pushes out the oldest unfinished one, and is refused where all are whole."""
         server = self.server()
@@ -3853,7 +3829,7 @@ class Sender(threading.Thread):
         while todo or unanswered:
             while todo and unanswered < 40:
                 tag = todo.popleft()
-                wire.write(f"{wire.line(f'@{tag} {self.pending[tag]}')}\r\n".encode())
+                wire.request(f"@{tag} {self.pending[tag]}")
                 unanswered += 1
             reply = wire.reply()
             unanswered -= 1
@@ -4138,8 +4114,7 @@ class Faults(ChatTest):
     def terminate(self, server: Server) -> None:
         """SIGTERM, and another start."""
         for _ in self.parts():
-            server.stop()
-            server.start()
+            server.restart()
 
     def fill_disk(self, server: Server) -> None:
         """Nothing can be stored until somebody was told so: no false OK, and it heals once there is room."""
@@ -4252,8 +4227,7 @@ class Disk(ChatTest):
 
     def assertKept(self, server: Server) -> None:
         """What was acknowledged, and nothing else, is there after a power cut."""
-        server.kill()
-        server.start()
+        server.restart(signal.SIGKILL)
         messi = self.login(server, "messi")
         self.assertEqual(messi.ok("send henderson last")["status"], "OK")
         texts = [text for text, in rows(server, "SELECT text FROM messages WHERE text IS NOT NULL ORDER BY id")]
@@ -4271,7 +4245,6 @@ class Disk(ChatTest):
                 self.assertOthersServed()
             self.send_until("")
 
-    @unittest.skipUnless(ON_LINUX, "changes the limits of a running process")
     def test_a_limit_of_a_files_size(self):
         """Every write past the end of the database's log is an I/O error; so is a file's."""
         server = self.start()
@@ -4367,24 +4340,20 @@ class Disk(ChatTest):
         self.assertIn("another server", ended.stderr)
         self.assertEqual(self.messi.ok("send henderson still here")["status"], "OK")
 
-    @unittest.skipUnless(ON_LINUX, "stops a process, reads /proc")
     def test_a_lock_while_a_sender_waits_for_another_realm(self):
         """That `queued` can't be noted yet is no reason to compute without a pause."""
-        here, there = self.inside_and_out()
-        messi = self.login(here, "messi")
-        messi.await_link("mesin2")
+        here, there, messi = self.inside_and_out()
         messi.ok("send henderson@mesin2 known")
-        self.freeze(there)
-        messi.write(messi.line("send henderson@mesin2 hi\r\n").encode())
-        eventually(lambda: rows(here, "SELECT 1 FROM outbox"), "a message in the outbox")
-        with contextlib.closing(sqlite3.connect(here.data / "chat.db", isolation_level=None)) as db:
-            db.execute("BEGIN IMMEDIATE")
-            here.pass_time(common.REALM_REPLY_SECONDS + 1)
-            self.assertRests(here, 0.2)
-            db.execute("ROLLBACK")
-        self.assertIs(messi.reply()["queued"], True)
+        with there.frozen():
+            messi.request("send henderson@mesin2 hi")
+            eventually(lambda: rows(here, "SELECT 1 FROM outbox"), "a message in the outbox")
+            with contextlib.closing(sqlite3.connect(here.data / "chat.db", isolation_level=None)) as db:
+                db.execute("BEGIN IMMEDIATE")
+                here.pass_time(common.REALM_REPLY_SECONDS + 1)
+                self.assertRests(here, 0.2)
+                db.execute("ROLLBACK")
+            self.assertIs(messi.reply()["queued"], True)
 
-    @unittest.skipUnless(ON_LINUX, "changes the limits of a running process")
     def test_a_full_disk_as_somebody_comes_and_goes(self):
         """Who could not be registered is not there; whose logout failed is still in, and misses nothing."""
         server = self.start()
@@ -4440,8 +4409,7 @@ class FailedCommit(ChatTest):
                 if code == "OK":
                     sent.append(str(number))
                 elif code == "storage":                         # "reset" leaves it open
-                    server.kill()
-                    server.start()
+                    server.restart(signal.SIGKILL)
                 with self.subTest(call, number=number):
                     texts = [text for text, in rows(server, "SELECT text FROM messages ORDER BY id")]
                     self.assertEqual([text for text in texts if code != "reset" or text != str(number)], sent)
@@ -4477,7 +4445,7 @@ class FailedCommit(ChatTest):
         disk, server, messi = self.start()
         lineker = self.login(server, "lineker")
         self.once(disk, "pwrite")
-        replies = messi.ask_all(map(messi.line, ("send henderson hi", "subscribe")))
+        replies = messi.do_all(("send henderson hi", "subscribe"))
         self.assertEqual([reply.get("code") for reply in replies], ["storage"] * 2)
         self.await_disk(lineker)
         lineker.ok("send messi hello")
@@ -4485,9 +4453,8 @@ class FailedCommit(ChatTest):
 
     def test_the_first_request_of_a_day(self):
         """Of whatever kind it is: it and those after it are served, and no link breaks."""
-        here, _ = self.inside_and_out()
-        messi, lineker = self.login(here, "messi"), self.login(here, "lineker")
-        messi.await_link("mesin2")
+        here, _, messi = self.inside_and_out()
+        lineker = self.login(here, "lineker")
         messi.ok("addgroup g")
         messi.events.clear()
         for words in (f"sendfile henderson f {as_base64(some_bytes(100_000))}", "send nosuch hi", "inbox",
@@ -4649,8 +4616,7 @@ class Whole(ChatTest):
                             self.assertEqual(watching.event("message"), event)
                     watching.expect_nothing()
             self.assertEqual(self.again(dave).inbox(), [])
-            server.kill()
-            server.start()
+            server.restart(signal.SIGKILL)
         for person in (alice, bob, carol):
             ledger.judge(self.again(person))
 
@@ -4668,7 +4634,7 @@ class Restart(ChatTest):
         server.start()
         for _ in range(3):
             wire = self.again(messi)
-            wire.write((messi.line("send henderson under load") + "\r\n").encode() * 500)
+            wire.request(*["send henderson under load"] * 500)
             server.kill()
             self.assertLess(timed(server.start), 2.0)
         henderson = self.again(henderson)
@@ -4699,8 +4665,7 @@ class Replays(ChatTest):
                 with self.subTest(after=after, batch=batch, restart=restart):
                     reply = link.deliver(0, after, [item(seq) for seq in batch])
                     self.assertEqual((reply["status"], reply["have"]), ("OK", 7 if restart else have))
-            self.here.kill()
-            self.here.start()
+            self.here.restart(signal.SIGKILL)
             link = self.link()
             self.assertEqual(link.welcome["have"], [7, 0])
         self.assertEqual([message["msg"][5:] for message in self.again(self.messi).inbox()], list("123467"))
@@ -4713,8 +4678,7 @@ class Replays(ChatTest):
         for _ in range(2):
             reply = link.deliver(0, 0, batch)
             self.assertEqual((reply["have"], reply["refused"]), (3, {"2": "user_not_found"}))
-        self.here.stop()
-        self.here.start()
+        self.here.restart()
         link = self.link()
         self.assertEqual(link.welcome["refused"], [{"2": "user_not_found"}, {}])
         self.assertEqual(link.deliver(0, 3, [Neighbour.item(4)])["refused"], {})
@@ -4733,8 +4697,7 @@ class Replays(ChatTest):
             if chance.random() < 0.1:
                 link = self.link()
             elif chance.random() < 0.02:
-                self.here.kill()
-                self.here.start()
+                self.here.restart(signal.SIGKILL)
                 link = self.link()
         texts = [text for text, in rows(self.here, "SELECT text FROM messages ORDER BY id")]
         self.assertEqual(texts, [f"text {number}" for number in range(1, have + 1)])
@@ -4784,8 +4747,7 @@ class Replays(ChatTest):
                                     (50_000, 100_000, 100_000), (200_000, 100_000, 100_000), (100_000, 10, 100_010)):
             with self.subTest(start=start, size=size):
                 self.assertEqual(piece(link, start, size), (offset, False))
-        self.here.kill()
-        self.here.start()
+        self.here.restart(signal.SIGKILL)
         link = self.link()
         self.assertEqual(piece(link, 0, 0), (100_010, False))
         piece(link, 100_010, len(content))
@@ -4971,20 +4933,17 @@ class FalseRealms(OneServer):
         for message in messages:
             self.assertTrue(message["from_name"].isprintable() and message["msg_from"].isprintable(), message)
 
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_a_line_that_never_ends(self):
         """It is cut off and logged, and others are served meanwhile."""
-        self.here.forget_most_memory()
-        before = self.here.memory
-        for start, more in ((b"deliver 0 0 [", b'{"seq":1},' * 100_000), (b"", b"x" * MIB)):
-            link, logged = self.link(), self.here.log.count("a line that does not end")
-            with self.subTest(start), self.assertRaises(ENDED):
-                link.write(start)
-                for _ in range(64):
-                    link.write(more)
-                    self.alice.ok_raw("help send")
-            eventually(lambda logged=logged: self.here.log.count("a line that does not end") > logged, "a log")
-        self.assertLess(self.here.most_memory - before, 64 * MIB)
+        with self.assertMemory(64 * MIB, self.here):
+            for start, more in ((b"deliver 0 0 [", b'{"seq":1},' * 100_000), (b"", b"x" * MIB)):
+                link, logged = self.link(), self.here.log.count("a line that does not end")
+                with self.subTest(start), self.assertRaises(ENDED):
+                    link.write(start)
+                    for _ in range(64):
+                        link.write(more)
+                        self.alice.ok_raw("help send")
+                eventually(lambda logged=logged: self.here.log.count("a line that does not end") > logged, "a log")
         self.assertNothingStored()
 
     def test_a_text_that_is_none(self):
@@ -5027,14 +4986,12 @@ class FalseAnswers(ChatTest):
             eventually(lambda called=called: len(false.asked) >= called + 2, "a call")
         self.assertLessEqual(rows(server, "SELECT max(number) FROM epochs")[0][0], before + 1)
 
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_names_without_end(self):
         """Names of 800 KiB, each another one, on items that are refused: nothing is kept of them."""
         link = self.neighbour(server := self.server())
-        before = server.memory
-        for seq in range(1, 81):
-            link.deliver(0, seq - 1, [link.item(seq, name=f"{seq}" + "x" * 800 * KIB, to="nobody")])
-        self.assertLess(server.memory - before, 40 * MIB)
+        with self.assertMemory(40 * MIB, server):
+            for seq in range(1, 81):
+                link.deliver(0, seq - 1, [link.item(seq, name=f"{seq}" + "x" * 800 * KIB, to="nobody")])
 
     def test_a_batch_of_more_than_a_batch(self):
         link = self.neighbour(self.server())
@@ -5042,17 +4999,15 @@ class FalseAnswers(ChatTest):
         self.assertEqual(len(link.deliver(0, 0, items[:-1])["refused"]), common.LINK_BATCH)
         self.assertRefused(link.deliver(0, 0, items), "bad_arguments")
 
-    @unittest.skipUnless(ON_LINUX, "reads /proc")
     def test_news_faster_than_they_can_be_heard(self):
         false = self.false_realm()
         server = self.server(peer=false.place)
         lineker = self.login(server, "lineker")
         lineker.await_link("mesin2")
-        before = server.memory
         false.calls[-1].settimeout(PATIENCE)
-        for _ in range(12):
-            false.calls[-1].sendall(b'{"event":"x"}\r\n' * 64 * KIB)
-        self.assertLess(server.memory - before, 24 * MIB)
+        with self.assertMemory(24 * MIB, server):
+            for _ in range(12):
+                false.calls[-1].sendall(b'{"event":"x"}\r\n' * 64 * KIB)
         lineker.ok("send henderson hello")
 
     def test_questions_leave_a_few_at_a_time(self):
@@ -5062,8 +5017,8 @@ class FalseAnswers(ChatTest):
         messi, lineker = self.login(server, "messi"), self.login(server, "lineker")
         messi.await_link("mesin2")
         for person in [self.again(messi) for _ in range(10)]:
-            person.write(person.line("info mesin2").encode() + b"\r\n")
-        lineker.write(lineker.line("groups mesin2").encode() + b"\r\n")
+            person.request("info mesin2")
+        lineker.request("groups mesin2")
         eventually(lambda: any("groups" in line for line in false.asked), "the question of the other one")
         self.assertEqual(sum(line.startswith("ask") for line in false.asked), 2)
 
@@ -5096,11 +5051,10 @@ class FalseAnswers(ChatTest):
                         messi.ok(f"sendfile henderson@mesin2 f.bin {as_base64(b'content %d' % sent)}")
                     self.ask_anew(false, server, word)
                     messi.ok("send lineker still here")
-                    sender.write(f"{sender.line(f'send henderson@mesin2 text {sent}')}\r\n".encode())
+                    sender.request(f"send henderson@mesin2 text {sent}")
                     sent += 1
         self.assertEqual({sender.reply()["status"] for _ in range(sent - 1)}, {"OK"})
-        server.stop()
-        server.start()
+        server.restart()
         messi = self.again(messi)
         false.answers = {}
         self.ask_anew(false, server, "peer")
@@ -5182,18 +5136,9 @@ class Encryption(ChatTest):
         """A login at a server, encrypted where somebody vouches for its certificate."""
         if not vouching:
             return self.login(server, "messi")
-        messi = object.__new__(Person)
-        messi.__dict__ |= {"frames": deque(), "rest": bytearray(), "replies": deque(), "events": defaultdict(deque),
-                           "token": "", "name": "messi"}
-        messi.socket = ssl.create_default_context(cafile=vouching).wrap_socket(
-            socket.create_connection(("127.0.0.1", server.port), PATIENCE), server_hostname="127.0.0.1")
-        self.keep(messi)
-        messi.write = messi.socket.sendall                     # a TLS socket's readiness is not its data's
-        messi.write(b"auth messi surabaya\r\n")
-        messi.enter()
-        return messi
+        context = ssl.create_default_context(cafile=vouching)
+        return self.keep(Person(server, "messi", "auth messi surabaya", tls=context))
 
-    @unittest.skipUnless(shutil.which("openssl"), "needs openssl, to make a certificate")
     def test_between_realms_nothing_can_be_read(self):
         """The same words with TLS, where the wire does not show them, and without, where it does."""
         vouching, key = certificate("lab")
@@ -5219,7 +5164,6 @@ class Encryption(ChatTest):
                     with self.assertRaises((EOFError, ConnectionError, AssertionError, ValueError)):
                         plain.ask("help")
 
-    @unittest.skipUnless(shutil.which("openssl"), "needs openssl, to make a certificate")
     def test_a_certificate_of_somebody_else(self):
         """A realm whose certificate nobody vouches for gets nothing, and the log says why."""
         made = {realm: {"options": ("--tls-cert", files[0], "--tls-key", files[1], "--tls-ca", files[0])}
@@ -5230,7 +5174,6 @@ class Encryption(ChatTest):
         self.assertIs(messi.ok("send henderson@mesin2 not for you")["queued"], True)
         self.assertEqual(messi.ok("realms")["realms"]["mesin2"]["link"], "down")
 
-    @unittest.skipUnless(shutil.which("openssl"), "needs openssl, to make a certificate")
     def test_who_stops_in_the_handshake_holds_up_nobody(self):
         vouching, key = certificate("lab")
         server = self.server("--tls-cert", vouching, "--tls-key", key)
@@ -5448,7 +5391,6 @@ class Fairness(ChatTest):
         self.assertLess(percentile(99, times), QUICK, sorted(times)[-5:])
 
 
-@unittest.skipUnless(ON_LINUX, "changes the limits of a running process and reads /proc")
 class Floods(ChatTest):
     """Connections that are only there to be in the way."""
 
@@ -5541,7 +5483,6 @@ class Floods(ChatTest):
             server.stop()
 
 
-@unittest.skipUnless(ON_LINUX, "reads /proc")
 class LargeFile(TwoRealms):
     """200 MB from a client through both realms to a client, while two others chat."""
 
@@ -5554,29 +5495,21 @@ class LargeFile(TwoRealms):
         block, count = some_bytes(3 * MIB), 67
         upload(alice, f"sendfile {bob.address} warm-up.bin", block, 1)
         bob.fetch(bob.event("message")["file"]["id"])
-        before = [server.memory for server in (self.here, self.there)]
-        for server in (self.here, self.there):
-            server.forget_most_memory()
-        outcome: dict[str, object] = {}
 
-        def transfer() -> None:
-            outcome["sent"] = upload(alice, f"sendfile {bob.address} large.bin", block, count)
-            outcome["got"] = download(bob, bob.event("message")["file"]["id"])
+        def transfer() -> tuple[dict, tuple[int, str]]:
+            return (upload(alice, f"sendfile {bob.address} large.bin", block, count),
+                    download(bob, bob.event("message")["file"]["id"]))
 
-        worker = threading.Thread(target=transfer)
-        worker.start()
         times = []
-        while worker.is_alive():
-            for words in (f"send {dave.address} chat", f"send {carol} chat"):
-                times.append(timed(lambda words=words: carol.ok(words)))
-            worker.join(0.02)                                   # two people type no faster
-        digest = hashlib.sha256()
-        for _ in range(count):
-            digest.update(block)
-        self.assertEqual(outcome["sent"]["status"], "OK", outcome)
-        self.assertEqual(outcome["got"], (len(block) * count, digest.hexdigest()))
-        for server, memory in zip((self.here, self.there), before, strict=True):
-            self.assertLess(server.most_memory - memory, 32 * MIB, server.realm)
+        with ThreadPoolExecutor(1) as worker, self.assertMemory(32 * MIB, self.here, self.there):
+            transferred = worker.submit(transfer)
+            while not transferred.done():
+                for words in (f"send {dave.address} chat", f"send {carol} chat"):
+                    times.append(timed(lambda words=words: carol.ok(words)))
+                wait([transferred], 0.02)                       # two people type no faster
+        sent, got = transferred.result()
+        self.assertEqual(sent["status"], "OK", sent)
+        self.assertEqual(got, (len(block) * count, hashlib.sha256(block * count).hexdigest()))
         slow = [round(1000 * taken) for taken in times if taken >= 0.1]
         self.assertLessEqual(len(slow), len(times) // 100, f"of {len(times)} replies these took long: {slow} ms")
         self.assertEqual(len(dave.inbox()), len(times) // 2)
@@ -5635,16 +5568,17 @@ class Clocks(ChatTest):
         inside.pass_time(7 * 86_400)
         messi.ok("inbox")
 
-    @unittest.skipUnless(shutil.which("openssl"), "needs openssl, to make a certificate")
     def test_a_tls_handshake_has_a_time_limit(self):
         certified, key = certificate("mesin1")
-        self.assertDropped(self.inside("--tls-cert", certified, "--tls-key", key, tls=True), b"", b"\x16\x03\x01\x02")
+        inside = self.server("--tls-cert", certified, "--tls-key", key, kind=Inside,
+                             tls=ssl.create_default_context(cafile=certified))
+        self.assertDropped(inside, b"", b"\x16\x03\x01\x02")
 
     def test_a_realm_is_away_for_an_hour(self):
         """With --long for a day. What was sent meanwhile arrives once, in order, soon after its return."""
         away = 86_400 if LONG else 3_600
         first, second = free_ports(2)
-        here = self.inside(peer=f"127.0.0.1:{second}", port=first)
+        here = self.server(peer=f"127.0.0.1:{second}", port=first, kind=Inside)
         messi = self.login(here, "messi")
         expected = []
         for second_of_all in range(0, away, 15):
@@ -5653,7 +5587,7 @@ class Clocks(ChatTest):
                 words = f"send henderson@mesin2 {expected[-1]}"
                 self.assertLess(timed(lambda words=words: self.assertIs(messi.ok(words)["queued"], True)), 1)
             here.pass_time(15)
-        there = self.inside(realm="mesin2", peer=f"127.0.0.1:{first}", port=second)
+        there = self.server(realm="mesin2", peer=f"127.0.0.1:{first}", port=second, kind=Inside)
         henderson = self.login(there, "henderson")
         henderson.ok("subscribe 0")
         here.pass_time(1.2 * common.LINK_RETRY_MOST)
@@ -5662,23 +5596,20 @@ class Clocks(ChatTest):
         messi.ok("send henderson@mesin2 last")
         henderson.expect("last")
 
-    @unittest.skipUnless(ON_LINUX, "stops a process")
     def test_a_long_queue_keeps_no_sender_waiting(self):
         """At most 256 replies of a connection wait; where more than a batch is queued the reply comes at once."""
-        here, there = self.inside_and_out()
-        messi, henderson = self.login(here, "messi"), self.login(there, "henderson")
-        messi.await_link("mesin2")
+        here, there, messi = self.inside_and_out()
+        henderson = self.login(there, "henderson")
         messi.ok("send henderson@mesin2 known")
-        self.freeze(there)
-        many = [self.again(messi) for _ in range(6)]
-        for wire in many:
-            wire.write((wire.line("send henderson@mesin2 hi") + "\r\n").encode() * 300)
-        self.assertLess(timed(lambda: messi.ok("send lineker hi")), 2)  # others are served
-        many[0].expect_no_reply()
-        here.pass_time(common.REALM_REPLY_SECONDS + 1)
-        self.assertEqual({wire.reply()["queued"] for wire in many for _ in range(300)}, {True})
-        self.assertLess(timed(lambda: messi.ok("send henderson@mesin2 hi")), 1)
-        self.thaw(there)
+        with there.frozen():
+            many = [self.again(messi) for _ in range(6)]
+            for wire in many:
+                wire.request(*["send henderson@mesin2 hi"] * 300)
+            self.assertLess(timed(lambda: messi.ok("send lineker hi")), 2)  # others are served
+            many[0].expect_no_reply()
+            here.pass_time(common.REALM_REPLY_SECONDS + 1)
+            self.assertEqual({wire.reply()["queued"] for wire in many for _ in range(300)}, {True})
+            self.assertLess(timed(lambda: messi.ok("send henderson@mesin2 hi")), 1)
         messi.await_sent()
         self.assertEqual(len(henderson.inbox()), 1802)
 
@@ -5700,10 +5631,8 @@ class Clocks(ChatTest):
 
     def test_a_quiet_server_rests(self):
         """A word from the other realm now and then is little work, also when it is longer than a ping's time."""
-        here, there = self.inside_and_out()
-        messi = self.login(here, "messi")
+        here, there, messi = self.inside_and_out()
         henderson = there.login("henderson")
-        messi.await_link("mesin2")
         before = here.cpu_time
         for _ in range(int(6 * common.LINK_PING_SECONDS)):
             henderson.close()
@@ -5728,7 +5657,7 @@ class Clocks(ChatTest):
         henderson.ok("subscribe")
         messi.ok("send henderson@mesin2 before")
         bench.command("pull mesin1-mesin2")
-        messi.write(messi.line("send henderson@mesin2 into the silence").encode() + b"\r\n")
+        messi.request("send henderson@mesin2 into the silence")
         for _ in range(14):
             here.pass_time(1)
         self.assertIs(messi.reply()["queued"], True)
@@ -5976,13 +5905,11 @@ class Nemesis(ChatTest):
 
     def kill(self) -> None:
         server = self.chance.choice(self.servers)
-        server.kill()
-        server.start()
+        server.restart(signal.SIGKILL)
 
     def terminate(self) -> None:
         server = self.chance.choice(self.servers)
-        server.stop()
-        server.start()
+        server.restart()
 
     def stop_and_go(self) -> None:
         process = self.chance.choice(self.servers).process
