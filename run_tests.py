@@ -70,6 +70,7 @@ LONG = "--long" in sys.argv
 SCRATCH = Path(tempfile.mkdtemp(prefix="chat-tests-"))          # everything that the tests write; removed at the end
 ENDED = (EOFError, ConnectionError)                           # what a connection that ends raises
 LOST = (OSError, EOFError, AssertionError)                     # what a connection that ends, or falls silent, raises
+DOCUMENTED = {"messi", "henderson", "lineker"}                 # the users that every server has
 NOWHERE = "127.0.0.1:1"                                         # nobody listens there: a realm that is away
 ON_LINUX = Path("/proc/self/status").exists()
 ROUNDS_AT_RANDOM = 100_000 if LONG else 2000                    # of each test whose input is drawn at random
@@ -250,9 +251,9 @@ class Server:
         eventually(lambda: set(self.files()) <= named, "an end of what nobody names")
         return self.files()
 
-    def login(self, user: str, password: str = "surabaya") -> Person:
+    def login(self, user: str, password: str = "surabaya", wait: bool = True) -> Person:
         """A new connection of a user whose account exists."""
-        return Person(self, user, f"auth {user} {password}")
+        return Person(self, user, f"auth {user} {password}", wait)
 
     def register(self, name: str, wait: bool = True) -> Person:
         """A new connection of a new user, whose name begins with `name`."""
@@ -379,6 +380,25 @@ def many_descriptors() -> None:
     import resource
     most = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 20_000)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+@contextlib.contextmanager
+def again_and_again(action: Callable[[], object], end: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Does it in a thread meanwhile, then no more; `end` makes the last time end at once."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.is_set():
+            action()
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(run)
+        try:
+            yield
+        finally:
+            ended.set()
+            with contextlib.suppress(OSError):
+                end()
+    running.result()
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -962,8 +982,16 @@ class Inside(Server):
 # ---- helpers: test cases -----------------------------------------------------------------------
 
 
+def made_with(*options: str, **keywords: object) -> Callable[[Callable], Callable]:
+    """Says what a test's own server is made with."""
+    def mark(test: Callable) -> Callable:
+        test.made_with = options, keywords
+        return test
+    return mark
+
+
 def with_people(test: Callable) -> Callable:
-    """Gives a test the new people that its parameters name."""
+    """Gives a test the people that its parameters name."""
     _, *parameters = inspect.signature(test).parameters.values()
     names = [parameter.name + "@" * (parameter.default == "there") for parameter in parameters]
 
@@ -976,8 +1004,18 @@ def with_people(test: Callable) -> Callable:
 class ChatTest(unittest.TestCase):
     """A test case that makes servers and people, and ends them.
 
-    A test's parameters are new users: `def test_x(self, alice, bob="there")`, the second one of the other realm.
+    A test's parameters are people who have logged in: `def test_x(self, alice, bob="there")`, the second one in the
+    other realm. The documented users (messi, henderson, lineker) are themselves, all others have just registered.
     """
+
+    options: tuple[str, ...] = ()
+    kind: type = Server
+
+    @functools.cached_property
+    def here(self) -> Any:
+        """A server of the test's own (some classes share one), made with what `made_with` says."""
+        options, keywords = getattr(getattr(self, self._testMethodName), "made_with", (self.options, {}))
+        return self.server(*options, **{"kind": self.kind, **keywords})
 
     def __init_subclass__(cls) -> None:
         for name, test in list(vars(cls).items()):
@@ -1100,9 +1138,11 @@ class ChatTest(unittest.TestCase):
         return self.keep(person.again())
 
     def people(self, *names: str, server: Server | None = None) -> list[Person]:
-        """New users, each logged in on a connection of its own; `@` behind a name is the other realm."""
-        people = [(self.there if "@" in name else server or self.here).register(name.rstrip("@"), wait=False)
-                  for name in names]
+        """People, each logged in on a connection of its own; `@` behind a name is the other realm."""
+        people = []
+        for name in names:
+            where, user = self.there if "@" in name else server or self.here, name.rstrip("@")
+            people.append((where.login if user in DOCUMENTED else where.register)(user, wait=False))
         self.keep(*people)
         for person in people:
             person.enter()
@@ -1112,9 +1152,6 @@ class ChatTest(unittest.TestCase):
 class OneServer(ChatTest):
     """Tests that share one server, and make people of their own."""
 
-    options: tuple[str, ...] = ()
-    here: Server
-
     @classmethod
     def setUpClass(cls) -> None:
         cls.here = Server(*cls.options)
@@ -1123,10 +1160,6 @@ class OneServer(ChatTest):
 
 class TwoRealms(ChatTest):
     """Tests that share two servers with a link between them; `here` is mesin1, `there` is mesin2."""
-
-    options: tuple[str, ...] = ()
-    here: Server
-    there: Server
 
     @classmethod
     def setUpClass(cls) -> None:
@@ -1529,14 +1562,13 @@ class Starting(ChatTest):
         wire.write(b"help\r\n" * 10)
         self.assertEqual(wire.reply()["status"], "OK")
 
-    def test_who_does_not_read_holds_up_no_end(self):
-        server, messi = self.serve("messi")
+    def test_who_does_not_read_holds_up_no_end(self, messi):
         messi.ok_all(f"send henderson {'x' * 8000}" for _ in range(1000))
-        asleep = self.wire(server, receive_buffer=4096)
+        asleep = self.wire(self.here, receive_buffer=4096)
         asleep.socket.sendall(f"{messi.line(f'history henderson {10 ** 17} 500')}\r\n".encode() * 12)
         messi.ok("history henderson")
         messi.close()
-        self.assertLess(timed(server.stop), common.DRAIN_SECONDS + 3)
+        self.assertLess(timed(self.here.stop), common.DRAIN_SECONDS + 3)
 
     def test_no_default_users(self):
         server = self.server("--no-default-users")
@@ -1656,10 +1688,13 @@ class Accounts(OneServer):
         self.assertEqual(self.here.login(alice.name, "rahasia").inbox()[0]["msg"], "too late to be pushed")
 
     def test_an_old_password_is_worth_nothing_after_passwd(self):
-        """Nor to who logs in with it at that very moment, on many connections."""
+        """Nor are the sessions it gave, nor to who logs in with it at that very moment, on many connections."""
         for _ in range(4):
             (alice,) = self.people("alice")
-            guests = [self.wire() for _ in range(6)]
+            elsewhere = self.login(self.here, alice.name, "rahasia")
+            elsewhere.ok("subscribe")
+            self.assertRefused(alice.do("passwd wrong new"), "bad_credentials")
+            guests = self.wires(self.here, 6)
             alice.request("passwd rahasia new")
             for guest in guests:
                 guest.write(f"auth {alice} rahasia\r\n".encode())
@@ -1668,7 +1703,11 @@ class Accounts(OneServer):
                 with contextlib.suppress(*ENDED):
                     token = guest.reply().get("tokenid", "none")
                     self.assertRefused(self.wire().ask(f"inbox {token}"), "session_not_found")
+            with contextlib.suppress(*ENDED):
+                self.assertRefused(elsewhere.do("inbox"), "session_not_found")
             alice.ok("inbox")
+            self.assertRefused(guests[0].ask(f"auth {alice} rahasia"), "bad_credentials")
+            self.assertEqual(guests[0].ask(f"auth {alice} new")["status"], "OK")
 
     def test_of_two_passwd_at_once_one_succeeds(self, alice):
         both = [alice, self.again(alice)]
@@ -1702,9 +1741,10 @@ class Accounts(OneServer):
 class Sessions(ChatTest):
     """How long a token is good for."""
 
-    def test_used_every_day_it_stays(self):
+    kind = Inside
+
+    def test_used_every_day_it_stays(self, messi, lineker, henderson):
         """By any command and by a way taken before, over a connection each time; or over one that stays, for others."""
-        inside, messi, lineker, henderson = self.serve("messi", "lineker", "henderson", kind=Inside)
         for person in (messi, lineker):
             person.ok("send henderson hello")
             person.close()
@@ -1713,23 +1753,22 @@ class Sessions(ChatTest):
                 with contextlib.closing(person.again()) as wire:
                     wire.ok(words)
             henderson.ok("inbox")
-            inside.pass_time(0)                                # those connections have ended
-            inside.pass_time(86_400)
+            self.here.pass_time(0)                                # those connections have ended
+            self.here.pass_time(86_400)
         for person in (messi, lineker, henderson):
             self.again(person).ok("inbox")
 
-    def test_used_by_nobody_it_ends_for_good(self):
+    def test_used_by_nobody_it_ends_for_good(self, messi):
         """Whoever else is logged in as that person, by a way that was taken before too; and nothing is kept of it."""
-        inside, old = self.serve("messi", kind=Inside)
-        old.ok("send henderson hello")
-        old.close()
+        messi.ok("send henderson hello")
+        messi.close()
         for _ in range(common.SESSION_DAYS + 2):
-            inside.pass_time(86_400)
-        self.login(inside, "messi")
+            self.here.pass_time(86_400)
+        self.login(self.here, "messi")
         for words in ("info", "send henderson hello"):
-            self.assertRefused(self.again(old).do(words), "session_not_found")
-        self.assertEqual(len(inside.chat.store.sessions), 1)
-        self.assertEqual(inside.chat.routes, {})
+            self.assertRefused(self.again(messi).do(words), "session_not_found")
+        self.assertEqual(len(self.here.chat.store.sessions), 1)
+        self.assertEqual(self.here.chat.routes, {})
 
 
     def test_a_thousand_and_one(self):
@@ -1748,13 +1787,12 @@ class Sessions(ChatTest):
         self.assertEqual(rows(server, "SELECT COUNT(*), COUNT(*) FILTER (WHERE digest=CAST(1 AS BLOB)) FROM sessions"),
                          [(common.MAX_SESSIONS, 0)])
 
-    def test_a_clock_that_jumps_ends_no_session(self):
+    def test_a_clock_that_jumps_ends_no_session(self, messi):
         """A machine that starts with a clock 31 days ahead: its battery was empty, or it was off for a month."""
-        inside, messi = self.serve("messi", kind=Inside)
         for ahead in (31 * 86_400, -31 * 86_400, 10 * 365 * 86_400):
-            inside.stop()
-            inside.wall_ahead = ahead
-            inside.start()
+            self.here.stop()
+            self.here.wall_ahead = ahead
+            self.here.start()
             self.assertEqual(self.again(messi).do("inbox")["status"], "OK")
 
     def test_after_a_logout_one_is_a_guest_again(self):
@@ -1800,7 +1838,7 @@ class Refusals(OneServer):
         ("subscribe x", "bad_arguments"), ("getfile 999999", "file_not_found"), ("info nosuch", "realm_not_found"),
         ("sendprivaterealm nowhere messi hi", "realm_not_found"), ("getrealminbox nowhere", "realm_not_found"),
         (f"sendgrouprealm mesin1 messi {'x' * 9000}", "too_long"), ("addgroup {group}", "group_exists"),
-        ("joingroup {group}", "already_member"),
+        ("joingroup {group}", "already_member"), ("passwd rahasia", "bad_arguments"),
     ]
     BOB = [                                            # who is not in her group
         ("addgroup {GROUP}", "group_exists"), ("joingroup nosuch", "group_not_found"),
@@ -2480,17 +2518,6 @@ class BadInput(OneServer):
         for message in files:
             self.assertEqual(self.bob.fetch(message["id"]), contents[digests.index(message["file"]["sha256"])])
 
-    def test_half_a_file_at_a_power_cut(self):
-        """What was half there when the server died is swept at the next start."""
-        server, messi = self.serve("messi")
-        messi.write(messi.line("sendfile henderson half.bin ").encode() + b" " + b"A" * 400_000)
-        eventually(lambda: server.files(), "a temporary file")
-        server.kill()
-        self.assertTrue(server.files())
-        server.start()
-        self.assertEqual(server.files(), [])
-        henderson = self.login(server, "henderson")
-        self.assertEqual(henderson.inbox(), [])
 
     def test_a_pause_in_an_upload_costs_nothing(self):
         for start in (self.alice.line(f"sendfile {self.bob} f.bin"), "nosuch"):
@@ -2541,52 +2568,51 @@ class BadInput(OneServer):
 class Bounds(ChatTest):
     """What one person has under way is bounded, whatever that person's connections do."""
 
-    def test_uploads_that_come_to_nothing_count(self):
+    def stored(self) -> int:
+        """Bytes of files, whole ones and parts."""
+        return sum(path.stat().st_size for path in (self.here.data / "files").iterdir())
+
+    @made_with("--max-stored", "1", "--max-file", "1")
+    def test_uploads_that_come_to_nothing_count(self, messi):
         """An earlier tag, or a recipient whom another realm does not know: the content lies here for an hour."""
-        server = self.server("--max-stored", "1", "--max-file", "1")
-        messi = self.login(server, "messi")
         messi.ok(f"@t sendfile henderson f {as_base64(some_bytes(300_000))}")
         codes = {messi.do(f"@t sendfile henderson f {as_base64(some_bytes(300_000, seed=number))}").get("code")
                  for number in range(20)}
         self.assertEqual(codes, {None, "quota_exceeded"})
-        self.assertLess(sum((server.data / "files" / name).stat().st_size for name in server.files()), 1.4 * MIB)
+        self.assertLess(self.stored(), 1.4 * MIB)
 
-    def test_guests_that_do_not_read(self):
+    def test_guests_that_do_not_read(self, messi):
         """Each asks for 10,000 replies: there is nobody to be told what they may hold, so it is little."""
-        server, messi = self.serve("messi")
-        with self.assertMemory(16 * MIB, server):
+        with self.assertMemory(16 * MIB, self.here):
             for _ in range(100):
-                guest = self.wire(server, receive_buffer=4096)
+                guest = self.wire(self.here, receive_buffer=4096)
                 guest.socket.setblocking(False)
                 guest.socket.send(b"help\r\n" * 10_000)
             for _ in range(1000):                              # turns, in which it would carry out what they ask
                 messi.ok("history henderson")
 
-    def test_short_lines_behind_a_reply_that_nobody_reads(self):
+    def test_short_lines_behind_a_reply_that_nobody_reads(self, messi, henderson):
         """64 KiB of them are 21,000 lines, each an object of its own; and one may ask with another's token."""
-        server, messi, henderson = self.serve("messi", "henderson")
         number = messi.ok(f"sendfile henderson f {as_base64(some_bytes(3 * MIB))}")["id"]
         connections = [self.again(messi) for _ in range(100)]
         for connection in connections:
             connection.ok("subscribe")                         # it is messi's
-        before = server.memory
+        before = self.here.memory
         for connection in connections:
             connection.socket.sendall(f"getfile {henderson.token} {number}\r\n".encode() + b"ab\n" * 21_000)
         for _ in range(100):
             henderson.ok("history messi")
-        self.assertLess(server.memory - before, 48 * MIB)
-        self.assertLessEqual(len(server.descriptors(str(server.data / "files"))), common.MAX_UPLOADS)
+        self.assertLess(self.here.memory - before, 48 * MIB)
+        self.assertLessEqual(len(self.here.descriptors(str(self.here.data / "files"))), common.MAX_UPLOADS)
 
-    def test_the_groups_of_one_person(self):
+    def test_the_groups_of_one_person(self, messi, henderson):
         """A thousand; the rows of `conversations` that are of the same moment fit one reply."""
-        server, messi, henderson = self.serve("messi", "henderson")
         messi.ok_all(f"addgroup g{number}" for number in range(common.MAX_GROUPS))
         henderson.ok("addgroup another")
         self.assertRefused(messi.do("joingroup another"), "busy")
         self.assertEqual(len(messi.ok("conversations")["conversations"]), common.MAX_GROUPS)
         messi.ok("leavegroup g1")
-        server.stop()
-        server.start()
+        self.here.restart()
         self.assertRefused(self.again(messi).do("addgroup g"), "busy")         # one has made so many, left or not
         self.again(messi).ok("joingroup another")
 
@@ -2594,117 +2620,100 @@ class Bounds(ChatTest):
         """It can be told nothing before it shakes hands: it is closed at once, and holds no descriptor."""
         certificate_file, key = certificate("127.0.0.1")
         server = self.server("--tls-cert", certificate_file, "--tls-key", key, "--max-per-address", "5")
-        held = []
-        for _ in range(60):
-            held.append(socket.create_connection(("127.0.0.1", server.port)))
-            self.addCleanup(held[-1].close)
-        for one in held[5:]:
-            one.settimeout(PATIENCE)
-            self.assertEqual(one.recv(1), b"")
+        for wire in self.wires(server, 60)[5:]:
+            self.assertEqual(wire.socket.recv(1), b"")
         self.assertLess(sum("socket" in name for name in server.descriptors()), 12)
 
-    def test_replies_that_nobody_reads_cost_no_memory(self):
+    def test_replies_that_nobody_reads_cost_no_memory(self, alice, bob, carol):
         """A person has 40 MB unread, asks for it on 20 connections and reads nothing; others are served meanwhile."""
-        server = self.server()
-        alice, bob, carol = self.people("alice", "bob", "carol", server=server)
         alice.ok_all(f"send {bob} {number:04} {'x' * 8000}" for number in range(5000))
         alice.ok_all([f"history {bob} {10 ** 17} 500"] * 10)
-        with self.assertMemory(64 * MIB, server):
+        with self.assertMemory(64 * MIB, self.here):
             for words in ("inbox", f"history {alice} {10 ** 17} 500"):
                 for _ in range(20):
-                    stalled = self.wire(server, receive_buffer=4096)
+                    stalled = self.wire(self.here, receive_buffer=4096)
                     with contextlib.suppress(ConnectionError):  # it may as well be ended already
                         stalled.socket.sendall(f"{bob.line(words)}\r\n".encode() * 50)
                 self.assertLess(percentile(99, [timed(lambda: carol.ok("history messi")) for _ in range(300)]), QUICK)
         self.assertTrue(self.again(bob).history(alice))
 
-    def test_who_does_not_read_silences_nobody_who_shares_the_account(self):
-        server, messi = self.serve("messi")
+    def test_who_does_not_read_silences_nobody_who_shares_the_account(self, messi):
         messi.ok_all(f"send henderson {'x' * 8000}" for _ in range(500))
         pupils = [self.again(messi) for _ in range(59)]
-        asleep = self.wire(server, receive_buffer=4096)
+        asleep = self.wire(self.here, receive_buffer=4096)
         asleep.socket.sendall(f"{messi.line('history henderson')}\r\n".encode() * 200)
         for _ in range(2):
             for pupil in pupils:
                 pupil.request("history henderson 1 1")
             self.assertEqual({pupil.reply()["status"] for pupil in pupils}, {"OK"})
 
-    def test_uploads_under_way_are_counted(self):
+    def test_uploads_under_way_are_counted(self, alice, bob):
         """A person has at most 64 of them, on whatever connections; the next is told `busy`, and others are not."""
-        server = self.server()
-        alice, bob = self.people("alice", "bob", server=server)
         begun = [self.again(alice) for _ in range(common.MAX_UPLOADS)]
         for wire in begun:
             wire.write(wire.line(f"sendfile {bob} f ").encode() + b" " + b"A" * 200_000)
-        eventually(lambda: len(server.files()) == len(begun), "the uploads have begun")
+        eventually(lambda: len(self.here.files()) == len(begun), "the uploads have begun")
         content = as_base64(some_bytes(100_000))
         more = [self.again(alice) for _ in range(20)]
         for wire in more:
             self.assertRefused(wire.do(f"sendfile {bob} f {content}"), "busy")
-        self.assertLessEqual(len(server.descriptors(str(server.data / "files"))), common.MAX_UPLOADS)
+        self.assertLessEqual(len(self.here.descriptors(str(self.here.data / "files"))), common.MAX_UPLOADS)
         bob.ok(f"sendfile {alice} f {content}")
         alice.ok(f"send {bob} hi")
         begun.pop().close()
         eventually(lambda: more[0].do(f"sendfile {bob} f {content}")["status"] == "OK", "room for one more")
 
-    def test_uploads_under_way_are_within_the_quota(self):
-        server = self.server("--max-stored", "1")
-        alice, bob = self.people("alice", "bob", server=server)
+    @made_with("--max-stored", "1")
+    def test_uploads_under_way_are_within_the_quota(self, alice, bob):
         content, slow = as_base64(some_bytes(600 * KIB)), self.again(alice)
         slow.write(slow.line(f"sendfile {bob} f ").encode() + b" " + content[:-8].encode())
-        eventually(lambda: [path for path in (server.data / "files").iterdir() if path.stat().st_size > 599 * KIB],
-                   "nearly all of the first")
+        eventually(lambda: self.stored() > 599 * KIB, "nearly all of the first")
         self.assertRefused(alice.do(f"sendfile {bob} f {as_base64(some_bytes(600 * KIB, seed=2))}"), "quota_exceeded")
         slow.write(content[-8:].encode() + b"\r\n")
         self.assertEqual(slow.reply()["status"], "OK")
 
-    def test_an_upload_without_a_byte_is_ended(self):
-        inside = self.server(kind=Inside)
-        begun = [self.login(inside, "messi") for _ in range(2)]
-
-        def stored() -> int:
-            return sum(path.stat().st_size for path in (inside.data / "files").iterdir())
-        for wire in begun:
-            wire.write(wire.line("sendfile henderson f ").encode() + b" " + b"A" * 200_000)
-        eventually(lambda: len(inside.files()) == 2, "the uploads have begun")
+    @made_with(kind=Inside)
+    def test_an_upload_without_a_byte_is_ended(self, messi, lineker):
+        for person in (messi, lineker):
+            person.write(person.line("sendfile henderson f ").encode() + b" " + b"A" * 200_000)
+        eventually(lambda: len(self.here.files()) == 2, "the uploads have begun")
         for _ in range(3):
-            before = stored()
-            begun[1].write(b"A" * 4)
-            eventually(lambda before=before: stored() > before, "these bytes")
-            inside.pass_time(common.UPLOAD_SECONDS - 8)
-        begun[0].read_until_end()
-        begun[1].write(b"\r\n")
-        self.assertEqual(begun[1].reply()["status"], "OK")
+            before = self.stored()
+            lineker.write(b"A" * 4)
+            eventually(lambda before=before: self.stored() > before, "these bytes")
+            self.here.pass_time(common.UPLOAD_SECONDS - 8)
+        messi.read_until_end()
+        lineker.write(b"\r\n")
+        self.assertEqual(lineker.reply()["status"], "OK")
 
+    @made_with(kind=Inside)
     def test_a_guest_is_ended_whatever_it_sends(self):
-        inside = self.server(kind=Inside)
-        guest = self.wire(inside)
+        guest = self.wire()
         guest.ask("help")
-        inside.pass_time(common.LOGIN_SECONDS - 13)
+        self.here.pass_time(common.LOGIN_SECONDS - 13)
         guest.ask("help")
-        inside.pass_time(14)
+        self.here.pass_time(14)
         guest.read_until_end()
 
-    def test_many_files_asked_for_and_none_read(self):
+    def test_many_files_asked_for_and_none_read(self, messi, lineker):
         """One is open at a time; the others are when their turn comes."""
-        server, messi, lineker = self.serve("messi", "lineker")
         content = some_bytes(8 * MIB)
         file_id = messi.ok(f"sendfile lineker f {as_base64(content)}")["id"]
-        before = len(server.descriptors())
+        before = len(self.here.descriptors())
         lineker.socket.sendall(f"{lineker.line(f'getfile {file_id}')}\r\n".encode() * 500)
         for _ in range(20):
             messi.ok("send lineker hi")
-        self.assertLess(len(server.descriptors()), before + 5)
+        self.assertLess(len(self.here.descriptors()), before + 5)
         for _ in range(3):
             self.assertEqual(base64.b64decode(lineker.reply()["file_content"]), content)
 
-    def test_many_names_in_one_line(self):
+    @made_with("--max-rate", "10")
+    def test_many_names_in_one_line(self, messi, lineker):
         """What --max-rate counts is messages, and one line makes no thousands of them."""
-        server, messi, lineker = self.serve("messi", "lineker", options=("--max-rate", "10"))
         names = ",".join(f"n{number}" for number in range(common.MAX_TARGETS + 1))
         for realm in ("mesin1", "mesin2"):
             self.assertRefused(messi.do(f"sendgrouprealm {realm} {names} hello"), "too_long")
-        self.assertEqual(rows(server, "SELECT 1 FROM people WHERE realm='mesin2'"), [])
+        self.assertEqual(rows(self.here, "SELECT 1 FROM people WHERE realm='mesin2'"), [])
         replies = messi.do_all(["sendgrouprealm mesin1 lineker,henderson,messi hello"] * 50)
         self.assertLess([reply["status"] for reply in replies].count("OK"), 40)
         self.assertRefused(replies[-1], "rate_limited")
@@ -2783,24 +2792,9 @@ class Bounds(ChatTest):
 class Operator(ChatTest):
     """Quotas, rates, limits; backup and check. Each test has a server of its own."""
 
-    def test_passwd(self):
-        server = self.server()
-        (here,) = self.people("joni", server=server)
-        elsewhere = self.login(server, here.name, "rahasia")
-        elsewhere.ok("subscribe")
-        self.assertRefused(here.do("passwd wrong new"), "bad_credentials")
-        self.assertRefused(here.do("passwd rahasia"), "bad_arguments")
-        here.ok("passwd rahasia new")
-        here.ok("inbox")
-        with contextlib.suppress(*ENDED):
-            self.assertRefused(elsewhere.do("inbox"), "session_not_found")
-        wire = self.wire(server)
-        self.assertRefused(wire.ask(f"auth {here} rahasia"), "bad_credentials")
-        self.assertEqual(wire.ask(f"auth {here} new")["status"], "OK")
 
-    def test_files_past_the_quota_are_refused(self):
-        server = self.server("--max-stored", "1")
-        alice, bob = self.people("alice", "bob", server=server)
+    @made_with("--max-stored", "1")
+    def test_files_past_the_quota_are_refused(self, alice, bob):
         first, second, third = (as_base64(some_bytes(600 * KIB, seed)) for seed in (1, 2, 3))
         sent = alice.ok(f"sendfile {bob} f.bin {first}")
         self.assertRefused(alice.do(f"sendfile {bob} g.bin {second}"), "quota_exceeded")
@@ -2808,9 +2802,8 @@ class Operator(ChatTest):
         bob.ok(f"sendfile {alice} f.bin {third}")
         self.assertEqual(bob.fetch(sent["id"]), some_bytes(600 * KIB))
 
-    def test_messages_past_the_rate_are_refused(self):
-        server = self.server("--max-rate", "10")
-        alice, bob = self.people("alice", "bob", server=server)
+    @made_with("--max-rate", "10")
+    def test_messages_past_the_rate_are_refused(self, alice, bob):
         burst = 10 * common.BURST_SECONDS
         replies = alice.do_all([f"send {bob} x"] * (2 * burst))
         granted = [reply for reply in replies if reply["status"] == "OK"]
@@ -2840,51 +2833,42 @@ class Operator(ChatTest):
             return wire.ask("help")["status"] == "OK"
         return False
 
-    def test_backups_under_load(self):
+    def test_backups_under_load(self, messi):
         """Each is the database as it was at one moment: whole, without a gap, and with all that was acknowledged."""
-        server, messi = self.serve("messi")
         other = self.again(messi)
-        ended, sent = threading.Event(), []
+        sent = []
 
         def load() -> None:
-            while not ended.is_set():
-                sent.append(messi.ok_all([f"send henderson {number}" for number in range(200)])[-1]["id"])
-        worker = threading.Thread(target=load)
-        worker.start()
-        try:
+            sent.append(messi.ok_all([f"send henderson {number}" for number in range(200)])[-1]["id"])
+        with again_and_again(load):
             for number in range(3):
                 eventually(lambda number=number: len(sent) > number, "a batch")
                 acknowledged, copy = sent[-1], Path(tempfile.mkdtemp(dir=SCRATCH)) / "chat.db"
-                self.assertEqual(run_server("--backup", str(copy), of=server).returncode, 0)
+                self.assertEqual(run_server("--backup", str(copy), of=self.here).returncode, 0)
                 with contextlib.closing(sqlite3.connect(copy)) as db:
                     self.assertEqual(db.execute("PRAGMA integrity_check").fetchall(), [("ok",)])
                     least, most, count = db.execute("SELECT MIN(id), MAX(id), COUNT(*) FROM messages").fetchone()
                 self.assertEqual((least, most), (1, count))
                 self.assertGreaterEqual(most, acknowledged)
-        finally:
-            ended.set()
-            worker.join()
         other.ok("send henderson last")
         self.keep(henderson := self.server("--data", str(copy.parent)).login("henderson"))
-        self.assertEqual(henderson.texts(),
-                         [str(number % 200) for number in range(most)])
+        self.assertEqual(henderson.texts(), [str(number % 200) for number in range(most)])
 
-    def test_check(self):
+    def test_check(self, messi):
         """All is well, of a running server too; or it says which file is damaged, and leaves it as it is."""
-        server, messi = self.serve("messi")
         messi.ok_all(f"send henderson {'x' * 1000}" for _ in range(200))
         sent = messi.ok(f"sendfile henderson f.txt {as_base64(b'content')}")
         messi.ok(f"sendfile henderson g.txt {as_base64(b'more content')}")
-        self.assertEqual(run_server("--check", of=server).returncode, 0)
-        server.stop()
-        self.assertEqual(run_server("--check", of=server).returncode, 0)
-        file, database = server.data / "files" / sent["file"]["sha256"], server.data / "chat.db"
+        self.assertEqual(run_server("--check", of=self.here).returncode, 0)
+        self.here.stop()
+        self.assertEqual(run_server("--check", of=self.here).returncode, 0)
+        file, database = self.here.data / "files" / sent["file"]["sha256"], self.here.data / "chat.db"
         good = database.read_bytes()
         for path, damage in ((file, b"c0ntent"), (file, None), (database, bytes(len(good))),
                              (database, good[:40960] + bytes(8192) + good[49152:]), (database, good[:50000])):
             with self.subTest(path.name, damage=damage and len(damage)):
                 path.unlink() if damage is None else path.write_bytes(damage)
-                ended = run_server("--check", of=server)
+                ended = run_server("--check", of=self.here)
                 self.assertEqual(ended.returncode, 1, ended)
                 self.assertIn(path.name if path == file else str(path), ended.stdout + ended.stderr)
                 self.assertNotIn("Traceback", ended.stderr)
@@ -2897,9 +2881,9 @@ class Operator(ChatTest):
 class OneRealmAlone(ChatTest):
     """With a table of one row nothing of the second chapter is made."""
 
-    def test_nothing_of_other_realms_is_there(self):
-        inside, messi = self.serve("messi", kind=Inside, table=("mesin1",))
-        self.assertIsNone(inside.chat.realms)
+    @made_with(kind=Inside, table=("mesin1",))
+    def test_nothing_of_other_realms_is_there(self, messi):
+        self.assertIsNone(self.here.chat.realms)
         for words in ("send henderson hi", "addgroup g", "sendgroup g hi", "info", "groups", "inbox", "realms",
                       f"sendfile lineker f {as_base64(b'x')}"):
             messi.ok(words)
@@ -3566,19 +3550,19 @@ class Peers(ChatTest):
         self.assertLessEqual({f"gone{number}" for number in range(5)},
                              {user["user"] for user in henderson.ok("info mesin1")["users"]})
 
-    def test_a_realm_that_is_in_the_table_no_longer(self):
+    @made_with("--peer", "mesin3=127.0.0.1:1")
+    def test_a_realm_that_is_in_the_table_no_longer(self, messi, lineker):
         """A group that had members there goes on without them."""
-        server, messi, lineker = self.serve("messi", "lineker", options=("--peer", "mesin3=127.0.0.1:1"))
         messi.ok("addgroup kelompok")
         lineker.ok("joingroup kelompok")
-        link = self.wire(server)
+        link = self.wire(self.here)
         for line in (f"peer mesin3 e1 {'0' * 32}", "peerproof", "ask " + json.dumps(
                 {"do": "joingroup", "group": "kelompok", "user": "henderson", "nama": "H", "negara": "X"})):
             self.assertEqual(link.ask(line)["status"], "OK")
         self.assertIn("henderson@mesin3", messi.ok("groups")["groups"][0]["members"])
-        server.stop()
-        server.options = server.options[:-2]
-        server.start()
+        self.here.stop()
+        self.here.options = self.here.options[:-2]
+        self.here.start()
         self.again(messi).ok("sendgroup kelompok hello")
         self.assertEqual(self.again(lineker).history("kelompok"), ["hello"])
 
@@ -3689,15 +3673,16 @@ class LinkFiles(OneLink):
         self.assertEqual(link.deliver_file(1, content)["have"], 1)
 
     def test_what_nobody_names_is_swept(self):
-        """At the start: what is older than an hour and in no message; and every half upload."""
+        """At the start: what is older than an hour and in no message; and what was half there when the power went."""
         link, folder, old = self.link(), self.here.data / "files", time.time() - 7200
         sent = self.messi.ok(f"sendfile henderson f {as_base64(b'content')}")["file"]["sha256"]
         for content in (b"young", b"old"):
             link.give_file(content)
         for content in (b"young part", b"old part"):
             link.piece(content, 0, 3)
-        self.here.stop()
-        (folder / "upload-x").write_bytes(b"half")
+        self.messi.write(self.messi.line("sendfile henderson half.bin").encode() + b" " + b"A" * 400_000)
+        eventually(lambda: len(self.here.files()) == 6, "half of an upload")
+        self.here.kill()
         for path in folder.iterdir():
             if path.name == sent or path.read_bytes() in (b"old", b"old"[:3]) and "young" not in path.name:
                 os.utime(path, (old, old))
@@ -3705,6 +3690,7 @@ class LinkFiles(OneLink):
         eventually(lambda: len(self.here.files()) == 3, "what is left")
         self.assertEqual({(folder / name).read_bytes() for name in self.here.files()}, {b"content", b"young", b"you"})
         self.assertIn(sent, self.here.files())
+        self.assertEqual(len(self.login(self.here, "henderson").inbox()), 1)
 
 
 class Secrets(ChatTest):
@@ -4530,9 +4516,7 @@ class PutBack(ChatTest):
 class Whole(ChatTest):
     """A conversation is whole wherever its messages lie in the database, before and after a power cut."""
 
-    def test_in_pages_in_a_subscription_and_in_the_inbox(self):
-        server = self.server()
-        alice, bob, carol, dave = self.people("alice", "bob", "carol", "dave", server=server)
+    def test_in_pages_in_a_subscription_and_in_the_inbox(self, alice, bob, carol, dave):
         ledger, chance = Ledger(self), random.Random(5)
         ledger.members["kelompok@mesin1"] = {alice.address, bob.address}
         ledger.members["later@mesin1"] = {alice.address, carol.address}
@@ -4564,7 +4548,7 @@ class Whole(ChatTest):
                             self.assertEqual(watching.event("message"), event)
                     watching.expect_nothing()
             self.assertEqual(self.again(dave).inbox(), [])
-            server.restart(signal.SIGKILL)
+            self.here.restart(signal.SIGKILL)
         for person in (alice, bob, carol):
             ledger.judge(self.again(person))
 
@@ -5168,15 +5152,15 @@ class Encryption(ChatTest):
 class Guessing(ChatTest):
     """Passwords and tokens that somebody tries to guess."""
 
-    def test_ten_thousand_passwords(self):
+    @made_with(kind=Inside)
+    def test_ten_thousand_passwords(self, messi):
         """At most 10 a minute are tried for an account, also over many connections at once; others log in meanwhile."""
-        inside, messi = self.serve("messi", kind=Inside)
         tried = 0
         for _ in range(2):
-            wires = self.wires(inside, 10)
+            wires = self.wires(self.here, 10)
             for wire in wires:
                 wire.write(b"".join(b"auth Messi guess-%d\r\n" % number for number in range(500)))
-            self.login(inside, "henderson")
+            self.login(self.here, "henderson")
             codes = [wire.reply()["code"] for wire in wires for _ in range(500)]
             self.assertEqual((codes.count("bad_credentials"), codes.count("rate_limited")), (10, 4990))
             for password in ("wrong", "surabaya"):
@@ -5185,14 +5169,13 @@ class Guessing(ChatTest):
                 self.assertTrue(0 < refusal["retry_after"] <= common.GUESS_SECONDS, refusal)
             messi.ok("inbox")                                  # who is in stays in
             tried += len(codes)
-            inside.pass_time(common.GUESS_SECONDS)
+            self.here.pass_time(common.GUESS_SECONDS)
         self.assertEqual(tried, 10_000)
-        self.login(inside, "messi")
+        self.login(self.here, "messi")
 
-    def test_tokens(self):
+    def test_tokens(self, messi):
         """Near misses, and 50,000 (with --long a million) at random: no hit."""
-        server, messi = self.serve("messi")
-        wire, token, digest = self.wire(server), messi.token, hashlib.sha256(messi.token.encode())
+        wire, token, digest = self.wire(self.here), messi.token, hashlib.sha256(messi.token.encode())
         near = [token[:-1], token + "0", token.upper() + "g", f"{token[:-1]}{(int(token[-1], 16) + 1) % 16:x}",
                 token[::-1], digest.hexdigest(), as_base64(digest.digest()), "None", "null", "0", "*", "%", "_", "''",
                 "\0", token + "\0", "\ufeff" + token]
@@ -5233,42 +5216,32 @@ class Fairness(ChatTest):
     """Whatever one person pipelines, 99 of 100 replies to others come within 50 ms."""
 
     @staticmethod
-    @contextlib.contextmanager
-    def flooding(person: Person, lines: list[str]) -> Iterator[None]:
+    def flooding(person: Person, lines: list[str]) -> contextlib.AbstractContextManager[None]:
         """Sends these lines again and again in one burst, and reads the replies; nothing is parsed, that takes time."""
-        burst, ended = "".join(person.line(words) + "\r\n" for words in lines).encode(), threading.Event()
+        burst = "".join(person.line(words) + "\r\n" for words in lines).encode()
 
         def flood() -> None:
-            while not ended.is_set():
+            with contextlib.suppress(*ENDED):
                 person.socket.sendall(burst)
                 missing = len(lines)
-                while missing > 0:
-                    missing -= person.socket.recv(256 * KIB).count(FRAME_END)   # one that is cut in two is missed
-                    if missing <= 2 or ended.is_set():
-                        break
-        thread = threading.Thread(target=flood)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            with contextlib.suppress(OSError):
-                person.socket.shutdown(socket.SHUT_RDWR)
-            thread.join()
+                while missing > 2:                             # one that is cut in two is missed
+                    data = person.socket.recv(256 * KIB)
+                    missing -= data.count(FRAME_END) if data else missing
 
-    def test_among_a_hundred_thousand_people(self):
+        return again_and_again(flood, lambda: person.socket.shutdown(socket.SHUT_RDWR))
+
+    def test_among_a_hundred_thousand_people(self, messi, henderson):
         """And 5,000 groups, one of 50,000 members, and 200,000 messages that wait for a realm."""
-        server, messi, henderson = self.serve("messi", "henderson")
         messi.ok("addgroup g")
         messi.ok("addgroup other")
         messi.ok("send lineker@mesin2 hi")
-        server.stop()
-        multiply(server, "people", "name='messi' AND realm='mesin1'", 1000, 100_000, id="n", name="'p' || n")
-        multiply(server, "members", "conversation=(SELECT id FROM conversations WHERE name='g')", 1000, 50_000,
+        self.here.stop()
+        multiply(self.here, "people", "name='messi' AND realm='mesin1'", 1000, 100_000, id="n", name="'p' || n")
+        multiply(self.here, "members", "conversation=(SELECT id FROM conversations WHERE name='g')", 1000, 50_000,
                  person="n")
-        multiply(server, "conversations", "name='other'", 1000, 5000, id="n", name="'g' || n")
-        multiply(server, "outbox", "1", 1000, 200_000, seq="n")
-        server.start()
+        multiply(self.here, "conversations", "name='other'", 1000, 5000, id="n", name="'g' || n")
+        multiply(self.here, "outbox", "1", 1000, 200_000, seq="n")
+        self.here.start()
         people = ",".join(f"p{number}" for number in range(1000, 1000 + common.MAX_TARGETS))
         cases = {"many targets": [f"sendgrouprealm mesin1 {people} hello"], "queue lengths": ["realms"],
                  "people": ["info"], "groups": ["groups"], "joins": ["joingroup g", "leavegroup g"],
@@ -5480,6 +5453,8 @@ class Drain(ChatTest):
 class Clocks(ChatTest):
     """Hours and years that pass in seconds: the clocks are handed in, all else is real."""
 
+    kind = Inside
+
     def assertDropped(self, inside: Inside, *starts: bytes) -> None:
         """Who sends this and then nothing has LOGIN_SECONDS, and no more."""
         wires = [self.wire(inside) for _ in starts]
@@ -5492,11 +5467,10 @@ class Clocks(ChatTest):
         for wire in wires:
             wire.read_until_end()
 
-    def test_who_does_not_log_in_is_dropped(self):
+    def test_who_does_not_log_in_is_dropped(self, messi):
         """And who has logged in may be silent for days."""
-        inside, messi = self.serve("messi", kind=Inside)
-        self.assertDropped(inside, b"", b"auth mes")
-        inside.pass_time(7 * 86_400)
+        self.assertDropped(self.here, b"", b"auth mes")
+        self.here.pass_time(7 * 86_400)
         messi.ok("inbox")
 
     def test_a_tls_handshake_has_a_time_limit(self):
@@ -5544,13 +5518,12 @@ class Clocks(ChatTest):
         messi.await_sent()
         self.assertEqual(len(henderson.inbox()), 1802)
 
-    def test_only_the_time_follows_the_clock(self):
+    def test_only_the_time_follows_the_clock(self, messi, lineker):
         """Set ten years back and forth, `ts` does; ids go on rising. (That nothing is lost is a row of Faults.)"""
-        inside, messi, lineker = self.serve("messi", "lineker", kind=Inside)
         lineker.ok("subscribe")
         ids, years = [], []
         for decades in (0, -1, 1, 0, 1, -1, 0):
-            inside.wall_ahead = decades * 10 * 365.25 * 86_400
+            self.here.wall_ahead = decades * 10 * 365.25 * 86_400
             messi.ok(f"send lineker {decades}")
             event = lineker.expect(str(decades))
             ids.append(event["id"])
@@ -5606,10 +5579,9 @@ class Cable(ChatTest):
     """A network that is gone without a word: nobody's end has ended the connection."""
 
     @unittest.skipUnless(ON_LINUX, "reads /proc")
-    def test_an_idle_client_is_asked_for_a_sign_of_life(self):
+    def test_an_idle_client_is_asked_for_a_sign_of_life(self, messi):
         """The kernel's own table says that the server's end asks within KEEPALIVE_SECONDS."""
-        server, messi = self.serve("messi")
-        ends = f":{server.port:04X} 0100007F:{messi.socket.getsockname()[1]:04X} 01 "
+        ends = f":{self.here.port:04X} 0100007F:{messi.socket.getsockname()[1]:04X} 01 "
 
         def timer() -> list[str]:
             line = next(line for line in Path("/proc/net/tcp").read_text().splitlines() if ends in line)
