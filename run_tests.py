@@ -322,23 +322,16 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def two_realms(*options: str) -> tuple[Server, Server]:
-    """A server of each realm, that know each other's ports."""
+def linked_realms(*options: str) -> tuple[Server, Server]:
+    """A server of each realm, once both links are up."""
     first, second = free_ports(2)
     servers = (Server(*options, realm="mesin1", port=first, peer=f"127.0.0.1:{second}", wait=False),
                Server(*options, realm="mesin2", port=second, peer=f"127.0.0.1:{first}", wait=False))
     for server in servers:
         server.await_start()
-    return servers
-
-
-def linked_realms(*options: str) -> tuple[Server, Server]:
-    """The same, once both links are up."""
-    servers = two_realms(*options)
     for server, other in zip(servers, ("mesin2", "mesin1"), strict=True):
-        messi = server.login("messi")
-        messi.await_link(other)
-        messi.close()
+        with contextlib.closing(server.login("messi")) as messi:
+            messi.await_link(other)
     return servers
 
 
@@ -4035,12 +4028,10 @@ class Faults(ChatTest):
     def stop_and_go(self, server: Server) -> None:
         """A process that is stopped (SIGSTOP), and goes on."""
         for _ in self.parts():
-            server.process.send_signal(signal.SIGSTOP)
-            self.await_queues(self.here)
-            server.process.send_signal(signal.SIGCONT)
+            with server.frozen():
+                self.await_queues(self.here)
 
     def terminate(self, server: Server) -> None:
-        """SIGTERM, and another start."""
         for _ in self.parts():
             server.restart()
 
@@ -4425,9 +4416,8 @@ class PutBack(ChatTest):
             self.assertEqual(run_server("--backup", str(copy / "chat.db"), of=server).returncode, 0)
             return copy
         if how == "snapshot":
-            server.process.send_signal(signal.SIGSTOP)
-            shutil.copytree(server.data, copy)
-            server.process.send_signal(signal.SIGCONT)
+            with server.frozen():
+                shutil.copytree(server.data, copy)
             return copy
         server.stop()                                           # between two starts
         shutil.copytree(server.data, copy)
@@ -5078,21 +5068,17 @@ class Encryption(ChatTest):
         self.assertEqual(path.stat().st_mode & 0o777, 0o600)
         self.assertNotEqual(run_server("--make-realm-key", str(path)).returncode, 0)
         self.assertEqual(path.read_text(), key)
-        here, there = two_realms("--realm-key", str(path))
-        self.keep(here, there, messi := here.login("messi"))
-        messi.await_link("mesin2")
-        self.assertNotIn("queued", messi.ok("send henderson@mesin2 hi"))
-        for server in (here, there):
+        servers = self.realms("--realm-key", str(path))
+        self.assertNotIn("queued", self.login(servers[0], "messi").ok("send henderson@mesin2 hi"))
+        for server in servers:
             self.assertNotIn(key.strip(), server.log)
 
     def test_two_keys_that_differ(self):
-        first, second = free_ports(2)
-        here = Server("--realm-key", key_file(b"a" * 32), port=first, peer=f"127.0.0.1:{second}")
-        there = Server("--realm-key", key_file(b"b" * 32), port=second, peer=f"127.0.0.1:{first}", realm="mesin2")
-        self.keep(here, there)
+        (port,) = free_ports(1)
+        here, messi = self.serve("messi", options=("--realm-key", key_file(b"a" * 32)), peer=f"127.0.0.1:{port}")
+        there = self.server("--realm-key", key_file(b"b" * 32), port=port, peer=here.place, realm="mesin2")
         refused = common.ERRORS["realm_refused"]
         eventually(lambda: refused in here.log and refused in there.log, "a word in both logs")
-        messi = self.login(here, "messi")
         self.assertIs(messi.ok("send henderson@mesin2 hi")["queued"], True)
         self.assertEqual(messi.ok("realms")["realms"]["mesin2"]["link"], "down")
 
@@ -5274,60 +5260,53 @@ class Floods(ChatTest):
     def setUp(self) -> None:
         many_descriptors()
 
-    def start(self, **keywords: object) -> Server:
-        server = self.server(**keywords)
-        self.alice, self.bob = self.people("alice", "bob", server=server)
-        return server
-
-    def assertQuick(self, each: Callable[[int], object] = lambda number: None) -> None:
-        """Honest people's requests: the 99th percentile is under 50 ms."""
+    def assertQuick(self, person: Person, each: Callable[[int], object] = lambda number: None) -> None:
+        """An honest person's requests: the 99th percentile is under 50 ms."""
         times = []
         for number in range(300):
             each(number)
-            times.append(timed(lambda: self.alice.ok(f"send {self.bob} hi")))
+            times.append(timed(lambda: person.ok("send lineker hi")))
         self.assertLess(percentile(99, times), QUICK)
 
-    def test_two_thousand_slow_half_lines(self):
+    def test_two_thousand_slow_half_lines(self, messi):
         """Each sends a byte now and then, and never a whole line. (When such are dropped, Bounds says.)"""
-        slow = self.wires(self.start(), 2000)
+        slow = self.wires(self.here, 2000)
         for wire in slow:
             wire.socket.send(b"auth messi ")                   # `select` could not wait for so many
 
         def trickle(number: int) -> None:
             for wire in slow[number * 6 % 2000:][:6]:
                 wire.socket.send(b"s")
-        self.assertQuick(trickle)
+        self.assertQuick(messi, trickle)
 
-    def test_no_descriptor_is_left(self):
+    def test_no_descriptor_is_left(self, messi):
         """Accepting fails: no spinning, those who are in are served, and it recovers by itself."""
-        server = self.start()
-        with server.limit("NOFILE", len(server.descriptors()) + 20):
-            wires = self.wires(server, 60)
-            eventually(lambda: "can't accept connections" in server.log, "a word in the log")
-            self.assertRests(server)
-            self.assertQuick()
-            reply = self.alice.do(f"sendfile {self.bob} f {as_base64(b'no descriptor')}")
-            self.assertRefused(reply, "storage")
+        with self.here.limit("NOFILE", len(self.here.descriptors()) + 20):
+            wires = self.wires(self.here, 60)
+            eventually(lambda: "can't accept connections" in self.here.log, "a word in the log")
+            self.assertRests(self.here)
+            self.assertQuick(messi)
+            self.assertRefused(messi.do(f"sendfile lineker f {as_base64(b'no descriptor')}"), "storage")
             for wire in wires:
                 wire.close()
-            eventually(lambda: Operator.may_ask(server), "room for one more")
-            self.alice.ok(f"sendfile {self.bob} f {as_base64(b'once more')}")
-        self.assertLess(server.log.count("can't accept connections"), 40)
+            eventually(lambda: Operator.may_ask(self.here), "room for one more")
+            messi.ok(f"sendfile lineker f {as_base64(b'once more')}")
+        self.assertLess(self.here.log.count("can't accept connections"), 40)
 
-    def test_few_descriptors_from_the_start(self):
+    @made_with(wrapper=("sh", "-c", 'ulimit -n 256 && exec "$@"', "sh"))
+    def test_few_descriptors_from_the_start(self, messi):
         """With `ulimit -n 256` who is one too many is told so; enough are kept for the server's own files."""
-        server = self.start(wrapper=("sh", "-c", 'ulimit -n 256 && exec "$@"', "sh"))
         started = time.monotonic()
-        wires = self.wires(server, 300)
+        wires = self.wires(self.here, 300)
         self.assertRefused(wires[-1].reply(), "busy")
         self.assertLess(time.monotonic() - started, 3)
         for wire in select.select([wire.socket for wire in wires[:-1]], [], [], 0)[0]:
             self.assertIn(b'"busy"', wire.recv(100))
-        self.assertQuick()
-        self.alice.ok(f"sendfile {self.bob} f {as_base64(b'content')}")
+        self.assertQuick(messi)
+        messi.ok(f"sendfile lineker f {as_base64(b'content')}")
         for wire in wires:
             wire.close()
-        eventually(lambda: Operator.may_ask(server), "the places of those who left")
+        eventually(lambda: Operator.may_ask(self.here), "the places of those who left")
 
     def test_everybody_comes_back_at_once(self):
         """1,000 reconnect in the same second, 50,000 messages wait for them. 1,000 hashes would take half a minute."""
@@ -5353,11 +5332,10 @@ class Floods(ChatTest):
             load.close()
 
     def test_an_end_while_no_descriptor_is_left(self):
-        server = self.server()
-        with server.limit("NOFILE", len(server.descriptors()) + 5):
-            self.wires(server, 20)
-            eventually(lambda: "can't accept connections" in server.log, "a word in the log")
-            server.stop()
+        with self.here.limit("NOFILE", len(self.here.descriptors()) + 5):
+            self.wires(self.here, 20)
+            eventually(lambda: "can't accept connections" in self.here.log, "a word in the log")
+            self.here.stop()
 
 
 class LargeFile(TwoRealms):
@@ -5455,18 +5433,15 @@ class Clocks(ChatTest):
     def test_a_realm_is_away_for_an_hour(self):
         """With --long for a day. What was sent meanwhile arrives once, in order, soon after its return."""
         away = 86_400 if LONG else 3_600
-        first, second = free_ports(2)
-        here = self.server(peer=f"127.0.0.1:{second}", port=first, kind=Inside)
-        messi = self.login(here, "messi")
-        expected = []
+        (port,), expected = free_ports(1), []
+        here, messi = self.serve("messi", peer=f"127.0.0.1:{port}", kind=Inside)
         for second_of_all in range(0, away, 15):
             if second_of_all % (away // 24) == 0:
                 expected.append(f"after {second_of_all} s")
                 words = f"send henderson@mesin2 {expected[-1]}"
                 self.assertLess(timed(lambda words=words: self.assertIs(messi.ok(words)["queued"], True)), 1)
             here.pass_time(15)
-        there = self.server(realm="mesin2", peer=f"127.0.0.1:{first}", port=second, kind=Inside)
-        henderson = self.login(there, "henderson")
+        _, henderson = self.serve("henderson", realm="mesin2", peer=here.place, port=port, kind=Inside)
         henderson.ok("subscribe 0")
         here.pass_time(1.2 * common.LINK_RETRY_MOST)
         henderson.expect(*expected)
@@ -5759,18 +5734,14 @@ class Nemesis(ChatTest):
         time.sleep(self.chance.uniform(least, most))
 
     def kill(self) -> None:
-        server = self.chance.choice(self.servers)
-        server.restart(signal.SIGKILL)
+        self.chance.choice(self.servers).restart(signal.SIGKILL)
 
     def terminate(self) -> None:
-        server = self.chance.choice(self.servers)
-        server.restart()
+        self.chance.choice(self.servers).restart()
 
     def stop_and_go(self) -> None:
-        process = self.chance.choice(self.servers).process
-        process.send_signal(signal.SIGSTOP)
-        self.pause(0.1, 1.5)
-        process.send_signal(signal.SIGCONT)
+        with self.chance.choice(self.servers).frozen():
+            self.pause(0.1, 1.5)
 
     def fill(self) -> None:
         with self.chance.choice(self.servers).no_room():
