@@ -1065,6 +1065,13 @@ class ChatTest(unittest.TestCase):
             self.addCleanup(thing.stop if isinstance(thing, Server) else thing.close)
         return things[0]
 
+    @functools.cached_property
+    def there(self) -> Server:
+        """The second of two linked realms of the test's own; then `here` is the first."""
+        options, _ = getattr(getattr(self, self._testMethodName), "made_with", (self.options, {}))
+        self.here, there = self.realms(*options)
+        return there
+
     def server(self, *options: str, kind: type = Server, **keywords: object) -> Any:
         """A server of the test's own; of the kind `Inside` it runs in this process, and the test sets its clocks."""
         return self.keep(kind(*options, **keywords))
@@ -1088,10 +1095,6 @@ class ChatTest(unittest.TestCase):
         self.keep(*servers)
         return servers
 
-    def linked(self) -> tuple[Server, Server, Person, Person]:
-        """The same, messi of the first and henderson of the second."""
-        here, there = self.realms()
-        return here, there, self.login(here, "messi"), self.login(there, "henderson")
 
     def new_bench(self, seed: int = 1) -> Any:
         """A bench that runs."""
@@ -1141,9 +1144,9 @@ class ChatTest(unittest.TestCase):
 
     def people(self, *names: str, server: Server | None = None) -> list[Person]:
         """People, each logged in on a connection of its own; `@` behind a name is the other realm."""
-        people = []
+        there, people = self.there if "@" in "".join(names) else None, []
         for name in names:
-            where, user = self.there if "@" in name else server or self.here, name.rstrip("@")
+            where, user = there if "@" in name else server or self.here, name.rstrip("@")
             people.append((where.login if user in DOCUMENTED else where.register)(user, wait=False))
         self.keep(*people)
         for person in people:
@@ -2880,21 +2883,6 @@ class Operator(ChatTest):
 # ---- two realms --------------------------------------------------------------------------------
 
 
-class OneRealmAlone(ChatTest):
-    """With a table of one row nothing of the second chapter is made."""
-
-    @made_with(kind=Inside, table=("mesin1",))
-    def test_nothing_of_other_realms_is_there(self, messi):
-        self.assertIsNone(self.here.chat.realms)
-        for words in ("send henderson hi", "addgroup g", "sendgroup g hi", "info", "groups", "inbox", "realms",
-                      f"sendfile lineker f {as_base64(b'x')}"):
-            messi.ok(words)
-        self.assertEqual(set(messi.ok("realms")["realms"]), {"mesin1"})
-        for words in ("send henderson@mesin2 hi", "info mesin2", "groups mesin2", "joingroup g@mesin2",
-                      "getrealminbox mesin2"):
-            self.assertRefused(messi.do(words), "realm_not_found")
-
-
 class BetweenRealms(TwoRealms):
     """Addresses, groups and files across the link."""
 
@@ -3122,7 +3110,7 @@ class States(ChatTest):
     """What becomes of a message to another realm, and how its sender hears of it."""
 
     def setUp(self) -> None:
-        self.here, self.there, self.messi, self.henderson = self.linked()
+        self.messi, self.henderson = self.people("messi", "henderson@")
         self.messi.ok("subscribe")
 
     def states(self, other: str = "henderson@mesin2") -> list[tuple[str | None, str | None]]:
@@ -3491,6 +3479,17 @@ class Questions(ChatTest):
 class Peers(ChatTest):
     """What a realm that is stopped, away or new does to people and groups here."""
 
+    @made_with(kind=Inside, table=("mesin1",))
+    def test_with_a_table_of_one_row_nothing_of_other_realms_is_there(self, messi):
+        self.assertIsNone(self.here.chat.realms)
+        for words in ("send henderson hi", "addgroup g", "sendgroup g hi", "info", "groups", "inbox", "realms",
+                      f"sendfile lineker f {as_base64(b'x')}"):
+            messi.ok(words)
+        self.assertEqual(set(messi.ok("realms")["realms"]), {"mesin1"})
+        for words in ("send henderson@mesin2 hi", "info mesin2", "groups mesin2", "joingroup g@mesin2",
+                      "getrealminbox mesin2"):
+            self.assertRefused(messi.do(words), "realm_not_found")
+
     def test_who_is_in_again_stays_in(self):
         """A copy that was under way while they were out is refused; it says nothing of who joined after it."""
         false, server, messi = self.called("messi")
@@ -3516,10 +3515,9 @@ class Peers(ChatTest):
         (group,) = messi.ok("groups")["groups"]
         self.assertIn("henderson@mesin2", group["members"])
 
-    def test_a_realm_that_is_stopped_takes_no_memory(self):
+    def test_a_realm_that_is_stopped_takes_no_memory(self, messi, lineker, henderson="there"):
         """It reads none of the news of people who come and go, and of a group of 3,000 that they join and leave."""
-        here, there, messi, henderson = self.linked()
-        lineker = self.login(here, "lineker")
+        here, there = self.here, self.there
         messi.ok("addgroup g")
         here.stop()
         multiply(here, "people", "name='messi' AND realm='mesin1'", 1000, 3000, id="n", name="'p' || n")
@@ -3538,12 +3536,11 @@ class Peers(ChatTest):
         messi.ok("sendgroup g hello")
         eventually(lambda: henderson.history("g@mesin1") == ["hello"], "the group's message")
 
-    def test_who_registers_on_a_connection_that_drops_exists(self):
-        here, _, _, henderson = self.linked()
+    def test_who_registers_on_a_connection_that_drops_exists(self, henderson="there"):
         for number in range(5):
-            with contextlib.closing(Wire(here)) as wire:
+            with contextlib.closing(Wire(self.here)) as wire:
                 wire.write(f"register gone{number} x a b\r\n".encode())
-        eventually(lambda: len(rows(here, "SELECT 1 FROM people WHERE name LIKE 'gone%'")) == 5, "five people")
+        eventually(lambda: len(rows(self.here, "SELECT 1 FROM people WHERE name LIKE 'gone%'")) == 5, "five people")
         for number in range(5):
             self.assertNotIn("queued", henderson.ok(f"send gone{number}@mesin1 hi"))
         self.assertLessEqual({f"gone{number}" for number in range(5)},
@@ -3677,43 +3674,6 @@ class LinkFiles(OneLink):
         self.assertEqual({(folder / name).read_bytes() for name in self.here.files()}, {b"content", b"young", b"you"})
         self.assertIn(sent, self.here.files())
         self.assertEqual(len(self.login(self.here, "henderson").inbox()), 1)
-
-
-class Secrets(ChatTest):
-    """What must not be found afterwards in the log and the database."""
-
-    def test_no_secret_in_log_or_database(self):
-        """In the database are hashes alone: scrypt of passwords, SHA-256 of tokens; nothing of either in the log."""
-        here, there = self.realms("--log-level", "debug")
-        alice = Person(here, "alice", "register alice Passw0rd-alice a b")
-        bob = there.register("bob")
-        alice.await_link("mesin2")
-        tokens = [alice.token, bob.token, alice.ok_raw("auth alice Passw0rd-alice")["tokenid"]]
-        alice.ok("passwd Passw0rd-alice Passw0rd-two")
-        self.assertRefused(alice.do("passwd Passw0rd-three Passw0rd-four"), "bad_credentials")
-        tokens.append(alice.ok_raw("auth ALICE Passw0rd-two")["tokenid"])
-        alice.ok(f"send {bob.address} text-of-a-message")
-        alice.ok(f"@1 sendfile {bob.address} f.txt {as_base64(b'text-of-a-file')}")
-        for line in ("auth alice Passw0rd-wrong", f"send {alice.token}", f"nosuch {alice.token} text-of-a-message",
-                     f"send {alice.token} nosuch text-of-a-message",
-                     f"auth Passw0rd-alice {alice.token} text-of-a-message",
-                     f"@t\0 send {alice.token} text-of-a-message", f"send {alice.token} \xff text-of-a-message"):
-            with self.subTest(line):
-                self.assertEqual(alice.ask(line.encode("latin-1"))["status"], "ERROR")
-        self.assertEqual(bob.inbox()[0]["msg"], "text-of-a-message")
-        here.stop()
-        there.stop()
-        for server in (here, there):
-            for (hashed,) in rows(server, f"SELECT password FROM people WHERE realm='{server.realm}'"):
-                self.assertRegex(hashed, r"\Ascrypt\$[0-9a-f]{32}\$[0-9a-f]{128}\Z")
-            for (digest,) in rows(server, "SELECT digest FROM sessions"):
-                self.assertEqual((type(digest), len(digest)), (bytes, 32))
-            everything = b"".join(path.read_bytes() for path in server.folder.rglob("*") if path.is_file()).lower()
-            for secret in (*tokens, "passw0rd", "rahasia"):
-                self.assertNotIn(secret.encode(), everything)
-            self.assertNotIn("text-of-a-message", server.log)
-            self.assertNotIn(as_base64(b"text-of-a-file"), server.log)
-        self.assertIn(b"text-of-a-message", b"".join(path.read_bytes() for path in here.data.glob("chat.db*")))
 
 
 # ---- what may break ----------------------------------------------------------------------------
@@ -4439,7 +4399,8 @@ class PutBack(ChatTest):
                     self.put_back(how, away)
 
     def put_back(self, how: str, away: bool) -> None:
-        here, there, messi, henderson = self.linked()
+        here, there = self.realms()
+        messi, henderson = self.login(here, "messi"), self.login(there, "henderson")
         self.talk(here, there, messi, henderson, "early", 5)
         copy = self.copy(here, how)
         self.again(messi).await_link("mesin2")
@@ -4467,16 +4428,15 @@ class PutBack(ChatTest):
         self.assertEqual([message["msg"] for message in theirs if message["from"] == henderson.address], early + after)
         self.assertEqual({message["state"] for message in theirs if message["from"] == messi.address}, {"delivered"})
 
-    def test_a_peer_that_was_made_anew(self):
+    def test_a_peer_that_was_made_anew(self, messi, henderson="there"):
         """What was delivered stays so, and what is sent from now on arrives."""
-        here, there, messi, henderson = self.linked()
         messi.ok_all(f"send henderson@mesin2 {number}" for number in range(20))
-        there.stop()
-        shutil.rmtree(there.data)
+        self.there.stop()
+        shutil.rmtree(self.there.data)
         messi.await_link("mesin2", "down")
         messi.ok_all(f"send henderson@mesin2 away {number}" for number in range(5))
-        there.start()
-        henderson = self.login(there, "henderson")
+        self.there.start()
+        henderson = self.login(self.there, "henderson")
         messi.await_link("mesin2")
         messi.ok("send henderson@mesin2 last")
         self.assertEqual(henderson.history("messi@mesin1"), [*(f"away {number}" for number in range(5)), "last"])
@@ -4486,7 +4446,7 @@ class PutBack(ChatTest):
 
 
 class Whole(ChatTest):
-    """A conversation is whole wherever its messages lie in the database, before and after a power cut."""
+    """A conversation is whole wherever its messages lie in the database, after a power cut too, and there at once."""
 
     def test_in_pages_in_a_subscription_and_in_the_inbox(self, alice, bob, carol, dave):
         ledger, chance = Ledger(self), random.Random(5)
@@ -4523,10 +4483,6 @@ class Whole(ChatTest):
             self.here.restart(signal.SIGKILL)
         for person in (alice, bob, carol):
             ledger.judge(self.again(person))
-
-
-class Restart(ChatTest):
-    """A server with much in it is back at once."""
 
     def test_listening_within_two_seconds_with_100_000_messages(self):
         """After SIGKILL, in the middle of a burst over a database that holds 100,000 messages."""
@@ -5008,7 +4964,7 @@ class FalseAnswers(ChatTest):
 
 
 class Encryption(ChatTest):
-    """What TLS hides and whom it refuses, and the key that realms share."""
+    """What TLS hides and whom it refuses, the key that realms share, and what is found nowhere afterwards."""
 
     def talk(self, server: Server, vouching: str = "") -> Person:
         """A login at a server, encrypted where somebody vouches for its certificate."""
@@ -5082,7 +5038,6 @@ class Encryption(ChatTest):
         self.assertIs(messi.ok("send henderson@mesin2 hi")["queued"], True)
         self.assertEqual(messi.ok("realms")["realms"]["mesin2"]["link"], "down")
 
-    @unittest.skipUnless(shutil.which("openssl"), "needs openssl, to make a certificate")
     def test_a_record_is_longer_than_what_is_read_of_a_guest(self):
         """All of it is read: nothing would tell later that a part of it is left."""
         vouching, key = certificate("lab")
@@ -5094,7 +5049,6 @@ class Encryption(ChatTest):
             while replies < 900:
                 replies += guest.recv(MIB).count(b'"OK"')
 
-    @unittest.skipUnless(shutil.which("openssl"), "needs openssl, to make a certificate")
     def test_a_realm_that_has_been_started_a_thousand_times(self):
         """Its greeting names so many epochs that it is longer than what is read of a guest."""
         vouching, key = certificate("lab")
@@ -5106,6 +5060,39 @@ class Encryption(ChatTest):
         server.start()
         self.server(*made, realm="mesin2", port=there, peer=f"tls:127.0.0.1:{here}")
         self.talk(server, vouching).await_link("mesin2")
+
+    def test_no_secret_in_log_or_database(self):
+        """In the database are hashes alone: scrypt of passwords, SHA-256 of tokens; nothing of either in the log."""
+        here, there = self.realms("--log-level", "debug")
+        alice = Person(here, "alice", "register alice Passw0rd-alice a b")
+        bob = there.register("bob")
+        alice.await_link("mesin2")
+        tokens = [alice.token, bob.token, alice.ok_raw("auth alice Passw0rd-alice")["tokenid"]]
+        alice.ok("passwd Passw0rd-alice Passw0rd-two")
+        self.assertRefused(alice.do("passwd Passw0rd-three Passw0rd-four"), "bad_credentials")
+        tokens.append(alice.ok_raw("auth ALICE Passw0rd-two")["tokenid"])
+        alice.ok(f"send {bob.address} text-of-a-message")
+        alice.ok(f"@1 sendfile {bob.address} f.txt {as_base64(b'text-of-a-file')}")
+        for line in ("auth alice Passw0rd-wrong", f"send {alice.token}", f"nosuch {alice.token} text-of-a-message",
+                     f"send {alice.token} nosuch text-of-a-message",
+                     f"auth Passw0rd-alice {alice.token} text-of-a-message",
+                     f"@t\0 send {alice.token} text-of-a-message", f"send {alice.token} \xff text-of-a-message"):
+            with self.subTest(line):
+                self.assertEqual(alice.ask(line.encode("latin-1"))["status"], "ERROR")
+        self.assertEqual(bob.inbox()[0]["msg"], "text-of-a-message")
+        here.stop()
+        there.stop()
+        for server in (here, there):
+            for (hashed,) in rows(server, f"SELECT password FROM people WHERE realm='{server.realm}'"):
+                self.assertRegex(hashed, r"\Ascrypt\$[0-9a-f]{32}\$[0-9a-f]{128}\Z")
+            for (digest,) in rows(server, "SELECT digest FROM sessions"):
+                self.assertEqual((type(digest), len(digest)), (bytes, 32))
+            everything = b"".join(path.read_bytes() for path in server.folder.rglob("*") if path.is_file()).lower()
+            for secret in (*tokens, "passw0rd", "rahasia"):
+                self.assertNotIn(secret.encode(), everything)
+            self.assertNotIn("text-of-a-message", server.log)
+            self.assertNotIn(as_base64(b"text-of-a-file"), server.log)
+        self.assertIn(b"text-of-a-message", b"".join(path.read_bytes() for path in here.data.glob("chat.db*")))
 
 
 class Guessing(ChatTest):
@@ -5172,7 +5159,7 @@ class Guessing(ChatTest):
 
 
 class Fairness(ChatTest):
-    """Whatever one person pipelines, 99 of 100 replies to others come within 50 ms."""
+    """Whatever one person pipelines, uploads or has waiting, others are served; 99 of 100 replies come within 50 ms."""
 
     @staticmethod
     def flooding(person: Person, lines: list[str]) -> contextlib.AbstractContextManager[None]:
@@ -5252,6 +5239,57 @@ class Fairness(ChatTest):
         while next(folder.iterdir(), None):
             times.append(timed(lambda: messi.ok("history henderson")))
         self.assertLess(percentile(99, times), QUICK, sorted(times)[-5:])
+
+    @made_with("--max-file", "256")
+    def test_a_large_file(self, alice, carol, bob="there", dave="there"):
+        """200 MB from a client through both realms to a client, while two chat: memory stays flat, the chat quick."""
+        for person in (alice, bob, carol, dave):
+            person.socket.settimeout(120)
+        bob.ok("subscribe")
+        block, count = some_bytes(3 * MIB), 67
+        upload(alice, f"sendfile {bob.address} warm-up.bin", block, 1)
+        bob.fetch(bob.event("message")["file"]["id"])
+
+        def transfer() -> tuple[dict, tuple[int, str]]:
+            return (upload(alice, f"sendfile {bob.address} large.bin", block, count),
+                    download(bob, bob.event("message")["file"]["id"]))
+
+        times = []
+        with ThreadPoolExecutor(1) as worker, self.assertMemory(32 * MIB, self.here, self.there):
+            transferred = worker.submit(transfer)
+            while not transferred.done():
+                for words in (f"send {dave.address} chat", f"send {carol} chat"):
+                    times.append(timed(lambda words=words: carol.ok(words)))
+                wait([transferred], 0.02)                       # two people type no faster
+        sent, got = transferred.result()
+        self.assertEqual(sent["status"], "OK", sent)
+        self.assertEqual(got, (len(block) * count, hashlib.sha256(block * count).hexdigest()))
+        slow = [round(1000 * taken) for taken in times if taken >= 0.1]
+        self.assertLessEqual(len(slow), len(times) // 100, f"of {len(times)} replies these took long: {slow} ms")
+        self.assertEqual(len(dave.inbox()), len(times) // 2)
+
+    def test_ten_thousand_messages_and_fifty_files_drain(self, messi, henderson="there"):
+        """A send while the realm is away answers within 50 ms; all is there within 8 s of its return."""
+        self.there.stop()
+        messi.await_link("mesin2", "down")
+        times = []
+        for number in range(200):
+            times.append(timed(lambda words=f"send henderson@mesin2 {number}": messi.ok(words)))
+        self.assertLess(sorted(times)[197], 0.05)
+        self.assertEqual(messi.ok("realms")["realms"]["mesin2"]["queued"], 200)
+        messi.ok_all(f"send henderson@mesin2 {number}" for number in range(200, 10_000))
+        messi.ok_all(f"sendfile henderson@mesin2 {number}.bin {as_base64(some_bytes(100_000, seed=number))}"
+                     for number in range(50))
+        started = time.perf_counter()
+        self.there.start()
+        henderson = self.again(henderson)
+        henderson.ok("subscribe 0")
+        got = [henderson.event("message") for _ in range(10_050)]
+        self.assertLess(time.perf_counter() - started, 8)
+        self.assertEqual([event["msg"] for event in got[:10_000]], [str(number) for number in range(10_000)])
+        for number, event in enumerate(got[10_000:]):
+            self.assertEqual(event["file"]["name"], f"{number}.bin")
+            self.assertEqual(event["file"]["sha256"], hashlib.sha256(some_bytes(100_000, seed=number)).hexdigest())
 
 
 class Floods(ChatTest):
@@ -5336,69 +5374,6 @@ class Floods(ChatTest):
             self.wires(self.here, 20)
             eventually(lambda: "can't accept connections" in self.here.log, "a word in the log")
             self.here.stop()
-
-
-class LargeFile(TwoRealms):
-    """200 MB from a client through both realms to a client, while two others chat."""
-
-    options = ("--max-file", "256")
-
-    def test_memory_stays_flat_and_the_chat_quick(self, alice, carol, bob="there", dave="there"):
-        for person in (alice, bob, carol, dave):
-            person.socket.settimeout(120)
-        bob.ok("subscribe")
-        block, count = some_bytes(3 * MIB), 67
-        upload(alice, f"sendfile {bob.address} warm-up.bin", block, 1)
-        bob.fetch(bob.event("message")["file"]["id"])
-
-        def transfer() -> tuple[dict, tuple[int, str]]:
-            return (upload(alice, f"sendfile {bob.address} large.bin", block, count),
-                    download(bob, bob.event("message")["file"]["id"]))
-
-        times = []
-        with ThreadPoolExecutor(1) as worker, self.assertMemory(32 * MIB, self.here, self.there):
-            transferred = worker.submit(transfer)
-            while not transferred.done():
-                for words in (f"send {dave.address} chat", f"send {carol} chat"):
-                    times.append(timed(lambda words=words: carol.ok(words)))
-                wait([transferred], 0.02)                       # two people type no faster
-        sent, got = transferred.result()
-        self.assertEqual(sent["status"], "OK", sent)
-        self.assertEqual(got, (len(block) * count, hashlib.sha256(block * count).hexdigest()))
-        slow = [round(1000 * taken) for taken in times if taken >= 0.1]
-        self.assertLessEqual(len(slow), len(times) // 100, f"of {len(times)} replies these took long: {slow} ms")
-        self.assertEqual(len(dave.inbox()), len(times) // 2)
-
-
-class Drain(ChatTest):
-    """What waited for a realm is there soon after its return."""
-
-    def test_ten_thousand_messages_and_fifty_files_drain(self):
-        """A send while the realm is away answers within 50 ms; all is there within 8 s of its return.
-
-        Nobody waits long for a file that is already on the other disk.
-        """
-        here, there, messi, henderson = self.linked()
-        there.stop()
-        messi.await_link("mesin2", "down")
-        times = []
-        for number in range(200):
-            times.append(timed(lambda words=f"send henderson@mesin2 {number}": messi.ok(words)))
-        self.assertLess(sorted(times)[197], 0.05)
-        self.assertEqual(messi.ok("realms")["realms"]["mesin2"]["queued"], 200)
-        messi.ok_all(f"send henderson@mesin2 {number}" for number in range(200, 10_000))
-        messi.ok_all(f"sendfile henderson@mesin2 {number}.bin {as_base64(some_bytes(100_000, seed=number))}"
-                     for number in range(50))
-        started = time.perf_counter()
-        there.start()
-        henderson = self.again(henderson)
-        henderson.ok("subscribe 0")
-        got = [henderson.event("message") for _ in range(10_050)]
-        self.assertLess(time.perf_counter() - started, 8)
-        self.assertEqual([event["msg"] for event in got[:10_000]], [str(number) for number in range(10_000)])
-        for number, event in enumerate(got[10_000:]):
-            self.assertEqual(event["file"]["name"], f"{number}.bin")
-            self.assertEqual(event["file"]["sha256"], hashlib.sha256(some_bytes(100_000, seed=number)).hexdigest())
 
 
 class Clocks(ChatTest):
