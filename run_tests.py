@@ -171,7 +171,6 @@ class Server:
 
     @property
     def log(self) -> str:
-        """What the server wrote to standard error so far."""
         return self.log_file.read_text("utf-8", "replace")
 
     def shown(self, name: str) -> Path:
@@ -238,7 +237,6 @@ class Server:
         return self.limit("FSIZE", (self.data / "chat.db-wal").stat().st_size)
 
     def files(self) -> list[str]:
-        """What lies in the folder of the stored files."""
         return sorted(path.name for path in (self.data / "files").rglob("*"))
 
     def swept(self) -> list[str]:
@@ -274,7 +272,6 @@ def program(name: str, realm: str = "mesin1") -> Path:
 
 
 def command(name: str, *arguments: object, realm: str = "mesin1") -> list[str]:
-    """The words that start it."""
     return [sys.executable, str(program(name, realm)), *map(str, arguments)]
 
 
@@ -286,7 +283,6 @@ def run_server(*options: str, of: Server | None = None) -> subprocess.CompletedP
 
 
 def key_file(key: bytes) -> str:
-    """A new file with a key that realms share."""
     path = Path(tempfile.mkdtemp(dir=SCRATCH)) / "realm.key"
     path.write_bytes(key)
     path.chmod(0o600)
@@ -345,7 +341,6 @@ def eventually(question: Callable[[], object], what: str, patience: float = PATI
 
 
 def rows(server: Server, query: str, *values: object) -> list[tuple]:
-    """What a query finds in a server's database."""
     with contextlib.closing(sqlite3.connect(server.data / "chat.db")) as db:
         return db.execute(query, values).fetchall()
 
@@ -368,7 +363,6 @@ def multiply(server: Server, table: str, where: str, first: int, count: int, **c
 
 
 def many_descriptors() -> None:
-    """This process may have thousands of connections."""
     need_linux("needs thousands of connections")
     import resource
     most = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 20_000)
@@ -395,7 +389,6 @@ def again_and_again(action: Callable[[], object], end: Callable[[], object] = la
 
 
 def timed(action: Callable[[], object]) -> float:
-    """How many seconds it takes."""
     started = time.perf_counter()
     action()
     return time.perf_counter() - started
@@ -492,7 +485,6 @@ class Wire:
         return self.events[kind].popleft()
 
     def ask(self, line: str | bytes) -> dict:
-        """Sends one request and returns its reply."""
         self.write((line.encode() if isinstance(line, str) else line) + b"\r\n")
         return self.reply()
 
@@ -652,12 +644,10 @@ class Legacy:
 
 
 def as_base64(content: bytes) -> str:
-    """A file's content as it goes on the wire."""
     return base64.b64encode(content).decode()
 
 
 def gray_png(width: int, height: int) -> bytes:
-    """A picture of that size."""
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -729,7 +719,6 @@ class Neighbour(Wire):
         self.welcome = self.ask(self.lines[1])
 
     def deliver(self, stream: int, after: int, items: list) -> dict:
-        """Sends one batch of items."""
         return self.ask(f"deliver {stream} {after} {json.dumps(items)}")
 
     def put(self, **question: object) -> str:
@@ -737,7 +726,6 @@ class Neighbour(Wire):
         return self.ask(f"ask {json.dumps(question)}").get("code", "OK")
 
     def piece(self, content: bytes, start: int, size: int, sha256: str = "") -> dict:
-        """Sends a piece of a file."""
         sha256 = sha256 or hashlib.sha256(content).hexdigest()
         return self.ask(f"piece {sha256} {len(content)} {start} {as_base64(content[start:start + size])}".rstrip())
 
@@ -1097,7 +1085,6 @@ class ChatTest(unittest.TestCase):
 
 
     def new_bench(self, seed: int = 1) -> Any:
-        """A bench that runs."""
         bench = lab().Bench(seed)
         self.addCleanup(lambda: self.assertEqual(bench.errors, []))
         self.keep(bench).start()
@@ -1119,7 +1106,6 @@ class ChatTest(unittest.TestCase):
         return servers
 
     def login(self, server: Server, user: str, password: str = "surabaya") -> Person:
-        """A new connection of a user whose account exists."""
         return self.keep(server.login(user, password))
 
     def wire(self, server: Server | None = None, **keywords: object) -> Wire:
@@ -1139,7 +1125,6 @@ class ChatTest(unittest.TestCase):
         return false, *self.serve(*users, kind=kind, options=options, peer=false.place)
 
     def again(self, person: Person) -> Person:
-        """One more connection of the same session."""
         return self.keep(person.again())
 
     def people(self, *names: str, server: Server | None = None) -> list[Person]:
@@ -3114,7 +3099,6 @@ class States(ChatTest):
         self.messi.ok("subscribe")
 
     def states(self, other: str = "henderson@mesin2") -> list[tuple[str | None, str | None]]:
-        """Of the sender's messages there: (state, code)."""
         messages = self.messi.ok(f"history {other}")["messages"]
         return [(message.get("state"), message.get("code")) for message in messages]
 
@@ -3748,7 +3732,6 @@ class Ledger:
 
     @staticmethod
     def conversation(message: dict) -> object:
-        """Which conversation a message belongs to."""
         return message.get("group") or tuple(sorted((message["from"], message["to"])))
 
     @staticmethod
@@ -3834,12 +3817,10 @@ class Traffic:
         return random.Random(f"{sender} {number}").randbytes(self.file_size)
 
     def start(self) -> None:
-        """All begin to send."""
         for sender in self.senders:
             sender.start()
 
     def await_part(self, part: float) -> None:
-        """Waits until so much of all is acknowledged."""
         total = sum(len(sender.granted) + len(sender.pending) for sender in self.senders)
         eventually(lambda: sum(len(sender.granted) for sender in self.senders) >= int(part * total),
                    f"{part:.0%} of the traffic")
@@ -9507,15 +9488,26 @@ class Benchmark:
         self.yardsticks: dict[str, float] = {}
         os.sched_setaffinity(0, {self.load_core})
 
-    def pin(self, process: subprocess.Popen) -> None:
-        """Holds a process, with all of its threads, to the servers' core."""
+    def pin(self, process: subprocess.Popen, *cores: int) -> None:
+        """Holds a process, with all of its threads, to the servers' core, or to these."""
         for task in os.listdir(f"/proc/{process.pid}/task"):
-            os.sched_setaffinity(int(task), {self.server_core})
+            os.sched_setaffinity(int(task), cores or {self.server_core})
 
-    def unpin(self, process: subprocess.Popen) -> None:
-        """Lets it use both cores, for hashing many passwords."""
-        for task in os.listdir(f"/proc/{process.pid}/task"):
-            os.sched_setaffinity(int(task), {self.server_core, self.load_core})
+    @contextlib.contextmanager
+    def started(self, *servers: Server) -> Iterator[tuple[Server, ...]]:
+        """Servers that one workload has for itself."""
+        for server in servers:
+            self.pin(server.process)
+        yield servers
+        for server in servers:
+            server.stop()
+
+    @contextlib.contextmanager
+    def on_server_core(self) -> Iterator[None]:
+        """What this process does meanwhile, it does there."""
+        os.sched_setaffinity(0, {self.server_core})
+        yield
+        os.sched_setaffinity(0, {self.load_core})
 
     def server(self) -> Server:
         """The server that most workloads share."""
@@ -9528,7 +9520,7 @@ class Benchmark:
         """That many users of a server with their tokens, registered where they are not there yet."""
         users = self.users.setdefault(server.port, [])
         if len(users) < count:
-            self.unpin(server.process)
+            self.pin(server.process, self.server_core, self.load_core)     # many passwords are hashed
             wires = [Wire(server) for _ in range(8)]
             for first in range(len(users), count, len(wires)):
                 names = [f"u{number}" for number in range(first, min(first + len(wires), count))]
@@ -9566,11 +9558,10 @@ class Benchmark:
             tables = [sql for (sql,) in source.execute("SELECT sql FROM sqlite_master WHERE name IN "
                                                        "('messages', 'places')")]
             rows = source.execute("SELECT * FROM messages ORDER BY id LIMIT 100000").fetchall()
-        os.sched_setaffinity(0, {self.server_core})
         rates = []
         for _ in range(ROUNDS):
             path = tempfile.mkdtemp(dir=SCRATCH) + "/s.db"
-            with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as target:
+            with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as target, self.on_server_core():
                 target.executescript(f"PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; {';'.join(tables)}")
                 started = time.perf_counter()
                 for first in range(0, len(rows), 1000):
@@ -9581,16 +9572,13 @@ class Benchmark:
                                    "ORDER BY conversation, id", (rows[first][0],))
                     target.execute("COMMIT")
                 rates.append(len(rows) / (time.perf_counter() - started))
-        os.sched_setaffinity(0, {self.load_core})
         self.yardsticks["S"] = statistics.median(rates)
         return self.yardsticks["S"]
 
     def sync_time(self) -> float:
         """The median time of one small write with its fsync (µs)."""
-        os.sched_setaffinity(0, {self.server_core})
-        with open(SCRATCH / "sync", "wb", buffering=0) as file:
+        with open(SCRATCH / "sync", "wb", buffering=0) as file, self.on_server_core():
             times = [timed(lambda: (file.write(b"x" * 4096), os.fsync(file.fileno()))) for _ in range(500)]
-        os.sched_setaffinity(0, {self.load_core})
         self.yardsticks["fsync"] = 1e6 * statistics.median(times)
         return self.yardsticks["fsync"]
 
@@ -9608,14 +9596,11 @@ class Benchmark:
 
     def pipelined(self, here: Server, there: Server, each: int) -> list[float]:
         """Messages a second that 50 pairs get through, every one answered and delivered."""
-        load = Load()
-        pairs = self.pairs(load, here, there)
-        rates = []
-        for _ in range(ROUNDS):
+        with contextlib.closing(Load()) as load:
+            pairs = self.pairs(load, here, there)
+            payloads = {sender: line * each for sender, _, line in pairs}
             expected = {pipe: each for sender, receiver, _ in pairs for pipe in (sender, receiver)}
-            rates.append(50 * each / load.run({sender: line * each for sender, _, line in pairs}, expected))
-        load.close()
-        return rates
+            return [50 * each / load.run(payloads, expected) for _ in range(ROUNDS)]
 
     def w1(self) -> Iterator[Measurement]:
         """50 pairs, pipelined."""
@@ -9626,10 +9611,9 @@ class Benchmark:
     def w1l(self) -> Iterator[Measurement]:
         """50 pairs, each in lockstep."""
         self.relay_rates()
-        load = Load()
-        pairs = self.pairs(load, self.server(), self.server())
-        rates = [50 * 200 / load.run_in_lockstep(pairs, 200, answered=True) for _ in range(ROUNDS)]
-        load.close()
+        with contextlib.closing(Load()) as load:
+            pairs = self.pairs(load, self.server(), self.server())
+            rates = [50 * 200 / load.run_in_lockstep(pairs, 200, answered=True) for _ in range(ROUNDS)]
         yield Measurement("W1L", "50 pairs in lockstep, to RS (with a disk)", "/s", rates, self.yardsticks["RS"], 0.6)
         yield Measurement("W1L", "50 pairs in lockstep, to R (bare relay)", "/s", rates, self.yardsticks["RL"])
 
@@ -9638,17 +9622,14 @@ class Benchmark:
         self.relay_rates()
         goal = self.yardsticks["R1"] + self.sync_time() + 60
         for idle in (0, 5000):
-            load, crowd = Load(), [socket.create_connection(("127.0.0.1", self.server().port)) for _ in range(idle)]
-            pair = self.pairs(load, self.server(), self.server(), 1)
-            load.run_in_lockstep(pair, 200, answered=True)
-            medians, slow = [], []
-            for _ in range(ROUNDS):
-                times = sorted(1e6 * load.run_in_lockstep(pair, 1, answered=True) for _ in range(1000))
-                medians.append(times[500])
-                slow.append(times[990])
-            for connection in crowd:
-                connection.close()
-            load.close()
+            with contextlib.closing(Load()) as crowd, contextlib.closing(Load()) as load:
+                for _ in range(idle):
+                    crowd.connect(self.server().port)
+                pair = self.pairs(load, self.server(), self.server(), 1)
+                load.run_in_lockstep(pair, 200, answered=True)
+                times = [[1e6 * load.run_in_lockstep(pair, 1, answered=True) for _ in range(1000)]
+                         for _ in range(ROUNDS)]
+            medians, slow = ([percentile(percent, some) for some in times] for percent in (50, 99))
             beside = f", {idle:,} idle" if idle else ""
             yield Measurement("W2", f"one at a time, p50{beside}, to R + fsync + 60", "µs", medians, goal, 1.0, True)
             yield Measurement("W2", f"one at a time, p99{beside}", "µs", slow, less_is_better=True)
@@ -9657,72 +9638,66 @@ class Benchmark:
         """One sender, 200 and 1,000 subscribed members, pipelined."""
         server = self.server()
         for count, each in ((200, 4000), (1000, 1000)):
-            load, people = Load(), self.members(server, count)
-            name, token = people[0]
-            sender = load.connect(server.port, f"addgroup {token} g{count}")
-            for _, member in people[1:]:
-                with contextlib.closing(Wire(server)) as wire:
+            with contextlib.closing(Load()) as load, contextlib.closing(Wire(server)) as wire:
+                (_, token), *others = people = self.members(server, count)
+                sender = load.connect(server.port, f"addgroup {token} g{count}")
+                for _, member in others:
                     assert wire.ask(f"joingroup {member} g{count}")["status"] == "OK"
-            receivers = [load.connect(server.port, f"subscribe {member}") for _, member in people]
-            load.settle()
-            line = f"sendgroup {token} g{count} {TEXT}\r\n".encode()
-            rates = [count * each / load.run({sender: line * each}, {sender: each, **dict.fromkeys(receivers, each)})
-                     for _ in range(ROUNDS)]
-            load.close()
+                receivers = [load.connect(server.port, f"subscribe {member}") for _, member in people]
+                load.settle()
+                line, expected = f"sendgroup {token} g{count} {TEXT}\r\n".encode(), dict.fromkeys(receivers, each)
+                rates = [count * each / load.run({sender: line * each}, {sender: each, **expected})
+                         for _ in range(ROUNDS)]
             yield Measurement("W3", f"group of {count:,} subscribed, deliveries", "/s", rates, goal=1_000_000)
 
     def w4(self) -> Iterator[Measurement]:
         """5,000 idle subscribed connections: memory of each, and the time until all are there."""
-        server = Server()
-        self.pin(server.process)
-        openings = [f"subscribe {token}\r\n".encode() for _, token in self.members(server, 10)]
         times, costs = [], []
-        for _ in range(ROUNDS):
-            before, started = server.memory, time.perf_counter()
-            crowd = []
-            for number in range(5000):
-                crowd.append(socket.socket())
-                crowd[-1].connect(("127.0.0.1", server.port))      # without create_connection's look-up
-                crowd[-1].sendall(openings[number % len(openings)])
-            for connection in crowd:
-                assert connection.recv(64 * KIB).startswith(b'{"status":"OK"')
-            times.append(time.perf_counter() - started)
-            costs.append((server.memory - before) / 5000)
-            for connection in crowd:
-                connection.close()
-            with contextlib.closing(Wire(server)) as wire:
-                wire.ask("help")
-        server.stop()
+        with self.started(Server()) as (server,):
+            openings = [f"subscribe {token}\r\n".encode() for _, token in self.members(server, 10)]
+            for _ in range(ROUNDS):
+                before, started = server.memory, time.perf_counter()
+                crowd = []
+                for number in range(5000):
+                    crowd.append(socket.socket())
+                    crowd[-1].connect(("127.0.0.1", server.port))  # without create_connection's look-up
+                    crowd[-1].sendall(openings[number % len(openings)])
+                for connection in crowd:
+                    assert connection.recv(64 * KIB).startswith(b'{"status":"OK"')
+                times.append(time.perf_counter() - started)
+                costs.append((server.memory - before) / 5000)
+                for connection in crowd:
+                    connection.close()
+                with contextlib.closing(Wire(server)) as wire:
+                    wire.ask("help")
         yield Measurement("W4", "memory of each of 5,000 subscribed", "B", costs[:1], None, 2000, True)
         yield Measurement("W4", "5,000 connected and subscribed", "s", times, None, 2.0, True)
 
     def w5(self) -> Iterator[Measurement]:
         """Start, history, inbox and a subscription over 1,000 and 1,000,000 stored messages."""
-        server = Server()
-        self.pin(server.process)
-        users, stored, small = self.members(server, 20), 0, {}
-        for total in (1000, 1_000_000):
-            load = Load()
-            sender = load.connect(server.port)
-            each = (total - stored) // 10
-            for number in range(10):
-                line = f"send {users[number][1]} {users[number + 10][0]} {TEXT}\r\n".encode()
-                load.run({sender: line * each}, {sender: each})
-            load.close()
-            stored = total
-            times: defaultdict[str, list[float]] = defaultdict(list)
-            for number in range(ROUNDS):
-                server.stop()
-                times["start"].append(1000 * timed(server.start))
-                self.pin(server.process)
-                for what, taken in self.look_back(server, users[number], users[number + 10]):
-                    times[what].append(1000 * taken)
-            for what, values in times.items():
-                # As quick as with 1,000, within 20 %; but for what there is more of: 5,000 unread, and the start.
-                goal = None if total == 1000 or what in ("start", "first inbox") else 1.2
-                yield Measurement("W5", f"{what}, {total:,} stored", "ms", values, small.get(what), goal, True)
-                small[what] = statistics.median(values)
-        server.stop()
+        stored, small = 0, {}
+        with self.started(Server()) as (server,):
+            users = self.members(server, 20)
+            for total in (1000, 1_000_000):
+                each = (total - stored) // 10
+                with contextlib.closing(Load()) as load:
+                    sender = load.connect(server.port)
+                    for number in range(10):
+                        line = f"send {users[number][1]} {users[number + 10][0]} {TEXT}\r\n".encode()
+                        load.run({sender: line * each}, {sender: each})
+                stored = total
+                times: defaultdict[str, list[float]] = defaultdict(list)
+                for number in range(ROUNDS):
+                    server.stop()
+                    times["start"].append(1000 * timed(server.start))
+                    self.pin(server.process)
+                    for what, taken in self.look_back(server, users[number], users[number + 10]):
+                        times[what].append(1000 * taken)
+                for what, values in times.items():
+                    # As quick as with 1,000, within 20 %; but for what there is more of: 5,000 unread, and the start.
+                    goal = None if total == 1000 or what in ("start", "first inbox") else 1.2
+                    yield Measurement("W5", f"{what}, {total:,} stored", "ms", values, small.get(what), goal, True)
+                    small[what] = statistics.median(values)
 
     @staticmethod
     def look_back(server: Server, sender: tuple[str, str], receiver: tuple[str, str]) -> Iterator[tuple[str, float]]:
@@ -9745,28 +9720,17 @@ class Benchmark:
 
     def w6(self) -> Iterator[Measurement]:
         """50 senders in one realm to 50 receivers in the other, pipelined; both servers on one core."""
-        here, there = linked_realms()
-        for server in (here, there):
-            self.pin(server.process)
-        rates = self.pipelined(here, there, 1000)
-        same = statistics.median(self.pipelined(here, here, 1000))
-        here.stop()
-        there.stop()
+        with self.started(*linked_realms()) as (here, there):
+            rates = self.pipelined(here, there, 1000)
+            same = statistics.median(self.pipelined(here, here, 1000))
         yield Measurement("W6", "50 pairs, realm to realm, to W1", "/s", rates, same, 0.4)
 
     def w7(self) -> Iterator[Measurement]:
         """A 200 MB file in, across a realm, and out."""
-        here, there = linked_realms("--max-file", "256")
-        alice, bob = here.register("alice"), there.register("bob")
-        bob.ok("subscribe")
-        block, count, rates, before = some_bytes(3 * MIB), 67, [], here.memory + there.memory
-        for server in (here, there):
-            self.pin(server.process)
+        block, count = some_bytes(3 * MIB), 67
         size = len(block) * count / 1e6
-        for person in (alice, bob):
-            person.socket.settimeout(120)
 
-        def cross() -> None:
+        def cross(alice: Person, bob: Person) -> None:
             upload(alice, f"sendfile {bob.address} f.bin", block, count)
             download(bob, bob.event("message")["file"]["id"])
 
@@ -9778,12 +9742,16 @@ class Benchmark:
                     digest.update(data)
                     file.write(data)
                 os.fsync(file.fileno())
-        rates += [size / timed(cross) for _ in range(ROUNDS)]
+        with self.started(*linked_realms("--max-file", "256")) as (here, there):
+            people = here.register("alice"), there.register("bob")
+            for person in people:
+                person.socket.settimeout(120)
+                person.ok("subscribe")
+            before = here.memory + there.memory
+            rates = [size / timed(lambda: cross(*people)) for _ in range(ROUNDS)]
+            growth = (here.most_memory + there.most_memory - before) / MIB
         alone = size / timed(store)
         (SCRATCH / "copy").unlink()
-        growth = (here.most_memory + there.most_memory - before) / MIB
-        here.stop()
-        there.stop()
         yield Measurement("W7", "200 MB in, across, out, to base64 + SHA-256 + disk", "MB/s", rates, alone, 0.5)
         yield Measurement("W7", "memory that both servers grew by", "MiB", [growth], goal=32, less_is_better=True)
 
@@ -9873,23 +9841,16 @@ class Benchmark:
 
     def s5(self) -> Iterator[Measurement]:
         """Searches through a conversation of 1,000,000 messages, while somebody reads and writes."""
-        server = Server()
-        messi, lineker = server.login("messi"), server.login("lineker")
-        for _ in range(100):
-            messi.ok_all([f"send henderson {TEXT}"] * 10_000)
-        self.pin(server.process)
-        found, times, end = [], [], time.perf_counter() + 10
-        with ThreadPoolExecutor(1) as thread:
-            def look() -> None:
+        found, times = [], []
+        with self.started(Server()) as (server,):
+            messi, lineker = server.login("messi"), server.login("lineker")
+            for _ in range(100):
+                messi.ok_all([f"send henderson {TEXT}"] * 10_000)
+            end = time.perf_counter() + 10
+            with again_and_again(lambda: found.append(timed(lambda: messi.ok("search henderson no such words")))):
                 while time.perf_counter() < end:
-                    found.append(timed(lambda: messi.ok("search henderson no such words")))
-
-            looking = thread.submit(look)
-            while time.perf_counter() < end:
-                times.append(timed(lambda: lineker.ok("history henderson")))
-                times.append(timed(lambda: lineker.ok("send henderson hi")))
-            looking.result()
-        server.stop()
+                    times.append(timed(lambda: lineker.ok("history henderson")))
+                    times.append(timed(lambda: lineker.ok("send henderson hi")))
         yield Measurement("S5", "search of 1,000,000 messages", "ms", [1000 * seconds for seconds in found])
         yield Measurement("S5", "slowest reply meanwhile", "ms", [1000 * max(times)], None, 50, True, 500)
 
