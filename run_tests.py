@@ -1127,6 +1127,14 @@ class ChatTest(unittest.TestCase):
     def again(self, person: Person) -> Person:
         return self.keep(person.again())
 
+    @staticmethod
+    def group(maker: Person, *members: Person) -> str:
+        """Makes a group of these people; returns its address."""
+        maker.ok(f"addgroup g-{maker}")
+        for member in members:
+            member.ok(f"joingroup g-{maker}@{maker.realm}")
+        return f"g-{maker}@{maker.realm}"
+
     def people(self, *names: str, server: Server | None = None) -> list[Person]:
         """People, each logged in on a connection of its own; `@` behind a name is the other realm."""
         there, people = self.there if "@" in "".join(names) else None, []
@@ -1336,17 +1344,6 @@ class Parsing(ChatTest):
             self.assertTrue(frame.isascii())
             self.assertLessEqual(set(json.loads(frame).values()), set(fields.values()))
 
-    def test_nonsense_is_refused_not_fatal(self):
-        """Whatever the bytes, parsing yields a request or a ChatError."""
-        chance = random.Random(4)
-        words = [*(word.encode() for word in COMMANDS), b"T", b"@t", b" ", b"  ", b"\0", b"\xff", b"messi"]
-        for _ in range(5000):
-            line = b" ".join(chance.choices(words, k=chance.randrange(6))) + chance.randbytes(chance.randrange(8))
-            with contextlib.suppress(ChatError):
-                tag, rest = common.split_tag(line.replace(b"\n", b""))
-                request = common.parse_request(tag, rest)
-                self.assertNotIn("", request.arguments, line)
-
 
 class Framing(ChatTest):
     """Bytes -> lines, fed whole, byte by byte, and with bytes left over. The limit of the buffer is 16 bytes."""
@@ -1546,8 +1543,7 @@ class Starting(ChatTest):
             self.assertEqual(messi.history("henderson"), ["still here"] * sent)
 
     def test_an_unanswered_request_is_finished_at_stop(self):
-        server = self.server()
-        wire = Wire(server)
+        wire = self.wire()
         wire.write(b"auth messi surabaya\r\n")
         wire.write(b"help\r\n" * 10)
         self.assertEqual(wire.reply()["status"], "OK")
@@ -1858,12 +1854,9 @@ class Private(OneServer):
         self.assertEqual(list(replies), [alice.address])
         (message,) = replies[alice.address]
         self.assertRegex(message.pop("ts"), r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z\Z")
-        alice_name, bob_name = (f"{name}".capitalize().rstrip("0123456789") for name in (alice, bob))
-        self.assertEqual(message.pop("from_name"), f"{alice_name} {alice.name[5:]}")
-        self.assertEqual(message.pop("msg_from"), f"{alice_name} {alice.name[5:]}")
-        self.assertEqual(message.pop("msg_to"), f"{bob_name} {bob.name[3:]}")
         self.assertEqual(message, {"id": sent["id"], "uid": f"mesin1:{sent['id']}", "from": alice.address,
-                                   "to": bob.address, "msg": "hello world"})
+                                   "to": bob.address, "msg": "hello world", "from_name": alice.full_name,
+                                   "msg_from": alice.full_name, "msg_to": bob.full_name})
         self.assertEqual(sent["uid"], message["uid"])
 
     def test_inbox_takes_once_what_came_in_by_its_senders(self, alice, bob, carol):
@@ -2065,12 +2058,6 @@ class TagsAndOrder(OneServer):
 class Groups(OneServer):
     """addgroup, joingroup, leavegroup, sendgroup, groups."""
 
-    def group(self, maker: Person, *members: Person) -> str:
-        name = f"g-{maker}"
-        maker.ok(f"addgroup {name}")
-        for member in members:
-            member.ok(f"joingroup {name}")
-        return name
 
     def test_a_message_to_a_group(self, alice, bob, carol):
         alice.ok("addgroup alone")
@@ -2081,16 +2068,16 @@ class Groups(OneServer):
             (message,) = member.inbox()
             self.assertEqual(message["id"], sent["id"])
             self.assertEqual((message["from"], message["group"], message["msg"]),
-                             (alice.address, f"{group}@mesin1", "hallo guys welcome"))
+                             (alice.address, group, "hallo guys welcome"))
             self.assertNotIn("to", message)
         self.assertEqual(alice.inbox(), [])                     # her own
         self.assertEqual(alice.history(group), ["hallo guys welcome"])
-        self.assertEqual(alice.history(f"{group}@mesin1"), ["hallo guys welcome"])
+        self.assertEqual(alice.history(f"g-{alice}"), ["hallo guys welcome"])
 
     def test_groups_lists_members_and_what_one_could_join(self, alice, bob, carol):
         group = self.group(alice, bob)
         for person, member in ((alice, True), (bob, True), (carol, False)):
-            row = {row["group"]: row for row in person.ok("groups")["groups"]}[f"{group}@mesin1"]
+            row = {row["group"]: row for row in person.ok("groups")["groups"]}[group]
             self.assertEqual((row["admin"], row["member"]), (alice.address, member))
             if member:
                 self.assertEqual(sorted(row["members"]), sorted([alice.address, bob.address]))
@@ -2123,15 +2110,14 @@ class Groups(OneServer):
         alice.ok("subscribe")
         group = self.group(alice, bob)
         bob.ok(f"leavegroup {group}")
-        changes = [alice.event("group") for _ in range(3)]
-        self.assertEqual([(event["group"], event["user"], event["change"]) for event in changes],
-                         [(f"{group}@mesin1", alice.address, "created"), (f"{group}@mesin1", bob.address, "joined"),
-                          (f"{group}@mesin1", bob.address, "left")])
+        for person, change in ((alice, "created"), (bob, "joined"), (bob, "left")):
+            event = alice.event("group")
+            self.assertEqual((event["group"], event["user"], event["change"]), (group, person.address, change))
 
     def test_sendgrouprealm_to_the_own_realm(self, alice, bob, carol):
         """The old commands between realms are other spellings, of one's own realm too."""
-        group = self.group(alice, bob)
-        alice.ok(f"sendgrouprealm mesin1 group:{group} to the group")
+        self.group(alice, bob)
+        alice.ok(f"sendgrouprealm mesin1 group:g-{alice} to the group")
         alice.ok(f"sendgrouprealm mesin1 {bob},{carol} to both")
         refused = alice.do(f"sendgrouprealm mesin1 {carol},nosuch,nobody hi")
         self.assertRefused(refused, "user_not_found")
@@ -2192,10 +2178,9 @@ class FileTransfer(OneServer):
 
     def test_who_may_fetch_a_file(self, alice, bob, carol, eve):
         private = alice.ok(f"sendfile {bob} f.txt {as_base64(b'private')}")["id"]
-        alice.ok(f"addgroup g-{alice}")
-        bob.ok(f"joingroup g-{alice}")
-        of_group = alice.ok(f"sendgroupfile g-{alice} g.txt {as_base64(b'of the group')}")["id"]
-        carol.ok(f"joingroup g-{alice}")                        # too late for that file
+        group = self.group(alice, bob)
+        of_group = alice.ok(f"sendgroupfile {group} g.txt {as_base64(b'of the group')}")["id"]
+        carol.ok(f"joingroup {group}")                          # too late for that file
         message = alice.ok(f"send {bob} no file")["id"]
         for person in (alice, bob):
             self.assertEqual((person.fetch(private), person.fetch(of_group)), (b"private", b"of the group"))
@@ -2203,7 +2188,7 @@ class FileTransfer(OneServer):
                                 (bob, 0), (bob, 10 ** 17)):
             with self.subTest(person.name, file=file_id):
                 self.assertRefused(person.do(f"getfile {file_id}"), "file_not_found")
-        bob.ok(f"leavegroup g-{alice}")
+        bob.ok(f"leavegroup {group}")
         self.assertRefused(bob.do(f"getfile {of_group}"), "file_not_found")
 
     def test_replies_behind_a_large_file_keep_their_order(self, alice, bob):
@@ -2238,11 +2223,8 @@ class Subscriptions(OneServer):
             session.expect_nothing()
 
     def test_nobody_else_gets_it(self, alice, bob, eve):
-        alice.ok("addgroup secret-" + alice.name)
         eve.ok("subscribe 0")
-        alice.ok(f"send {bob} secret")
-        alice.ok(f"sendgroup secret-{alice} secret")
-        alice.ok(f"sendfile {bob} f.txt YQ==")
+        alice.ok_all((f"send {bob} secret", f"sendgroup {self.group(alice)} secret", f"sendfile {bob} f.txt YQ=="))
         eve.expect_nothing()
 
 
@@ -2254,20 +2236,12 @@ class Subscriptions(OneServer):
         self.assertGreaterEqual(other.ok(f"subscribe {ids[6]}")["last_id"], ids[6])
         other.expect("m7", "m8", "m9")
         other.expect_nothing()
-        everything = self.again(bob)
-        everything.ok("subscribe 0")
-        everything.expect(*(f"m{number}" for number in range(10)))
-        self.assertEqual(len(bob.inbox()), 10)                  # events consume nothing
-
-    def test_subscribing_again_goes_back(self, alice, bob):
-        bob.ok("subscribe")
-        alice.ok(f"send {bob} one")
-        bob.expect("one")
-        bob.ok("subscribe 0")
-        bob.expect("one")
-        alice.ok(f"send {bob} two")
-        bob.expect("two")
-        bob.expect_nothing()
+        other.ok("subscribe 0")                                # it goes back
+        other.expect(*(f"m{number}" for number in range(10)))
+        alice.ok(f"send {bob} live")
+        other.expect("live")
+        other.expect_nothing()
+        self.assertEqual(len(bob.inbox()), 11)                  # events consume nothing
 
     def test_no_gap_and_no_double_over_breaks(self, alice, bob):
         """The receiver breaks off at any time and comes back with the last id it has."""
@@ -2921,11 +2895,7 @@ class BetweenRealms(TwoRealms):
                     self.assertEqual(sender.fetch(sent["file"]["id"]), content)
 
     def test_a_group_with_members_of_both_realms(self, alice, dave, bob="there", carol="there"):
-        group = f"g-{alice}@mesin1"
-        alice.ok(f"addgroup g-{alice}")
-        for member in (bob, carol):
-            member.ok(f"joingroup {group}")
-        dave.ok(f"joingroup {group}")
+        group = self.group(alice, bob, carol, dave)
         self.assertRefused(dave.do(f"joingroup {group}"), "already_member")
         for member in (alice, bob, carol, dave):
             member.ok("subscribe")
@@ -2949,9 +2919,7 @@ class BetweenRealms(TwoRealms):
             self.assertEqual(sorted(row["members"]), names)     # of a group elsewhere, those of one's own realm
 
     def test_leaving_a_group_of_the_other_realm(self, alice, bob="there", carol="there"):
-        group = f"g-{alice}@mesin1"
-        alice.ok(f"addgroup g-{alice}")
-        bob.ok(f"joingroup {group}")
+        group = self.group(alice, bob)
         self.assertRefused(carol.do(f"sendgroup {group} hi"), "not_member")
         self.assertRefused(carol.do(f"leavegroup {group}"), "not_member")
         bob.ok(f"leavegroup {group}")
@@ -2969,10 +2937,8 @@ class BetweenRealms(TwoRealms):
         self.assertRefused(self.people("carol")[0].do(f"addgroup g-{alice}@mesin2"), "group_exists")
 
     def test_the_old_spellings(self, alice, bob="there", carol="there"):
-        group = f"g-{bob}"
-        bob.ok(f"addgroup {group}")
-        alice.ok(f"joingroup {group}@mesin2")
-        content = as_base64(b"content")
+        self.group(bob, alice)
+        group, content = f"g-{bob}", as_base64(b"content")
         alice.ok(f"sendprivaterealm mesin2 {bob} one")
         alice.ok(f"sendfilerealm mesin2 {bob} f.txt {content}")
         alice.ok(f"sendgrouprealm mesin2 group:{group} two")
@@ -3138,15 +3104,11 @@ class States(ChatTest):
         self.assertEqual(self.henderson.ok("sendgroup g@mesin1 back")["uid"][:7], "mesin2:")
         self.assertEqual(self.messi.ok("send lineker hi")["uid"][:7], "mesin1:")
 
-    def test_delivered_at_once(self):
-        self.assertNotIn("queued", self.messi.ok("send henderson@mesin2 hi"))
-        self.assertEqual(self.states(), [("delivered", None)])
-        self.messi.ok("send lineker hi")
-        self.assertEqual(self.states("lineker"), [(None, None)])
-
-    def test_queued_then_delivered(self):
+    def test_delivered_at_once_or_queued_and_then_delivered(self):
         """The reply comes at once, the message stands in the sender's history, a `status` event tells the rest."""
-        self.messi.ok("send henderson@mesin2 known")
+        self.assertNotIn("queued", self.messi.ok("send henderson@mesin2 known"))
+        self.messi.ok("send lineker hi")
+        self.assertEqual((self.states(), self.states("lineker")), ([("delivered", None)], [(None, None)]))
         self.henderson.ok("addgroup g")
         self.messi.ok("joingroup g@mesin2")
         self.go_away()
@@ -3329,8 +3291,7 @@ class Reading(TwoRealms):
 
     def test_read_marks_of_what_one_could_see(self, alice, bob):
         """Who joined later has not read what was said before; who has left is not among the readers."""
-        group = f"g-{alice}"
-        alice.ok(f"addgroup {group}")
+        group = self.group(alice)
         before = [alice.ok(f"sendgroup {group} {number}")["id"] for number in range(3)]
         bob.ok(f"joingroup {group}")
         alice.ok("subscribe")
@@ -3338,9 +3299,9 @@ class Reading(TwoRealms):
         seen = alice.ok(f"sendgroup {group} hello")["id"]
         bob.ok(f"read group:{group} {seen}")
         self.assertEqual(alice.event("read")["id"], seen)
-        self.assertEqual(self.rows(alice)[f"{group}@mesin1"]["read_by"], {bob.address: seen})
+        self.assertEqual(self.rows(alice)[group]["read_by"], {bob.address: seen})
         bob.ok(f"leavegroup {group}")
-        self.assertEqual(self.rows(alice)[f"{group}@mesin1"]["read_by"], {})
+        self.assertEqual(self.rows(alice)[group]["read_by"], {})
 
     def rows(self, person: Person) -> dict[str, dict]:
         """A person's conversations by whom or what they are with."""
@@ -3362,13 +3323,11 @@ class Reading(TwoRealms):
         phone = self.again(carol)
         for person in (alice, bob, carol, phone):
             person.ok("subscribe")
-        alice.ok(f"addgroup g-{alice}")
-        bob.ok(f"joingroup g-{alice}")
-        carol.ok(f"joingroup g-{alice}@mesin1")
-        alice.ok(f"sendgroup g-{alice} from alice")
-        bob.ok(f"sendgroup g-{alice} from bob")
+        group = self.group(alice, bob, carol)
+        alice.ok(f"sendgroup {group} from alice")
+        bob.ok(f"sendgroup {group} from bob")
         last = carol.expect("from alice", "from bob")
-        group = last["group"]
+        self.assertEqual(last["group"], group)
         carol.ok(f"read {group} {last['id']}")
         own = phone.event("read")
         self.assertEqual((own["user"], own["group"], own["id"]), (carol.address, group, last["id"]))
@@ -3550,10 +3509,6 @@ class Peers(ChatTest):
         eventually(lambda: false.asked, "an attempt")
         self.assertRests(server)
 
-
-class LinkFiles(OneLink):
-    """A file between realms: what may go wrong with it concerns that file alone."""
-
     def test_a_realm_whose_name_begins_like_another_s(self):
         """What `lab` sends pushes out nothing that `lab-b` has begun."""
         server = self.server("--peer", f"lab={NOWHERE}", "--peer", f"lab-b={NOWHERE}")
@@ -3576,6 +3531,10 @@ class LinkFiles(OneLink):
         self.assertTrue(0 < link.up.size < 256 * KIB)
         self.assertEqual(messi.ok("history messi")["messages"], [])
         self.assertEqual((len(there.files()), rows(here, "SELECT 1 FROM messages")), (0, []))
+
+
+class LinkFiles(OneLink):
+    """A file between realms: what may go wrong with it concerns that file alone."""
 
     def test_an_item_that_comes_while_its_file_is_made_safe(self):
         """It is taken when the file is safe, and then the file takes none of the places of those that nobody names."""
@@ -5082,7 +5041,6 @@ class Guessing(ChatTest):
     @made_with(kind=Inside)
     def test_ten_thousand_passwords(self, messi):
         """At most 10 a minute are tried for an account, also over many connections at once; others log in meanwhile."""
-        tried = 0
         for _ in range(2):
             wires = self.wires(self.here, 10)
             for wire in wires:
@@ -5095,9 +5053,7 @@ class Guessing(ChatTest):
                 self.assertRefused(refusal, "rate_limited")
                 self.assertTrue(0 < refusal["retry_after"] <= common.GUESS_SECONDS, refusal)
             messi.ok("inbox")                                  # who is in stays in
-            tried += len(codes)
             self.here.pass_time(common.GUESS_SECONDS)
-        self.assertEqual(tried, 10_000)
         self.login(self.here, "messi")
 
     def test_tokens(self, messi):
@@ -5335,7 +5291,6 @@ class Floods(ChatTest):
         messi.ok("addgroup g")
         messi.ok("sendgroup g text")
         server.stop()
-        ids = range(1, 50_001)
         change(server, ("INSERT INTO sessions VALUES(?, ?, ?)", (
             (hashlib.sha256(f"token-{id}".encode()).digest(), id, 1) for id in range(100, 100 + people))))
         multiply(server, "people", "name='messi'", 100, people, id="n", name="'p' || n")
@@ -5345,7 +5300,7 @@ class Floods(ChatTest):
         for _ in range(10 if LONG else 1):
             started, load = time.perf_counter(), Load()
             pipes = [load.connect(server.port, mark=b'"event":"message"') for _ in range(people)]
-            lines = [f"subscribe token-{100 + number} {ids[-1] - each}\r\n".encode() for number in range(people)]
+            lines = [f"subscribe token-{100 + number} {50_000 - each}\r\n".encode() for number in range(people)]
             load.run(dict(zip(pipes, lines, strict=True)), dict.fromkeys(pipes, each))
             self.assertLess(time.perf_counter() - started, 10)
             load.close()
