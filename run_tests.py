@@ -4314,22 +4314,23 @@ class PutBack(ChatTest):
         if how == "backup":
             copy.mkdir()
             self.assertEqual(run_server("--backup", str(copy / "chat.db"), of=server).returncode, 0)
-            return copy
-        if how == "snapshot":
+        elif how == "snapshot":
             with server.frozen():
                 shutil.copytree(server.data, copy)
-            return copy
-        server.stop()                                           # between two starts
-        shutil.copytree(server.data, copy)
-        server.start()
+        else:
+            server.stop()
+            shutil.copytree(server.data, copy)
+            server.start()
         return copy
 
-    def talk(self, here: Server, there: Server, messi: Person, henderson: Person, word: str, count: int) -> None:
-        """Both send so many texts, on new connections; OK or queued is the same here."""
-        for person, server, to in ((messi, here, "henderson@mesin2"), (henderson, there, "messi@mesin1")):
-            if server in Server.running:
-                with contextlib.closing(person.again()) as sender:
-                    sender.ok_all(f"send {to} {word} {number}" for number in range(count))
+    def texts(self, word: str) -> list[str]:
+        return [f"{word} {number}" for number in range({"early": 5, "lost": 20, "after": 60}[word])]
+
+    def talk(self, word: str, **people: Person) -> None:
+        """They send those texts to each other, on new connections; OK or queued is the same here."""
+        for name, person in people.items():
+            to = "henderson@mesin2" if name == "messi" else "messi@mesin1"
+            self.again(person).ok_all(f"send {to} {text}" for text in self.texts(word))
 
     def test_nothing_else_is_lost_and_nothing_doubled(self):
         """By a backup, a snapshot, or a copy between two starts; more is sent after it than was before."""
@@ -4341,32 +4342,30 @@ class PutBack(ChatTest):
     def put_back(self, how: str, away: bool) -> None:
         here, there = self.realms()
         messi, henderson = self.login(here, "messi"), self.login(there, "henderson")
-        self.talk(here, there, messi, henderson, "early", 5)
+        self.talk("early", messi=messi, henderson=henderson)
         copy = self.copy(here, how)
         self.again(messi).await_link("mesin2")
         self.again(henderson).await_link("mesin1")
-        self.talk(here, there, messi, henderson, "lost", 20)
+        self.talk("lost", messi=messi, henderson=henderson)
         if away:
             there.stop()
         here.kill()
         shutil.rmtree(here.data)
         shutil.copytree(copy, here.data)
         here.start()
-        self.talk(here, there, messi, henderson, "after", 60)
+        self.talk("after", messi=messi)
         if away:
             there.start()
-            with contextlib.closing(henderson.again()) as sender:
-                sender.ok_all(f"send messi@mesin1 after {number}" for number in range(60))
+        self.talk("after", henderson=henderson)
         messi, henderson = self.again(messi), self.again(henderson)
-        for person, realm in ((messi, "mesin2"), (henderson, "mesin1")):
-            person.await_sent(realm)
-        early, lost, after = ([f"{word} {number}" for number in range(count)]
-                              for word, count in (("early", 5), ("lost", 20), ("after", 60)))
-        ours, theirs = (person.ok(f"history {other} {10 ** 17} 500")["messages"] for person, other in (
-            (henderson, messi.address), (messi, henderson.address)))
-        self.assertEqual([message["msg"] for message in ours if message["from"] == messi.address], early + lost + after)
-        self.assertEqual([message["msg"] for message in theirs if message["from"] == henderson.address], early + after)
-        self.assertEqual({message["state"] for message in theirs if message["from"] == messi.address}, {"delivered"})
+        messi.await_sent("mesin2")
+        henderson.await_sent("mesin1")
+        for reader, sender, words in ((henderson, messi, ("early", "lost", "after")),
+                                      (messi, henderson, ("early", "after"))):
+            messages = reader.ok(f"history {sender.address} {10 ** 17} 500")["messages"]
+            self.assertEqual([message["msg"] for message in messages if message["from"] == sender.address],
+                             [text for word in words for text in self.texts(word)])
+        self.assertEqual({message["state"] for message in messages if message["from"] == messi.address}, {"delivered"})
 
     def test_a_peer_that_was_made_anew(self, messi, henderson="there"):
         """What was delivered stays so, and what is sent from now on arrives."""
