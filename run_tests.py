@@ -863,6 +863,14 @@ os.execvp(sys.argv[6], sys.argv[6:])
             raise unittest.SkipTest("needs a Linux kernel that can ask about system calls")
         self.fails: Callable[[str], bool] = lambda call: False  # asked with "pwrite" or "fsync"
 
+    def fail_once(self, call: str) -> None:
+        """The next such call fails, and none after it."""
+        def fails(asked: str) -> bool:
+            if asked == call:
+                self.fails = lambda _: False
+            return asked == call
+        self.fails = fails
+
     def wrapper(self) -> tuple[tuple[str, ...], int]:
         """The words that start a server above this disk, and the descriptor that it inherits."""
         import fcntl
@@ -3784,7 +3792,7 @@ class Fault(NamedTuple):
 
     act: Callable[[Faults], None]
     disk: str = ""                                             # the realm whose disk is a FaultyDisk
-    inside: bool = False                                       # both in this process, with clocks that are set
+    kind: type = Server                                        # Inside: both in this process, with clocks that are set
     swept: bool = False                                        # at last nothing but the files that were sent is there
     options: dict[str, int] = {}                               # of Traffic
 
@@ -3795,9 +3803,8 @@ class Faults(ChatTest):
     def begin(self, fault: Fault) -> None:
         """Two realms, the bench between them, and the traffic under way."""
         self.network = self.new_bench()
-        self.disk = FaultyDisk() if fault.disk else None
-        self.here, self.there = self.realms_through(self.network, kind=Inside if fault.inside else Server,
-                                                    **{fault.disk: {"disk": self.disk}} if fault.disk else {})
+        self.here, self.there = self.realms_through(self.network, kind=fault.kind,
+                                                    **{fault.disk: {"disk": FaultyDisk()}} if fault.disk else {})
         self.traffic = Traffic(self, self.here, self.there, **fault.options)
         self.traffic.start()
 
@@ -3914,16 +3921,16 @@ class Faults(ChatTest):
             with server.no_room():
                 self.await_or_end(lambda before=before: sum(sender.setbacks for sender in mine) > before, "`storage`")
 
-    def fail_disk(self, every: int) -> None:
+    def fail_disk(self, disk: FaultyDisk, every: int) -> None:
         """One write of so many fails, or the sync of it."""
         counts = {"pwrite": 0, "fsync": 0}
 
         def fails(call: str) -> bool:
             counts[call] += 1
             return counts[call] % every == 0
-        self.disk.fails = fails
+        disk.fails = fails
         self.traffic.await_part(1)
-        self.disk.fails = lambda _: False
+        disk.fails = lambda _: False
         self.assertGreater(counts["pwrite"] + counts["fsync"], every)
 
     def set_clocks(self) -> None:
@@ -3946,13 +3953,13 @@ class Faults(ChatTest):
         "cut_while_sealing": Fault(lambda test: test.cut_while_sealing(), options={"file_size": 900_000}),
         "cut_in_the_handshake": Fault(lambda test: test.lose("peer", "peerproof", times=1)),
         "flapping": Fault(lambda test: test.flap()),
-        "silent": Fault(lambda test: test.fall_silent(), inside=True),
+        "silent": Fault(lambda test: test.fall_silent(), kind=Inside),
         "slow": Fault(lambda test: test.slow_down()),
         "full_disk_here": Fault(lambda test: test.fill_disk(test.here)),
         "full_disk_there": Fault(lambda test: test.fill_disk(test.there)),
-        "faulty_disk_here": Fault(lambda test: test.fail_disk(41), disk="mesin1"),
-        "faulty_disk_there": Fault(lambda test: test.fail_disk(41), disk="mesin2"),
-        "clocks": Fault(lambda test: test.set_clocks(), inside=True),
+        "faulty_disk_here": Fault(lambda test: test.fail_disk(test.here.disk, 41), disk="mesin1"),
+        "faulty_disk_there": Fault(lambda test: test.fail_disk(test.there.disk, 41), disk="mesin2"),
+        "clocks": Fault(lambda test: test.set_clocks(), kind=Inside),
     }
 
 
@@ -4157,20 +4164,6 @@ class Disk(ChatTest):
 class FailedCommit(ChatTest):
     """When the database can not be written: what is acknowledged is kept, what is refused is gone, nothing doubled."""
 
-    def start(self, **keywords: object) -> tuple[FaultyDisk, Server, Person]:
-        disk = FaultyDisk()
-        server = self.server(disk=disk, **keywords)
-        return disk, server, self.login(server, "messi")
-
-    @staticmethod
-    def once(disk: FaultyDisk, call: str) -> None:
-        """The next such call fails, and none after it."""
-        def fails(asked: str) -> bool:
-            if asked == call:
-                disk.fails = lambda _: False
-            return asked == call
-        disk.fails = fails
-
     def await_disk(self, person: Person) -> None:
         """Waits until something can be stored again."""
         eventually(lambda: self.attempt(person, "send lineker well") == "OK", "a disk that is well")
@@ -4178,11 +4171,11 @@ class FailedCommit(ChatTest):
     def test_what_was_refused_does_not_come_back(self):
         """A write or the sync of a COMMIT fails, the sender is told, and the power goes."""
         for call in ("fsync", "pwrite"):
-            disk, server, messi = self.start()
+            server, messi = self.serve("messi", disk=FaultyDisk())
             sent = []
             for number in range(6):
                 if number % 2:
-                    self.once(disk, call)
+                    server.disk.fail_once(call)
                 code = self.attempt(messi, f"@t{number} send henderson {number}")
                 self.assertIn(code, {"storage", "reset"} if number % 2 else {"OK"})
                 if code == "OK":
@@ -4199,12 +4192,12 @@ class FailedCommit(ChatTest):
     def test_the_word_of_a_realm_that_can_not_be_written(self):
         """It was delivered: the sender never hears that it was not, and a repeat is not delivered again."""
         false = self.keep(FalseRealm())
-        disk, server, messi = self.start(peer=false.place)
+        server, messi = self.serve("messi", disk=FaultyDisk(), peer=false.place)
         messi.await_link("mesin2")
         messi.ok("send henderson@mesin2 known")
 
         def deliver(arguments: list[str]) -> dict:
-            self.once(disk, "fsync")
+            server.disk.fail_once("fsync")
             return FalseRealm.deliver(false, arguments)
         for number in range(3):
             false.answers["deliver"] = deliver
@@ -4213,17 +4206,16 @@ class FailedCommit(ChatTest):
             false.answers.clear()
             self.await_disk(messi)
             Neighbour(server).close()
-            self.again(messi).await_link("mesin2")
             messi = self.again(messi)
+            messi.await_link("mesin2")
             first, second = (messi.ok(f"@t{number} send henderson@mesin2 {number}") for _ in range(2))
             self.assertEqual(first["id"], second["id"])
             messi.await_sent()
         self.assertEqual([item["text"] for item in false.items], ["known", "0", "1", "2"])
 
     def test_a_subscription_that_was_refused_is_none(self):
-        disk, server, messi = self.start()
-        lineker = self.login(server, "lineker")
-        self.once(disk, "pwrite")
+        server, messi, lineker = self.serve("messi", "lineker", disk=FaultyDisk())
+        server.disk.fail_once("pwrite")
         replies = messi.do_all(("send henderson hi", "subscribe"))
         self.assertEqual([reply.get("code") for reply in replies], ["storage"] * 2)
         self.await_disk(lineker)
