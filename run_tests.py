@@ -1129,8 +1129,9 @@ class ChatTest(unittest.TestCase):
 
     def called(self, *users: str, kind: type = Server, options: Iterable[str] = (), **answers: object) -> tuple:
         """The realm mesin2, played by the test; a server that calls it; and documented users who are there."""
-        false = self.keep(FalseRealm(**answers))
-        return false, *self.serve(*users, kind=kind, options=options, peer=false.place)
+        false = FalseRealm(**answers)
+        made = self.serve(*users, kind=kind, options=options, peer=false.place)
+        return self.keep(false), *made                         # which is closed first: nothing waits for its answers
 
     def again(self, person: Person) -> Person:
         return self.keep(person.again())
