@@ -3682,6 +3682,20 @@ class Ledger:
             found, more = page["messages"] + found, page["more"]
         return found
 
+    def watch(self, person: Person) -> list[dict]:
+        """The person's messages by a subscription: from the start, then once more from other places on."""
+        count = sum(len(said) for (conversation, _), said in self.said.items()
+                    if person.address in self.members.get(conversation, conversation))
+        wire = self.test.again(person)
+        wire.ok("subscribe 0")
+        watched = [wire.event("message") for _ in range(count)]
+        for start in (0, count // 2, max(count - 20, 0)):
+            wire.expect_nothing()
+            wire.ok(f"subscribe {watched[start]['id'] - 1}")
+            self.test.assertEqual([wire.event("message") for _ in watched[start:]], watched[start:])
+        wire.expect_nothing()
+        return watched
+
     def judge(self, person: Person, watched: list[dict] | None = None) -> None:
         """All that was said in this person's conversations; `watched` is a subscription's, else one is made here."""
         mine = {conversation for conversation, _ in self.said
@@ -3690,12 +3704,7 @@ class Ledger:
         for conversation in mine:
             others = {conversation} if conversation in self.members else set(conversation) - {person.address}
             by_history += self.pages(person, *(others or {person.address}))
-        if watched is None:
-            watched, person = [], self.test.again(person)
-            person.ok("subscribe 0")
-            while len({message["id"] for message in watched}) < len(by_history):
-                watched.append(person.event("message"))
-            person.expect_nothing()
+        watched = self.watch(person) if watched is None else watched
         self.test.assertEqual([message["id"] for message in watched], sorted({message["id"] for message in watched}))
         for messages, own in ((by_history, True), (watched, True), (person.inbox(), False)):
             self.assertWhole(person.address, mine, messages, own)
@@ -4370,18 +4379,7 @@ class Whole(ChatTest):
                 ledger.note(alice.address, target, reply, text)
         for _ in range(2):
             for person in (alice, bob, carol):
-                watching = self.again(person)
-                watching.ok("subscribe 0")
-                count = sum(len(said) for (where, _), said in ledger.said.items()
-                            if person.address in ledger.members.get(where, where))
-                events = [watching.event("message") for _ in range(count)]
-                watching.expect_nothing()
-                for after in (events[0]["id"] - 1, events[count // 2]["id"], events[-20]["id"]):
-                    watching.ok(f"subscribe {after}")
-                    for event in events:
-                        if event["id"] > after:
-                            self.assertEqual(watching.event("message"), event)
-                    watching.expect_nothing()
+                ledger.watch(person)
             self.assertEqual(self.again(dave).inbox(), [])
             self.here.restart(signal.SIGKILL)
         for person in (alice, bob, carol):
