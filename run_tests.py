@@ -1091,7 +1091,6 @@ class ChatTest(unittest.TestCase):
         self.keep(*servers)
         return servers
 
-
     def new_bench(self, seed: int = 1) -> Any:
         bench = lab().Bench(seed)
         self.addCleanup(lambda: self.assertEqual(bench.errors, []))
@@ -1214,7 +1213,6 @@ class CommandTable(ChatTest):
         for wrong in ("", "@mesin1", "messi@", "a b", "a@b@c", "x" * 33, "a/b", "\u00e9", "a\0b", "\u017f", "\u212a"):
             with self.subTest(wrong), self.assertRefusal("bad_name"):
                 common.parse_address(wrong, "mesin1")
-
 
     def test_usage_comes_from_the_row(self):
         self.assertEqual(COMMANDS["sendfile"].usage, "sendfile T USER NAME BASE64")
@@ -1532,7 +1530,6 @@ class Files(ChatTest):
 class Starting(ChatTest):
     """Starting and stopping, and what the options do."""
 
-
     def test_stops_with_status_0_and_finds_its_data_again(self):
         """At SIGTERM and at Ctrl-C. The documented users are there, and the log warns of what is unsafe."""
         server, messi, *_ = self.serve("messi", "henderson", "lineker")
@@ -1755,7 +1752,6 @@ class Sessions(ChatTest):
             self.assertRefused(self.again(messi).do(words), "session_not_found")
         self.assertEqual(len(self.here.chat.store.sessions), 1)
         self.assertEqual(self.here.chat.routes, {})
-
 
     def test_a_thousand_and_one(self):
         """The oldest that nobody is connected with ends."""
@@ -2032,7 +2028,6 @@ class TagsAndOrder(OneServer):
         self.assertEqual(replies[305]["code"], "bad_credentials")
         self.assertIn("tokenid", replies[306])
 
-
     def test_spaces_case_and_bare_line_feeds(self, alice, bob):
         token, shouted = alice.token, str(bob).upper()
         alice.write(f"send {token} {bob}  one \r\nSEND {token} {shouted} two\n  Send   {token}   {bob}   three  \n"
@@ -2050,7 +2045,6 @@ class TagsAndOrder(OneServer):
 
 class Groups(OneServer):
     """addgroup, joingroup, leavegroup, sendgroup, groups."""
-
 
     def test_a_message_to_a_group(self, alice, bob, carol):
         alice.ok("addgroup alone")
@@ -2219,7 +2213,6 @@ class Subscriptions(OneServer):
         eve.ok("subscribe 0")
         alice.ok_all((f"send {bob} secret", f"sendgroup {self.group(alice)} secret", f"sendfile {bob} f.txt YQ=="))
         eve.expect_nothing()
-
 
     def test_after_id(self, alice, bob):
         ids = [reply["id"] for reply in alice.ok_all(f"send {bob} m{number}" for number in range(10))]
@@ -2475,7 +2468,6 @@ class BadInput(OneServer):
         for message in files:
             self.assertEqual(self.bob.fetch(message["id"]), contents[digests.index(message["file"]["sha256"])])
 
-
     def test_a_pause_in_an_upload_costs_nothing(self):
         for start in (self.alice.line(f"sendfile {self.bob} f.bin"), "nosuch"):
             self.again(self.alice).write(start.encode() + b" " + b"A" * 200_000)
@@ -2643,7 +2635,6 @@ class Bounds(ChatTest):
         lineker.write(b"\r\n")
         self.assertEqual(lineker.reply()["status"], "OK")
 
-
     def test_many_files_asked_for_and_none_read(self, messi, lineker):
         """One is open at a time; the others are when their turn comes."""
         content = some_bytes(8 * MIB)
@@ -2740,7 +2731,6 @@ class Bounds(ChatTest):
 
 class Operator(ChatTest):
     """Quotas, rates, limits; backup and check. Each test has a server of its own."""
-
 
     @made_with("--max-stored", "1")
     def test_files_past_the_quota_are_refused(self, alice, bob):
@@ -4751,7 +4741,6 @@ class FalseAnswers(ChatTest):
         eventually(lambda: any("groups" in line for line in false.asked), "the question of the other one")
         self.assertEqual(sum(line.startswith("ask") for line in false.asked), 2)
 
-
     def ask_anew(self, false: FalseRealm, server: Server, word: str) -> None:
         """Has the server call again, and waits until it has said this word and lived through the answer."""
         false.hang_up()
@@ -5089,9 +5078,8 @@ class Fairness(ChatTest):
                 self.assertLess(percentile(99, times), QUICK, sorted(times)[-5:])
         self.assertEqual(reader.ok("realms")["realms"]["mesin2"]["queued"] > 200_000, True)
 
-    def test_a_hundred_thousand_messages_of_ones_own(self):
+    def test_a_hundred_thousand_messages_of_ones_own(self, messi, henderson):
         """A request looks at a part of them and says `more`; what others wrote between them is not lost."""
-        _, messi, henderson = self.serve("messi", "henderson")
         for number in range(20):
             messi.ok_all(["send henderson my own"] * 5000)
             henderson.ok(f"send messi {number}")
@@ -5105,11 +5093,10 @@ class Fairness(ChatTest):
         times += [timed(lambda: messi.ok("conversations")) for _ in range(5)]
         self.assertLess(max(times), QUICK)
 
-    def test_an_inbox_of_ten_thousand_conversations(self):
-        server, messi = self.serve("messi")
-        server.stop()
-        multiply(server, "people", "name='messi' AND realm='mesin1'", 1000, 11_000, id="n", name="'p' || n")
-        server.start()
+    def test_an_inbox_of_ten_thousand_conversations(self, messi):
+        self.here.stop()
+        multiply(self.here, "people", "name='messi' AND realm='mesin1'", 1000, 11_000, id="n", name="'p' || n")
+        self.here.start()
         messi = self.again(messi)
         for first in range(1000, 11_000, common.MAX_TARGETS):
             people = ",".join(f"p{number}" for number in range(first, first + common.MAX_TARGETS))
