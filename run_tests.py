@@ -9187,13 +9187,13 @@ class Load:
         self.selector = selectors.DefaultSelector()
         self.buffer = bytearray(MIB)
 
-    def connect(self, port: int, opening: str = "", mark: bytes = FRAME_END, welcome: str = '{"status":"OK"') -> Pipe:
-        """A connection that has sent `opening` and got an answer with `welcome` in it."""
+    def connect(self, port: int, opening: str = "", mark: bytes = FRAME_END) -> Pipe:
+        """A connection that has sent `opening`, which was granted."""
         pipe, answer = Pipe(socket.create_connection(("127.0.0.1", port)), mark), b""
         pipe.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if opening:
             pipe.socket.sendall(f"{opening}\r\n".encode())
-            while welcome.encode() not in answer:
+            while b'{"status":"OK"' not in answer:
                 answer += pipe.socket.recv(64 * KIB)
                 assert answer and b"ERROR" not in answer, answer
         pipe.socket.setblocking(False)
@@ -9379,7 +9379,6 @@ class Benchmark:
         many_descriptors()
         cores = sorted(os.sched_getaffinity(0))
         self.server_core, self.load_core = cores[-1], cores[0]
-        self.one: Server | None = None
         self.users: dict[int, list[tuple[str, str]]] = {}       # a server's port -> (name, token)
         self.yardsticks: dict[str, float] = {}
         os.sched_setaffinity(0, {self.load_core})
@@ -9405,26 +9404,23 @@ class Benchmark:
         yield
         os.sched_setaffinity(0, {self.load_core})
 
+    @functools.cached_property
     def server(self) -> Server:
         """The server that most workloads share."""
-        if self.one is None:
-            self.one = Server()
-            self.pin(self.one.process)
-        return self.one
+        server = Server()
+        self.pin(server.process)
+        return server
 
     def members(self, server: Server, count: int) -> list[tuple[str, str]]:
         """That many users of a server with their tokens, registered where they are not there yet."""
         users = self.users.setdefault(server.port, [])
         if len(users) < count:
             self.pin(server.process, self.server_core, self.load_core)     # many passwords are hashed
-            wires = [Wire(server) for _ in range(8)]
-            for first in range(len(users), count, len(wires)):
-                names = [f"u{number}" for number in range(first, min(first + len(wires), count))]
-                for wire, name in zip(wires, names, strict=False):
-                    wire.write(f"register {name} secret {name} b\r\n".encode())
-                users += [(name, wire.reply()["tokenid"]) for wire, name in zip(wires, names, strict=False)]
-            for wire in wires:
-                wire.close()
+            while len(users) < count:
+                for person in [server.register("u", wait=False) for _ in range(8)]:
+                    person.enter()
+                    person.close()
+                    users.append((person.name, person.token))
             self.pin(server.process)
         return users[:count]
 
@@ -9500,7 +9496,7 @@ class Benchmark:
 
     def w1(self) -> Iterator[Measurement]:
         """50 pairs, pipelined."""
-        server = self.server()
+        server = self.server
         rates = self.pipelined(server, server, 2000)
         yield Measurement("W1", "50 pairs pipelined, to S (SQLite alone)", "/s", rates, self.insert_rate(server), 0.4)
 
@@ -9508,7 +9504,7 @@ class Benchmark:
         """50 pairs, each in lockstep."""
         self.relay_rates()
         with contextlib.closing(Load()) as load:
-            pairs = self.pairs(load, self.server(), self.server())
+            pairs = self.pairs(load, self.server, self.server)
             rates = [50 * 200 / load.run_in_lockstep(pairs, 200, answered=True) for _ in range(ROUNDS)]
         yield Measurement("W1L", "50 pairs in lockstep, to RS (with a disk)", "/s", rates, self.yardsticks["RS"], 0.6)
         yield Measurement("W1L", "50 pairs in lockstep, to R (bare relay)", "/s", rates, self.yardsticks["RL"])
@@ -9520,8 +9516,8 @@ class Benchmark:
         for idle in (0, 5000):
             with contextlib.closing(Load()) as crowd, contextlib.closing(Load()) as load:
                 for _ in range(idle):
-                    crowd.connect(self.server().port)
-                pair = self.pairs(load, self.server(), self.server(), 1)
+                    crowd.connect(self.server.port)
+                pair = self.pairs(load, self.server, self.server, 1)
                 load.run_in_lockstep(pair, 200, answered=True)
                 times = [[1e6 * load.run_in_lockstep(pair, 1, answered=True) for _ in range(1000)]
                          for _ in range(ROUNDS)]
@@ -9532,7 +9528,7 @@ class Benchmark:
 
     def w3(self) -> Iterator[Measurement]:
         """One sender, 200 and 1,000 subscribed members, pipelined."""
-        server = self.server()
+        server = self.server
         for count, each in ((200, 4000), (1000, 1000)):
             with contextlib.closing(Load()) as load, contextlib.closing(Wire(server)) as wire:
                 (_, token), *others = people = self.members(server, count)
@@ -9838,8 +9834,8 @@ def bench(arguments: list[str]) -> int:
             results[f"{measured.workload} {measured.what}"] = statistics.median(measured.values)
             short += [f"{measured.workload} {measured.what}"] if measured.falls_short else []
     print("yardsticks: " + ", ".join(f"{name} {value:,.0f}" for name, value in benchmark.yardsticks.items()))
-    if benchmark.one:
-        benchmark.one.stop()
+    for server in list(Server.running):
+        server.stop()
     if options.bench_save:
         options.bench_save.write_text(json.dumps(results, indent=1) + "\n")
     if options.bench_check and short:
