@@ -9711,23 +9711,18 @@ class Benchmark:
 
     def s4(self) -> Iterator[Measurement]:
         """200,000 queued messages drain, while somebody reads."""
-        here, there = linked_realms()
-        messi = here.login("messi")
-        messi.ok("send henderson@mesin2 known")
-        there.stop()
-        for _ in range(200):
-            messi.ok_all([f"send henderson@mesin2 {TEXT}"] * 1000)
-        messi.close()
-        reader, times = here.login("lineker"), []
-        self.pin(here.process)
-        started = time.perf_counter()
-        there.start()
-        self.pin(there.process)
-        while reader.ok("realms")["realms"]["mesin2"]["queued"]:
-            times += [timed(lambda: reader.ok("history messi")) for _ in range(20)]
-        rate = 200_000 / (time.perf_counter() - started)
-        here.stop()
-        there.stop()
+        with self.started(*linked_realms()) as (here, there), contextlib.closing(here.login("messi")) as messi:
+            messi.ok("send henderson@mesin2 known")
+            there.stop()
+            for _ in range(200):
+                messi.ok_all([f"send henderson@mesin2 {TEXT}"] * 1000)
+            reader, times = here.login("lineker"), []
+            started = time.perf_counter()
+            there.start()
+            self.pin(there.process)
+            while reader.ok("realms")["realms"]["mesin2"]["queued"]:
+                times += [timed(lambda: reader.ok("history messi")) for _ in range(20)]
+            rate = 200_000 / (time.perf_counter() - started)
         yield Measurement("S4", "200,000 queued, drained", "/s", [rate], None, 10_000)
         yield Measurement("S4", "history meanwhile, p99", "ms", [1000 * percentile(99, times)], None, 50, True)
 
