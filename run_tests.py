@@ -818,6 +818,9 @@ class FalseRealm:
     def ping(self, _: list[str]) -> dict:
         return {}
 
+    def questions(self) -> list[dict]:
+        return [json.loads(line.partition(" ")[2]) for line in self.asked if line.startswith("ask")]
+
     def hang_up(self) -> None:
         """Ends every connection; the realm may call again."""
         while self.calls:
@@ -2081,18 +2084,6 @@ class Groups(OneServer):
         carol.expect_nothing()
         self.assertEqual(bob.history(group), ["before", "after"])
 
-    def test_after_leaving_nothing_more_comes(self, alice, bob):
-        group = self.group(alice, bob)
-        bob.ok("subscribe")
-        bob.ok(f"leavegroup {group}")
-        alice.ok(f"sendgroup {group} without bob")
-        bob.expect_nothing()
-        self.assertEqual(bob.inbox(), [])
-        self.assertRefused(bob.do(f"sendgroup {group} hi"), "not_member")
-        self.assertRefused(bob.do(f"history {group}"), "not_member")
-        bob.ok(f"joingroup {group}")
-        self.assertEqual(bob.history(group), [])
-
     def test_group_events(self, alice, bob):
         alice.ok("subscribe")
         group = self.group(alice, bob)
@@ -2893,15 +2884,22 @@ class BetweenRealms(TwoRealms):
             row = next(row for row in member.ok("groups")["groups"] if row["group"] == group)
             self.assertEqual(sorted(row["members"]), names)     # of a group elsewhere, those of one's own realm
 
-    def test_leaving_a_group_of_the_other_realm(self, alice, bob="there", carol="there"):
-        group = self.group(alice, bob)
-        self.assertRefused(carol.do(f"sendgroup {group} hi"), "not_member")
-        self.assertRefused(carol.do(f"leavegroup {group}"), "not_member")
-        bob.ok(f"leavegroup {group}")
-        alice.ok(f"sendgroup {group} without bob")
-        alice.ok(f"send {bob.address} only this")
-        self.assertEqual(bob.texts(), ["only this"])
-        self.assertRefused(bob.do(f"sendgroup {group} hi"), "not_member")
+    def test_after_leaving_nothing_more_comes(self, alice, bob, carol="there", dave="there"):
+        group = self.group(alice, bob, carol)
+        for words in (f"sendgroup {group} hi", f"leavegroup {group}"):
+            self.assertRefused(dave.do(words), "not_member")
+        for member in (bob, carol):
+            member.ok("subscribe")
+            member.ok(f"leavegroup {group}")
+        alice.ok(f"sendgroup {group} without them")
+        for member in (bob, carol):
+            alice.ok(f"send {member.address} only this")
+            member.expect("only this")
+            self.assertEqual(member.texts(), ["only this"])
+            for words in (f"sendgroup {group} hi", f"history {group}"):
+                self.assertRefused(member.do(words), "not_member")
+            member.ok(f"joingroup {group}")
+            self.assertEqual(member.history(group), [])
 
     def test_addgroup_in_the_other_realm(self, alice, bob="there"):
         alice.ok(f"addgroup g-{alice}@mesin2")
@@ -3345,47 +3343,40 @@ class Reading(TwoRealms):
         self.assertRefused(bob.do(f"search group:g-{alice} x"), "group_not_found")
 
 
-class Questions(ChatTest):
-    """What only another realm can decide is asked of it."""
-
-    def setUp(self) -> None:
-        self.false, self.here, self.messi = self.called("messi")
-        self.messi.await_link("mesin2")
-
-    def questions(self) -> list[dict]:
-        return [json.loads(line.partition(" ")[2]) for line in self.false.asked if line.startswith("ask")]
+class Peers(ChatTest):
+    """What a realm is asked, and what one that is stopped, away or new does to people and groups here."""
 
     def test_a_stranger_is_asked_for_once(self):
         """And several of one line in one question; who exists gets it, the ERROR names the others."""
-        self.false.answers["ask"] = lambda _: {"users": {name: {"nama": name, "negara": "X"} for name in "abc"}}
+        false, _, messi = self.called("messi")
+        messi.await_link("mesin2")
+        false.answers["ask"] = lambda _: {"users": {name: {"nama": name, "negara": "X"} for name in "abc"}}
         for _ in range(3):
-            self.messi.ok("send a@mesin2 hi")
-        refused = self.messi.do("sendgrouprealm mesin2 a,b,nosuch,c hello")
+            messi.ok("send a@mesin2 hi")
+        refused = messi.do("sendgrouprealm mesin2 a,b,nosuch,c hello")
         self.assertRefused(refused, "user_not_found")
         self.assertEqual((refused["users"], len(refused["ids"])), (["nosuch"], 3))
-        self.assertEqual([sorted(question["users"]) for question in self.questions()], [["a"], ["b", "c", "nosuch"]])
-        self.assertEqual([item["to"] for item in self.false.items], ["a", "a", "a", "a", "b", "c"])
+        self.assertEqual([sorted(question["users"]) for question in false.questions()], [["a"], ["b", "c", "nosuch"]])
+        self.assertEqual([item["to"] for item in false.items], ["a", "a", "a", "a", "b", "c"])
 
     def test_who_joins_hears_of_it_when_it_is_so(self):
         """The answer names an item; OK comes when that is here, and then the group's messages are."""
-        self.false.answers["ask"] = lambda words: {"seq": 7} if "joingroup" in str(words) else self.false.ask(words)
-        self.messi.request("joingroup g@mesin2")
-        eventually(self.questions, "a question")
-        link = self.neighbour(self.here)
+        false, here, messi = self.called("messi")
+        messi.await_link("mesin2")
+        false.answers["ask"] = lambda words: {"seq": 7} if "joingroup" in str(words) else false.ask(words)
+        messi.request("joingroup g@mesin2")
+        eventually(false.questions, "a question")
+        link = self.neighbour(here)
         member = {"do": "member", "group": "g", "user": "messi", "in": True, "admin": "henderson@mesin2"}
         copy = {"do": "copy", "group": "g"}
-        self.again(self.messi).ok("send a@mesin2 hi")          # asked behind it, and answered behind it
-        self.messi.expect_no_reply()
+        self.again(messi).ok("send a@mesin2 hi")               # asked behind it, and answered behind it
+        messi.expect_no_reply()
         reply = link.deliver(0, 0, [link.item(7, **member), link.item(8, **copy)])
         self.assertEqual((reply["have"], reply["refused"]), (8, {}))
-        self.assertEqual(self.messi.reply()["status"], "OK")
-        self.assertEqual(self.messi.history("g@mesin2"), ["text 8"])
+        self.assertEqual(messi.reply()["status"], "OK")
+        self.assertEqual(messi.history("g@mesin2"), ["text 8"])
         self.assertEqual(link.deliver(0, 8, [link.item(9, **member | {"in": False}), link.item(10, **copy)])["refused"],
                          {"10": "group_not_found"})
-
-
-class Peers(ChatTest):
-    """What a realm that is stopped, away or new does to people and groups here."""
 
     @made_with(kind=Inside, table=("mesin1",))
     def test_with_a_table_of_one_row_nothing_of_other_realms_is_there(self, messi):
