@@ -1005,18 +1005,28 @@ class ChatTest(unittest.TestCase):
     """
 
     options: tuple[str, ...] = ()
-    kind: type = Server
-
-    @functools.cached_property
-    def here(self) -> Any:
-        """A server of the test's own (some classes share one), made with what `made_with` says."""
-        options, keywords = getattr(getattr(self, self._testMethodName), "made_with", (self.options, {}))
-        return self.server(*options, **{"kind": self.kind, **keywords})
+    kind: type = Server                                        # or Inside
 
     def __init_subclass__(cls) -> None:
         for name, test in list(vars(cls).items()):
             if name.startswith("test_") and len(inspect.signature(test).parameters) > 1:
                 setattr(cls, name, with_people(test))
+
+    @property
+    def made_with(self) -> tuple[Iterable[str], dict[str, Any]]:
+        return getattr(getattr(self, self._testMethodName), "made_with", (self.options, {}))
+
+    @functools.cached_property
+    def here(self) -> Any:
+        """A server of the test's own (some classes share one), made with what `made_with` says."""
+        options, keywords = self.made_with
+        return self.server(*options, **{"kind": self.kind, **keywords})
+
+    @functools.cached_property
+    def there(self) -> Server:
+        """The second of two linked realms of the test's own; then `here` is the first."""
+        self.here, there = self.realms(*self.made_with[0])
+        return there
 
     def assertRefused(self, reply: dict, code: str) -> None:
         """The reply is an ERROR with this code and the documented wording."""
@@ -1063,13 +1073,6 @@ class ChatTest(unittest.TestCase):
         for thing in things:
             self.addCleanup(thing.stop if isinstance(thing, Server) else thing.close)
         return things[0]
-
-    @functools.cached_property
-    def there(self) -> Server:
-        """The second of two linked realms of the test's own; then `here` is the first."""
-        options, _ = getattr(getattr(self, self._testMethodName), "made_with", (self.options, {}))
-        self.here, there = self.realms(*options)
-        return there
 
     def server(self, *options: str, kind: type = Server, **keywords: object) -> Any:
         """A server of the test's own; of the kind `Inside` it runs in this process, and the test sets its clocks."""
