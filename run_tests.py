@@ -415,8 +415,11 @@ def clean_up() -> None:
 class Wire:
     """A client with nothing between the test and the bytes: sends lines, reads frames, keeps events by their kind."""
 
-    def __init__(self, server: Server, receive_buffer: int = 0, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, server: Server, receive_buffer: int = 0, tls: ssl.SSLContext | None = None,
+                 source: str = "") -> None:
         self.socket = socket.socket()
+        if source:
+            self.socket.bind((source, 0))
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(PATIENCE)
@@ -1639,7 +1642,6 @@ class Accounts(OneServer):
         known, unknown = (statistics.median(taken) for taken in times.values())
         self.assertLess(max(known, unknown), 3 * min(known, unknown), times)
 
-
     def test_two_cannot_register_one_name(self):
         """Both hash at the same time; only one gets the name."""
         wires = [self.wire(), self.wire()]
@@ -1776,23 +1778,21 @@ class Sessions(ChatTest):
             self.here.start()
             self.assertEqual(self.again(messi).do("inbox")["status"], "OK")
 
-    def test_after_a_logout_one_is_a_guest_again(self):
-        inside, messi = self.serve("messi", kind=Inside)
-        inside.pass_time(common.LOGIN_SECONDS + 1)
+    def test_after_a_logout_one_is_a_guest_again(self, messi):
+        self.here.pass_time(common.LOGIN_SECONDS + 1)
         messi.ok("logout")
-        inside.pass_time(common.LOGIN_SECONDS - 1)
+        self.here.pass_time(common.LOGIN_SECONDS - 1)
         messi.ok_raw("help")
-        inside.pass_time(2)
+        self.here.pass_time(2)
         with self.assertRaises(LOST):
             messi.ok_raw("help")
 
     def test_a_guest_whose_logins_fail_is_ended(self):
         """However many it has sent: past its time one more is answered, and that is all."""
-        inside = self.inside()
-        guest = self.wire(inside)
+        guest = self.wire()
         guest.write(b"".join(b"auth nobody%d x\r\n" % number for number in range(200)))
         guest.reply()
-        inside.pass_time(common.LOGIN_SECONDS + 1)
+        self.here.pass_time(common.LOGIN_SECONDS + 1)
         replies = 0
         with contextlib.suppress(*LOST):
             while guest.reply():
@@ -2484,10 +2484,7 @@ class BadInput(OneServer):
             codes += [waiting.pop(connection).reply().get("code", "OK") for connection in ready]
         self.assertGreater(codes.count("busy"), 0, codes)
         self.assertLessEqual(set(codes), {"busy", "OK"})
-        other = self.wire(server)
-        other.socket.close()
-        other.socket = socket.create_connection(("127.0.0.1", server.port), PATIENCE, ("127.0.0.2", 0))
-        self.assertEqual(other.ask("register other x a b")["status"], "OK")
+        self.assertEqual(self.wire(server, source="127.0.0.2").ask("register other x a b")["status"], "OK")
 
     def test_a_file_and_the_end_at_once(self):
         """It is stored and answered, also where the end is read before the loop comes to the file."""
@@ -2532,12 +2529,11 @@ class Bounds(ChatTest):
         connections = [self.again(messi) for _ in range(100)]
         for connection in connections:
             connection.ok("subscribe")                         # it is messi's
-        before = self.here.memory
-        for connection in connections:
-            connection.socket.sendall(f"getfile {henderson.token} {number}\r\n".encode() + b"ab\n" * 21_000)
-        for _ in range(100):
-            henderson.ok("history messi")
-        self.assertLess(self.here.memory - before, 48 * MIB)
+        with self.assertMemory(48 * MIB, self.here):
+            for connection in connections:
+                connection.socket.sendall(f"getfile {henderson.token} {number}\r\n".encode() + b"ab\n" * 21_000)
+            for _ in range(100):
+                henderson.ok("history messi")
         self.assertLessEqual(len(self.here.descriptors(str(self.here.data / "files"))), common.MAX_UPLOADS)
 
     def test_the_groups_of_one_person(self, messi, henderson):
@@ -2645,52 +2641,42 @@ class Bounds(ChatTest):
         self.assertRefused(replies[-1], "rate_limited")
         lineker.ok("send messi hello")
 
-    @unittest.skipUnless(ON_LINUX, "looks at a process")
     def test_a_million_refused_messages_cost_no_memory(self):
-        server = self.server()
-        before = server.memory
-        server.stop()
-        with contextlib.closing(sqlite3.connect(server.data / "chat.db")) as db, db:
-            db.execute("INSERT INTO failed WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n "
-                       "WHERE x < 1000000) SELECT x, 'user_not_found' FROM n")
-        server.start()
-        self.assertLess(server.memory - before, 8 * MIB)
+        before = self.here.memory
+        self.here.stop()
+        change(self.here, ("INSERT INTO failed VALUES(?, 'user_not_found')", ((id,) for id in range(1_000_000))))
+        self.here.start()
+        self.assertLess(self.here.memory - before, 8 * MIB)
 
-
-    def test_the_connections_of_one_person(self):
+    def test_the_connections_of_one_person(self, messi, henderson):
         """So many and no more; with all of them at once they hold up nobody, and take little."""
-        server, messi, henderson = self.serve("messi", "henderson")
-        wires = self.wires(server, common.MAX_SHARED)
+        wires = self.wires(self.here, common.MAX_SHARED)
         for wire in wires:
             wire.write(messi.line("inbox").encode() + b"\r\n")
         codes = [wire.reply().get("code") for wire in wires]
         self.assertEqual((codes.count(None), codes.count("busy")), (common.MAX_SHARED - 1, 1))
         wires = [wire for wire, code in zip(wires, codes, strict=True) if code is None]
-        server.forget_most_memory()
-        before = server.memory
-        for size, count in ((600, 1), (8000, 7)):
-            burst = (messi.line(f"send lineker {'x' * size}").encode() + b"\r\n") * count
-            for wire in wires:
-                wire.socket.sendall(burst)
-            times = [timed(lambda: henderson.ok("history messi")) for _ in range(200)]
-            self.assertLess(percentile(99, times), QUICK, sorted(times)[-5:])
-        self.assertLess(server.most_memory - before, 64 * MIB)
+        with self.assertMemory(64 * MIB, self.here):
+            for size, count in ((600, 1), (8000, 7)):
+                burst = (messi.line(f"send lineker {'x' * size}").encode() + b"\r\n") * count
+                for wire in wires:
+                    wire.socket.sendall(burst)
+                times = [timed(lambda: henderson.ok("history messi")) for _ in range(200)]
+                self.assertLess(percentile(99, times), QUICK, sorted(times)[-5:])
 
-    def test_guests_with_lines_that_do_not_end(self):
+    def test_guests_with_lines_that_do_not_end(self, messi):
         """All of one address share what one person has."""
-        server, messi = self.serve("messi")
-        guests = self.wires(server, 1500)
-        before = server.memory
-        for _ in range(15):
-            for guest in guests:
-                with contextlib.suppress(OSError):
-                    guest.socket.sendall(b"x" * 4096)
-            messi.ok("history henderson")
-        self.assertLess(server.memory - before, 24 * MIB)
+        guests = self.wires(self.here, 1500)
+        with self.assertMemory(24 * MIB, self.here):
+            for _ in range(15):
+                for guest in guests:
+                    with contextlib.suppress(OSError):
+                        guest.socket.sendall(b"x" * 4096)
+                messi.ok("history henderson")
 
-    def test_conversations_that_one_begins(self):
-        server, messi = self.serve("messi")
+    def test_conversations_that_one_begins(self, messi):
         messi.ok("send henderson hello")
+        server = self.here
         server.stop()
         multiply(server, "people", "name='messi' AND realm='mesin1'", 1000, 10_000, id="n", name="'p' || n")
         multiply(server, "conversations", "1", 1000, 10_000, id="n")
@@ -2700,17 +2686,16 @@ class Bounds(ChatTest):
         messi = self.again(messi)
         messi.ok("send henderson hello")
         self.assertRefused(messi.do("send lineker hello"), "busy")
-        self.again(self.login(server, "lineker")).ok("send messi hello")
+        self.login(server, "lineker").ok("send messi hello")
 
     def test_people_that_a_realm_makes_up(self):
-        server = self.server()
-        link = self.neighbour(server)
+        link = self.neighbour(self.here)
         link.deliver(0, 0, [link.item(1)])
         link.close()
-        server.stop()
-        multiply(server, "people", "realm='mesin2'", 1000, common.MAX_PEOPLE, id="n", name="'p' || n")
-        server.start()
-        link = self.neighbour(server)
+        self.here.stop()
+        multiply(self.here, "people", "realm='mesin2'", 1000, common.MAX_PEOPLE, id="n", name="'p' || n")
+        self.here.start()
+        link = self.neighbour(self.here)
         self.assertEqual(link.deliver(0, 1, [link.item(2), link.item(3, **{"from": "another@mesin2"})])["refused"],
                          {"3": "busy"})
 
@@ -4220,25 +4205,15 @@ class FailedCommit(ChatTest):
 
     def test_the_refusal_of_a_realm_that_can_not_be_written(self):
         """The sender never hears that the message is there."""
-        disk, refused = FaultyDisk(), threading.Event()
-        false = FalseRealm()
-        self.keep(false)
+        false = self.keep(FalseRealm())
+        server, messi = self.serve("messi", disk=FaultyDisk(), peer=false.place)
+        messi.await_link("mesin2")
 
         def deliver(arguments: list[str]) -> dict:
             reply = FalseRealm.deliver(false, arguments)
-            refused.set()                                      # from here on the next write fails, once
+            server.disk.fail_once("pwrite")
             return {**reply, "refused": {str(item["seq"]): "user_not_found" for item in json.loads(arguments[2])}}
-
-        def fails(call: str) -> bool:
-            failed = call == "pwrite" and refused.is_set()
-            if failed:
-                refused.clear()
-            return failed
         false.answers["deliver"] = deliver
-        server = self.server(disk=disk, peer=false.place)
-        messi = self.login(server, "messi")
-        messi.await_link("mesin2")
-        disk.fails = fails
         false.answers["peerproof"] = lambda _: {"have": false.have,
                                                 "refused": [{str(false.have[0]): "user_not_found"}, {}]}
         reply = messi.do("send henderson@mesin2 hi")
@@ -4547,9 +4522,7 @@ class FalseRealms(OneServer):
     def test_a_wrong_address(self):
         """Without a key the address is all that is known of a realm."""
         server = self.server()
-        wire = self.wire(server)
-        wire.close()
-        wire.socket = socket.create_connection(("127.0.0.1", server.port), PATIENCE, ("127.0.0.2", 0))
+        wire = self.wire(server, source="127.0.0.2")
         self.assertRefused(wire.ask(f"peer mesin2 e1 {'0' * 32}"), "realm_refused")
         self.assertEnds(wire)
         eventually(lambda: "refused a connection from 127.0.0.2 that says to be realm 'mesin2'" in server.log, "a log")
@@ -4909,12 +4882,8 @@ class Encryption(ChatTest):
         """All of it is read: nothing would tell later that a part of it is left."""
         vouching, key = certificate("lab")
         server = self.server("--tls-cert", vouching, "--tls-key", key)
-        with ssl.create_default_context(cafile=vouching).wrap_socket(
-                socket.create_connection(("127.0.0.1", server.port), PATIENCE), server_hostname="127.0.0.1") as guest:
-            guest.sendall(b"help send\r\n" * 900)
-            replies = 0
-            while replies < 900:
-                replies += guest.recv(MIB).count(b'"OK"')
+        guest = self.wire(server, tls=ssl.create_default_context(cafile=vouching))
+        self.assertEqual({reply["status"] for reply in guest.ask_all(["help send"] * 900)}, {"OK"})
 
     def test_a_realm_that_has_been_started_a_thousand_times(self):
         """Its greeting names so many epochs that it is longer than what is read of a guest."""
@@ -5089,14 +5058,14 @@ class Fairness(ChatTest):
             messi.ok(f"sendgrouprealm mesin1 {people} hello")
         self.assertLess(timed(lambda: messi.ok("inbox")), QUICK)
 
-    def test_a_sweep_of_thirty_thousand_files(self):
-        inside, messi = self.serve("messi", kind=Inside)
-        folder = inside.data / "files"
+    @made_with(kind=Inside)
+    def test_a_sweep_of_thirty_thousand_files(self, messi):
+        folder = self.here.data / "files"
         for number in range(30_000):
             path = folder / hashlib.sha256(str(number).encode()).hexdigest()
             path.touch()
             os.utime(path, (1, 1))
-        inside.pass_time(common.SWEEP_SECONDS)
+        self.here.pass_time(common.SWEEP_SECONDS)
         times = []
         while next(folder.iterdir(), None):
             times.append(timed(lambda: messi.ok("history henderson")))
