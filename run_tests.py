@@ -724,9 +724,9 @@ class Neighbour(Wire):
     def deliver(self, stream: int, after: int, items: list) -> dict:
         return self.ask(f"deliver {stream} {after} {json.dumps(items)}")
 
-    def put(self, **question: object) -> str:
+    def question(self, **fields: object) -> str:
         """Asks a question; returns "OK", or the code of the ERROR."""
-        return self.ask(f"ask {json.dumps(question)}").get("code", "OK")
+        return self.ask(f"ask {json.dumps(fields)}").get("code", "OK")
 
     def piece(self, content: bytes, start: int, size: int, sha256: str = "") -> dict:
         sha256 = sha256 or hashlib.sha256(content).hexdigest()
@@ -3377,7 +3377,7 @@ class Peers(ChatTest):
         link = self.neighbour(server)
 
         def join() -> None:
-            self.assertEqual(link.put(do="joingroup", group="g", user="henderson", nama="H", negara="X"), "OK")
+            self.assertEqual(link.question(do="joingroup", group="g", user="henderson", nama="H", negara="X"), "OK")
 
         def deliver(arguments: list[str]) -> dict:
             items = json.loads(arguments[2])
@@ -3431,7 +3431,7 @@ class Peers(ChatTest):
         messi.ok("addgroup kelompok")
         lineker.ok("joingroup kelompok")
         link = self.keep(Neighbour(self.here, name="mesin3"))
-        self.assertEqual(link.put(do="joingroup", group="kelompok", user="henderson", nama="H", negara="X"), "OK")
+        self.assertEqual(link.question(do="joingroup", group="kelompok", user="henderson", nama="H", negara="X"), "OK")
         self.assertIn("henderson@mesin3", messi.ok("groups")["groups"][0]["members"])
         self.here.stop()
         self.here.options = self.here.options[:-2]
