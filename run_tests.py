@@ -2727,21 +2727,15 @@ class Operator(ChatTest):
     def test_connections_past_the_limit_are_told(self):
         for options in (("--max-per-address", "5"), ("--max-connections", "5")):
             with self.subTest(options):
-                server = self.server(*options)
-                wires = self.wires(server, 5)
+                server, messi = self.serve("messi", options=options)
+                wires = self.wires(server, 4)
                 for wire in wires:
                     self.assertEqual(wire.ask("help")["status"], "OK")
                 one_too_many = self.wire(server)
                 self.assertRefused(one_too_many.reply(), "busy")
                 one_too_many.read_until_end()
                 wires.pop().close()
-                eventually(lambda server=server: self.may_ask(server), "the place of the one who left")
-
-    @staticmethod
-    def may_ask(server: Server) -> bool:
-        with contextlib.closing(Wire(server)) as wire, contextlib.suppress(ConnectionError):
-            return wire.ask("help")["status"] == "OK"
-        return False
+                eventually(lambda messi=messi: self.attempt(messi, "inbox") == "OK", "the place of the one who left")
 
     def test_backups_under_load(self, messi):
         """Each is the database as it was at one moment: whole, without a gap, and with all that was acknowledged."""
@@ -5158,7 +5152,7 @@ class Floods(ChatTest):
             self.assertRefused(messi.do(f"sendfile lineker f {as_base64(b'no descriptor')}"), "storage")
             for wire in wires:
                 wire.close()
-            eventually(lambda: Operator.may_ask(self.here), "room for one more")
+            eventually(lambda: self.attempt(messi, "inbox") == "OK", "room for one more")
             messi.ok(f"sendfile lineker f {as_base64(b'once more')}")
         self.assertLess(self.here.log.count("can't accept connections"), 40)
 
@@ -5175,7 +5169,7 @@ class Floods(ChatTest):
         messi.ok(f"sendfile lineker f {as_base64(b'content')}")
         for wire in wires:
             wire.close()
-        eventually(lambda: Operator.may_ask(self.here), "the places of those who left")
+        eventually(lambda: self.attempt(messi, "inbox") == "OK", "the places of those who left")
 
     def test_everybody_comes_back_at_once(self):
         """1,000 reconnect in the same second, 50,000 messages wait for them. 1,000 hashes would take half a minute."""
