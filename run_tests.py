@@ -150,6 +150,13 @@ class Server:
         self.kill() if number == signal.SIGKILL else self.stop(number)
         self.start()
 
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """It does not run meanwhile."""
+        self.stop()
+        yield
+        self.start()
+
     def _end(self, number: int) -> None:
         self.process.send_signal(number)
         try:
@@ -1758,11 +1765,10 @@ class Sessions(ChatTest):
     def test_a_thousand_and_one(self):
         """The oldest that nobody is connected with ends."""
         server, messi = self.serve("messi")
-        server.stop()
-        change(server, ("INSERT INTO sessions SELECT CAST(? AS BLOB), person, used - 1 FROM sessions "
-                        "ORDER BY used DESC LIMIT 1",
-                        ((number,) for number in range(1, common.MAX_SESSIONS))))
-        server.start()
+        with server.stopped():
+            change(server, ("INSERT INTO sessions SELECT CAST(? AS BLOB), person, used - 1 FROM sessions "
+                            "ORDER BY used DESC LIMIT 1",
+                            ((number,) for number in range(1, common.MAX_SESSIONS))))
         messi = self.again(messi)
         messi.ok("inbox")
         self.login(server, "messi").ok("inbox")
@@ -1773,9 +1779,8 @@ class Sessions(ChatTest):
     def test_a_clock_that_jumps_ends_no_session(self, messi):
         """A machine that starts with a clock 31 days ahead: its battery was empty, or it was off for a month."""
         for ahead in (31 * 86_400, -31 * 86_400, 10 * 365 * 86_400):
-            self.here.stop()
-            self.here.wall_ahead = ahead
-            self.here.start()
+            with self.here.stopped():
+                self.here.wall_ahead = ahead
             self.assertEqual(self.again(messi).do("inbox")["status"], "OK")
 
     def test_after_a_logout_one_is_a_guest_again(self, messi):
@@ -2643,9 +2648,8 @@ class Bounds(ChatTest):
 
     def test_a_million_refused_messages_cost_no_memory(self):
         before = self.here.memory
-        self.here.stop()
-        change(self.here, ("INSERT INTO failed VALUES(?, 'user_not_found')", ((id,) for id in range(1_000_000))))
-        self.here.start()
+        with self.here.stopped():
+            change(self.here, ("INSERT INTO failed VALUES(?, 'user_not_found')", ((id,) for id in range(1_000_000))))
         self.assertLess(self.here.memory - before, 8 * MIB)
 
     def test_the_connections_of_one_person(self, messi, henderson):
@@ -2677,12 +2681,11 @@ class Bounds(ChatTest):
     def test_conversations_that_one_begins(self, messi):
         messi.ok("send henderson hello")
         server = self.here
-        server.stop()
-        multiply(server, "people", "name='messi' AND realm='mesin1'", 1000, 10_000, id="n", name="'p' || n")
-        multiply(server, "conversations", "1", 1000, 10_000, id="n")
-        for person in ("n", "(SELECT id FROM people WHERE name='messi' AND realm='mesin1')"):
-            multiply(server, "members", "1", 1000, common.MAX_CONVERSATIONS - 1, conversation="n", person=person)
-        server.start()
+        with server.stopped():
+            multiply(server, "people", "name='messi' AND realm='mesin1'", 1000, 10_000, id="n", name="'p' || n")
+            multiply(server, "conversations", "1", 1000, 10_000, id="n")
+            for person in ("n", "(SELECT id FROM people WHERE name='messi' AND realm='mesin1')"):
+                multiply(server, "members", "1", 1000, common.MAX_CONVERSATIONS - 1, conversation="n", person=person)
         messi = self.again(messi)
         messi.ok("send henderson hello")
         self.assertRefused(messi.do("send lineker hello"), "busy")
@@ -2692,9 +2695,8 @@ class Bounds(ChatTest):
         link = self.neighbour(self.here)
         link.deliver(0, 0, [link.item(1)])
         link.close()
-        self.here.stop()
-        multiply(self.here, "people", "realm='mesin2'", 1000, common.MAX_PEOPLE, id="n", name="'p' || n")
-        self.here.start()
+        with self.here.stopped():
+            multiply(self.here, "people", "realm='mesin2'", 1000, common.MAX_PEOPLE, id="n", name="'p' || n")
         link = self.neighbour(self.here)
         self.assertEqual(link.deliver(0, 1, [link.item(2), link.item(3, **{"from": "another@mesin2"})])["refused"],
                          {"3": "busy"})
@@ -3077,9 +3079,9 @@ class States(ChatTest):
         self.messi.ok("send henderson@mesin2 known")
         self.henderson.ok("addgroup g")
         self.messi.ok("joingroup g@mesin2")
-        self.there.stop()
-        change(self.there, ("DELETE FROM members WHERE person IN (SELECT id FROM people WHERE realm=?)", [("mesin1",)]))
-        self.there.start()
+        with self.there.stopped():
+            change(self.there, ("DELETE FROM members WHERE person IN (SELECT id FROM people WHERE realm=?)",
+                                [("mesin1",)]))
         self.messi.await_link("mesin2")
         refused = self.messi.do("@t sendgroup g@mesin2 hi")
         self.assertRefused(refused, "not_member")
@@ -3124,9 +3126,8 @@ class States(ChatTest):
         self.henderson.ok("addgroup g")
         self.messi.ok("joingroup g@mesin2")
         self.messi.ok("joingroup g@mesin2")
-        self.here.stop()
-        change(self.here, ("DELETE FROM members", [()]))
-        self.here.start()
+        with self.here.stopped():
+            change(self.here, ("DELETE FROM members", [()]))
         messi = self.again(self.messi)
         messi.await_link("mesin2")
         self.assertRefused(messi.do("sendgroup g@mesin2 hi"), "not_member")
@@ -3392,10 +3393,9 @@ class Peers(ChatTest):
         """It reads none of the news of people who come and go, and of a group of 3,000 that they join and leave."""
         here, there = self.here, self.there
         messi.ok("addgroup g")
-        here.stop()
-        multiply(here, "people", "name='messi' AND realm='mesin1'", 1000, 3000, id="n", name="'p' || n")
-        multiply(here, "members", "1", 1000, 3000, person="n")
-        here.start()
+        with here.stopped():
+            multiply(here, "people", "name='messi' AND realm='mesin1'", 1000, 3000, id="n", name="'p' || n")
+            multiply(here, "members", "1", 1000, 3000, person="n")
         messi, lineker = self.again(messi), self.again(lineker)
         messi.await_link("mesin2")
         henderson.await_link("mesin1")
@@ -3427,9 +3427,8 @@ class Peers(ChatTest):
         link = self.keep(Neighbour(self.here, name="mesin3"))
         self.assertEqual(link.question(do="joingroup", group="kelompok", user="henderson", nama="H", negara="X"), "OK")
         self.assertIn("henderson@mesin3", messi.ok("groups")["groups"][0]["members"])
-        self.here.stop()
-        self.here.options = self.here.options[:-2]
-        self.here.start()
+        with self.here.stopped():
+            self.here.options = self.here.options[:-2]
         self.again(messi).ok("sendgroup kelompok hello")
         self.assertEqual(self.again(lineker).history("kelompok"), ["hello"])
 
@@ -4228,9 +4227,8 @@ class PutBack(ChatTest):
             with server.frozen():
                 shutil.copytree(server.data, copy)
         else:
-            server.stop()
-            shutil.copytree(server.data, copy)
-            server.start()
+            with server.stopped():
+                shutil.copytree(server.data, copy)
         return copy
 
     def texts(self, word: str) -> list[str]:
@@ -4327,9 +4325,8 @@ class Whole(ChatTest):
         server = self.server()
         messi, henderson = server.login("messi"), server.login("henderson")
         messi.ok("send henderson first")
-        server.stop()
-        multiply(server, "messages", "id=1", 2, 100_000, id="n")
-        server.start()
+        with server.stopped():
+            multiply(server, "messages", "id=1", 2, 100_000, id="n")
         for _ in range(3):
             wire = self.again(messi)
             wire.request(*["send henderson under load"] * 500)
@@ -4885,9 +4882,8 @@ class Encryption(ChatTest):
         here, there = free_ports(2)
         made = ("--tls-cert", vouching, "--tls-key", key, "--tls-ca", vouching)
         server = self.server(*made, port=here, peer=f"tls:127.0.0.1:{there}")
-        server.stop()
-        multiply(server, "epochs", "1", 10, common.MAX_EPOCHS, number="n", name="'e' || n")
-        server.start()
+        with server.stopped():
+            multiply(server, "epochs", "1", 10, common.MAX_EPOCHS, number="n", name="'e' || n")
         self.server(*made, realm="mesin2", port=there, peer=f"tls:127.0.0.1:{here}")
         self.talk(server, vouching).await_link("mesin2")
 
@@ -4968,9 +4964,8 @@ class Guessing(ChatTest):
         """All 20 (with --long 60) are in within 20 (60) seconds, while somebody beside them guesses."""
         server, count = Server(), 60 if LONG else 20
         self.addCleanup(server.kill)
-        server.stop()
-        multiply(server, "people", "name='messi'", 100, count, id="n", name="'pupil' || n")
-        server.start()
+        with server.stopped():
+            multiply(server, "people", "name='messi'", 100, count, id="n", name="'pupil' || n")
         guesser, *wires = self.wires(server, 1 + count)
         guesser.write(b"".join(b"auth messi guess-%d\r\n" % number for number in range(1000)))
         started = time.monotonic()
@@ -5008,13 +5003,12 @@ class Fairness(ChatTest):
         messi.ok("addgroup g")
         messi.ok("addgroup other")
         messi.ok("send lineker@mesin2 hi")
-        self.here.stop()
-        multiply(self.here, "people", "name='messi' AND realm='mesin1'", 1000, 100_000, id="n", name="'p' || n")
-        multiply(self.here, "members", "conversation=(SELECT id FROM conversations WHERE name='g')", 1000, 50_000,
-                 person="n")
-        multiply(self.here, "conversations", "name='other'", 1000, 5000, id="n", name="'g' || n")
-        multiply(self.here, "outbox", "1", 1000, 200_000, seq="n")
-        self.here.start()
+        with self.here.stopped():
+            multiply(self.here, "people", "name='messi' AND realm='mesin1'", 1000, 100_000, id="n", name="'p' || n")
+            multiply(self.here, "members", "conversation=(SELECT id FROM conversations WHERE name='g')", 1000, 50_000,
+                     person="n")
+            multiply(self.here, "conversations", "name='other'", 1000, 5000, id="n", name="'g' || n")
+            multiply(self.here, "outbox", "1", 1000, 200_000, seq="n")
         people = ",".join(f"p{number}" for number in range(1000, 1000 + common.MAX_TARGETS))
         cases = {"many targets": [f"sendgrouprealm mesin1 {people} hello"], "queue lengths": ["realms"],
                  "people": ["info"], "groups": ["groups"], "joins": ["joingroup g", "leavegroup g"],
@@ -5043,9 +5037,8 @@ class Fairness(ChatTest):
         self.assertLess(max(times), QUICK)
 
     def test_an_inbox_of_ten_thousand_conversations(self, messi):
-        self.here.stop()
-        multiply(self.here, "people", "name='messi' AND realm='mesin1'", 1000, 11_000, id="n", name="'p' || n")
-        self.here.start()
+        with self.here.stopped():
+            multiply(self.here, "people", "name='messi' AND realm='mesin1'", 1000, 11_000, id="n", name="'p' || n")
         messi = self.again(messi)
         for first in range(1000, 11_000, common.MAX_TARGETS):
             people = ",".join(f"p{number}" for number in range(first, first + common.MAX_TARGETS))
@@ -5178,13 +5171,12 @@ class Floods(ChatTest):
         messi = server.login("messi")
         messi.ok("addgroup g")
         messi.ok("sendgroup g text")
-        server.stop()
-        change(server, ("INSERT INTO sessions VALUES(?, ?, ?)", (
-            (hashlib.sha256(f"token-{id}".encode()).digest(), id, 1) for id in range(100, 100 + people))))
-        multiply(server, "people", "name='messi'", 100, people, id="n", name="'p' || n")
-        multiply(server, "members", "1", 100, people, person="n")
-        multiply(server, "messages", "1", 2, 49_999, id="n")
-        server.start()
+        with server.stopped():
+            change(server, ("INSERT INTO sessions VALUES(?, ?, ?)", (
+                (hashlib.sha256(f"token-{id}".encode()).digest(), id, 1) for id in range(100, 100 + people))))
+            multiply(server, "people", "name='messi'", 100, people, id="n", name="'p' || n")
+            multiply(server, "members", "1", 100, people, person="n")
+            multiply(server, "messages", "1", 2, 49_999, id="n")
         for _ in range(10 if LONG else 1):
             started, load = time.perf_counter(), Load()
             pipes = [load.connect(server.port, mark=b'"event":"message"') for _ in range(people)]
