@@ -358,12 +358,18 @@ COMMANDS = {
                 "Ask whether the peer table holds this row (the table is fixed).",
                 "addrealm mesin2 172.16.16.102 8890"),
         # Between realms; no person types these.
-        Command("peer", "NAME EPOCHS NONCE", STRANGER, "", "Open a link: who calls, its epochs, a fresh nonce.", ""),
-        Command("peerproof", "[PROOF]", STRANGER, "", "Prove to be that realm; from here on the link is up.", ""),
-        Command("deliver", "STREAM AFTER ITEMS…", REALM, "", "Items of the outbox, in order, as JSON.", ""),
-        Command("piece", "SHA256 SIZE OFFSET [CONTENT]", REALM, "", "A piece of a file that an item will name.", ""),
-        Command("ask", "QUESTION…", REALM, "", "What only this realm can decide, as JSON.", ""),
-        Command("ping", "", REALM, "", "A sign of life.", ""),
+        Command("peer", "NAME EPOCHS NONCE", STRANGER,
+                "Membuka link: siapa yang memanggil, riwayat start-nya, angka acak baru",
+                "Open a link: who calls, its epochs, a fresh nonce.", ""),
+        Command("peerproof", "[PROOF]", STRANGER, "Membuktikan diri sebagai realm itu; sejak ini link tersambung",
+                "Prove to be that realm; from here on the link is up.", ""),
+        Command("deliver", "STREAM AFTER ITEMS…", REALM, "Isi antrean untuk realm ini, berurutan, dalam JSON",
+                "Items of the outbox, in order, as JSON.", ""),
+        Command("piece", "SHA256 SIZE OFFSET [CONTENT]", REALM, "Potongan file yang akan disebut sebuah pesan",
+                "A piece of a file that an item will name.", ""),
+        Command("ask", "QUESTION…", REALM, "Yang hanya dapat diputuskan realm ini, dalam JSON",
+                "What only this realm can decide, as JSON.", ""),
+        Command("ping", "", REALM, "Tanda masih hidup", "A sign of life.", ""),
     )
 }
 PUBLIC_COMMANDS = [command for command in COMMANDS.values() if command.example]

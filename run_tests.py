@@ -8129,13 +8129,17 @@ class BenchPieces(ChatTest):
                 self.assertTrue(caught.exception.text(language))
 
     def test_both_languages_say_everything(self):
-        for table in (lab().TEXTS, lab().WORDS, lab().WHY, lab().HELP):
-            for key, texts in table.items():
-                with self.subTest(key):
-                    self.assertTrue(len(texts) == 2 and all(texts))
-                    self.assertEqual(*(set(re.findall(r"{(\w+)", text)) for text in texts))
+        texts = lab().TEXTS
+        for key, both in texts.items():
+            with self.subTest(key):
+                self.assertTrue(both if isinstance(both, str) else len(both) == 2 and all(both))
+                if not isinstance(both, str):
+                    self.assertEqual(*(set(re.findall(r"{(\w+)", text)) for text in both))
         named = {name.strip("[]…") for command in COMMANDS.values() for name in command.names}
-        self.assertLessEqual(named, set(lab().WORDS))
+        needed = {f"word.{name}" for name in named} | {f"fault.{word}" for word in lab().FAULTS}
+        self.assertLessEqual(needed, set(texts))
+        for command in COMMANDS.values():
+            self.assertTrue(command.indonesian and command.english, command.word)
 
     def test_the_checksum_is_that_of_rfc_1071(self):
         chance = random.Random(1)
@@ -8333,6 +8337,21 @@ class BenchFaults(BenchTest):
         near.sendall(bytes(100_000))
         receive(far, 100_000)
         self.assertGreater(time.monotonic() - started, 0.35)
+
+    def test_a_rate_is_the_cables_and_its_connections_share_it(self):
+        ends = [self.cable() for _ in range(3)]
+        self.bench.command("rate wire up 200")
+        started = time.monotonic()
+        for near, _ in ends:
+            near.sendall(bytes(40_000))
+        receive(ends[0][1], 40_000)
+        left = [flow.up.queued for flow in self.bench.flows.values()][1:]
+        self.assertLess(max(left), 25_000, "each has had its turns")
+        for _, far in ends[1:]:
+            receive(far, 40_000)
+        self.assertGreater(time.monotonic() - started, 0.45)
+        ends[0][1].sendall(b"the other direction")
+        receive(ends[0][0], 19)
 
     def test_slice_glue_and_stall(self):
         near, far = self.cable()
@@ -8688,8 +8707,8 @@ class BenchConsole(BenchTest):
             self.assertEqual(console.run(lines), 0, out.getvalue()[-500:])
             shown = out.getvalue()
             for words in ("send henderson@mesin2 hello there", "deliver talk #1", "mesin1:1", "messi", "have 1", "▶",
-                          "73 65 6e 64", lab().WORDS["AFTER"][language], lab().WHY["request"][language],
-                          lab().say("verdict_true", language)):
+                          "73 65 6e 64", lab().say("word.AFTER", language), lab().say("why.request", language),
+                          lab().say("lab_verdict_true", language)):
                 self.assertIn(words, shown)
             self.assertNotIn(messi.token, shown)
             self.assertNotIn("surabaya", shown)

@@ -84,73 +84,24 @@ TALLY_SECONDS = 0.3            # for which the counters that the pages show may 
 HOLD_SIGN = 4.0                # seconds after which the caller of a link that is held gets a sign of life
 CLIENT_OFFSET, LINK_OFFSET = 10_000, 20_000    # the bench's ports: the realm's port, and so much
 RESET_NOW = struct.pack("ii", 1, 0)            # SO_LINGER: `close` sends a RST
+RATE_SECONDS = 0.05            # of a rate's bytes that may go at once
+STALL_SECONDS, STALL_MOST = 0.2, 60.0          # that a stalled chunk waits, doubled each time up to this
 STREAMS = {"0": "talk", "1": "files"}          # the streams of a link, as the diagram names them
 ON, OFF, FROZEN = "on", "off", "frozen"        # a realm's process, where the bench owns it
 MACHINE_STATES = {"start": ON, "thaw": ON, "freeze": FROZEN, "stop": OFF, "kill": OFF}    # what is done -> what it is
 
 # ---- texts -------------------------------------------------------------------------------------
 
+ASSETS = Path(__file__).resolve().parent / "assets"
+TEXTS = json.loads((ASSETS / "texts.json").read_text("utf-8"))     # key: [Indonesian, English], or the text of both
 INDONESIAN, ENGLISH = 0, 1
 LANGUAGES = {"id": INDONESIAN, "en": ENGLISH}
 
-TEXTS = {                      # key: (Indonesian, English)
-    "listening": ("{hop:10} {here} -> {target}", "{hop:10} {here} -> {target}"),
-    "start_server": ("Jalankan server {realm}: {line}", "Start the server of {realm}: {line}"),
-    "start_client": ("Hubungkan client:       {line}", "Connect a client: {line}"),
-    "type_help": ("Ketik help untuk semua perintah, Ctrl-D untuk keluar.",
-                  "Type help for all commands, Ctrl-D to leave."),
-    "capture_on": ("Rekaman {path} berisi token dan password yang asli: jangan dibagikan.",
-                   "The capture {path} has the true tokens and passwords in it: do not share it."),
-    "capture_full": ("Rekaman {path} sudah {size} MiB dan berhenti.",
-                     "The capture {path} has {size} MiB and has ended."),
-    "capture_off": ("Rekaman selesai: {path}, {packets} paket", "The capture has ended: {path}, {packets} packets"),
-    "no_such_hop": ("tidak ada hop, koneksi atau user bernama {name}", "no hop, connection or person named {name}"),
-    "no_such_fault": ("gangguan {name} tidak ada", "there is no fault {name}"),
-    "no_such_command": ("perintah {name} tidak ada, ketik help", "there is no command {name}, type help"),
-    "bad_word": ("kata {word} tidak cocok di sini: {usage}", "the word {word} does not fit here: {usage}"),
-    "needs": ("kurang lengkap: {usage}", "something is missing: {usage}"),
-    "no_such_frame": ("frame {number} tidak ada (lagi)", "there is no frame {number} (any more)"),
-    "no_such_journey": ("pesan {number} tidak ada (lagi)", "there is no message {number} (any more)"),
-    "not_ours": ("proses realm {realm} bukan milik bench ini: hentikan di terminalnya sendiri",
-                 "the process of {realm} does not belong to this bench: stop it in its own terminal"),
-    "nothing": ("tidak ada", "nothing"),
-    "earlier": ("… {count} frame sebelumnya tidak ditampilkan", "… {count} earlier frames are not shown"),
-    "fault_set": ("{fault}: aktif", "{fault}: is on"),
-    "fault_done": ("{fault}: kena {hits} koneksi", "{fault}: hit {hits} connections"),
-    "healed": ("{count} gangguan diakhiri", "{count} faults have ended"),
-    "hits": ("{fault}   kena {hits} kali", "{fault}   hit {hits} times"),
-    "released": ("{count} frame dilepas", "{count} frames were let go"),
-    "written": ("ditulis: {path}", "written: {path}"),
-    "waited": ("tidak datang dalam {seconds} detik: {what}", "did not come within {seconds} s: {what}"),
-    "cleared": ("catatan dikosongkan", "the record is empty now"),
-    "answered_by": ("dijawab oleh #{number} setelah {ms:.1f} ms", "answered by #{number} after {ms:.1f} ms"),
-    "answers": ("jawaban untuk #{number}, setelah {ms:.1f} ms", "the answer to #{number}, after {ms:.1f} ms"),
-    "unanswered": ("belum dijawab", "not answered yet"),
-    "in_journey": ("bagian dari pesan {number}: follow {number}", "part of message {number}: follow {number}"),
-    "journey": ("pesan {number} {uid}: {sender} → {target}: {text}",
-                "message {number} {uid}: {sender} → {target}: {text}"),
-    "verdict_true": ("sampai tepat satu kali ✓", "arrived exactly once ✓"),
-    "verdict_false": ("TERSIMPAN DUA KALI ✗", "STORED TWICE ✗"),
-    "verdict_none": ("masih di jalan (atau penerima tidak lewat bench)",
-                     "still under way (or its recipient does not use the bench)"),
-    "refused": ("ditolak: {code}", "refused: {code}"),
-    "at_disk": ("ada di disk {realm}", "is on disk at {realm}"), "seen_by": ("dilihat {person}", "seen by {person}"),
-    "asked": ("diminta", "asked"), "asked_again": ("diminta lagi", "asked again"),
-    "counters": ("{asked} diminta · {here} di disk sini · {there} di disk sana · {seen} dilihat · "
-                 "{under_way} di jalan · {lost} hilang · {doubled} ganda",
-                 "{asked} asked · {here} on disk here · {there} on disk there · {seen} seen · {under_way} under way · "
-                 "{lost} lost · {doubled} doubled"),
-    "predict": ("Tebak dulu, lalu tekan Enter: ", "Predict, then press Enter: "),
-    "check_ok": ("✓ {check}", "✓ {check}"), "check_failed": ("✗ {check}: {came}", "✗ {check}: {came}"),
-    "lesson_done": ("selesai: {passed} dari {count} pemeriksaan cocok", "done: {passed} of {count} checks hold"),
-    "cannot_see": ("Bench tidak melihat: yang tidak lewat bench, isi sebuah realm, dan koneksi TLS.",
-                   "The bench can not see: what does not pass it, the inside of a realm, and TLS connections."),
-}
-
 
 def say(key: str, language: int = INDONESIAN, **fields: object) -> str:
-    """A text of the table above in one of the two languages."""
-    return TEXTS[key][language].format(**fields)
+    """A text of the table in one of the two languages."""
+    text = TEXTS[key]
+    return (text if isinstance(text, str) else text[language]).format(**fields)
 
 
 class BenchError(Exception):
@@ -161,7 +112,6 @@ class BenchError(Exception):
         self.key, self.fields = key, fields
 
     def text(self, language: int = INDONESIAN) -> str:
-        """The reason in words."""
         return say(self.key, language, **self.fields)
 
     __str__ = text
@@ -285,70 +235,37 @@ CONNECTION, STREAM, FRAME = "connection", "stream", "frame"      # what a fault 
 
 
 class FaultKind(NamedTuple):
-    """One row of the table of faults."""
+    """One row of the table of faults. The text `fault.WORD` says what it does."""
 
     word: str
     level: str
     usage: str                             # the words behind HOP
-    indonesian: str
-    english: str
+    takes: str                             # what those words may be, as WORD names it
+    needs: str = ""                        # one of these must be there
 
     @property
     def line(self) -> str:
         """What is typed, as `help` shows it."""
-        direction = "" if self.level == CONNECTION or self.word == "oneway" else "[up|down] "
-        return f"{self.word} HOP {direction}{self.usage}".rstrip()
+        return f"{self.word} HOP {self.usage}".rstrip()
 
 
 FAULTS = {
     row.word: row
     for row in (
-        FaultKind("cut", CONNECTION, "[[up|down] at BYTES | in COMMAND] [xN]",
-                  "Semua koneksi direset (RST) di kedua sisi, port ditutup sampai heal. Dengan at atau in: koneksi itu "
-                  "direset di tengah frame.",
-                  "Every connection is reset (RST) on both sides, and the port stays closed until heal. With at or in: "
-                  "that connection is reset in the middle of a frame."),
-        FaultKind("fin", CONNECTION, "",
-                  "Byte yang antre lewat dulu, lalu FIN di kedua sisi. Koneksi baru diterima.",
-                  "Queued bytes pass, then a FIN on both sides. New connections are welcome."),
-        FaultKind("pull", CONNECTION, "",
-                  "Kabel dicabut: tidak ada yang dibaca, ditulis atau diterima; tidak ada FIN, tidak ada RST.",
-                  "A pulled cable: nothing is read, written or accepted; no FIN, no RST. heal goes on where it stood."),
-        FaultKind("half", CONNECTION, "near|far",
-                  "Sisi itu mendapat RST; sisi lain mengira koneksi masih hidup.",
-                  "That end gets a RST; the other one believes that the connection lives."),
-        FaultKind("oneway", STREAM, "up|down",
-                  "Satu arah berhenti, arah lain jalan terus.",
-                  "One direction stands still, the other flows."),
-        FaultKind("delay", STREAM, "MS[±MS]",
-                  "Setiap potongan data tiba MS milidetik kemudian, urutannya tetap.",
-                  "Each chunk arrives MS milliseconds later, in order; the rate stays as it is."),
-        FaultKind("rate", STREAM, "KB/s",
-                  "Paling banyak sekian KB per detik, tiap koneksi dan arah.",
-                  "At most so many KB a second, for each connection and direction."),
-        FaultKind("stall", STREAM, "P% [MS]",
-                  "Dengan peluang P sebuah potongan dan semua di belakangnya menunggu 200 ms, lalu 400, 800: begitulah "
-                  "paket yang hilang terlihat dari atas TCP.",
-                  "With chance P a chunk and all behind it wait 200 ms, then 400, 800: this is how a lost packet looks "
-                  "from above TCP."),
-        FaultKind("slice", STREAM, "BYTES [MS]",
-                  "Dikirim dalam potongan sekian byte: satu recv bukan satu pesan.",
-                  "Sent in pieces of so many bytes: one recv is not one message."),
-        FaultKind("glue", STREAM, "MS",
-                  "Semua data selama MS milidetik dikirim sekaligus.",
-                  "Everything of MS milliseconds goes out in one send."),
-        FaultKind("lose", FRAME, "[COMMAND] [xN] [P%]",
-                  "Frame itu ditelan dan koneksinya direset saat itu juga.",
-                  "The frame is swallowed and the connection is reset at that moment."),
-        FaultKind("eat", FRAME, "[COMMAND] [xN] [P%]",
-                  "Frame itu ditelan, koneksi tetap. Mustahil dalam TCP; jawaban jadi bergeser satu.",
-                  "The frame is swallowed, the connection stays. Impossible in TCP; the replies shift by one."),
-        FaultKind("double", FRAME, "[COMMAND] [xN] [P%]",
-                  "Request itu dikirim dua kali; jawaban untuk salinannya ditelan.",
-                  "The request is sent twice; the answer to the copy is swallowed."),
-        FaultKind("hold", FRAME, "[COMMAND]",
-                  "Frame itu dan semua di belakangnya menunggu sampai step atau release.",
-                  "The frame and all behind it in its direction wait for step or release."),
+        FaultKind("cut", CONNECTION, "[[up|down] at BYTES | in COMMAND] [xN]", "up down place amount word left"),
+        FaultKind("fin", CONNECTION, "", ""),
+        FaultKind("pull", CONNECTION, "", ""),
+        FaultKind("half", CONNECTION, "near|far", "near far", "near far"),
+        FaultKind("oneway", STREAM, "up|down", "up down", "up down"),
+        FaultKind("delay", STREAM, "[up|down] MS[±MS]", "up down amount", "amount"),
+        FaultKind("rate", STREAM, "[up|down] KB/s", "up down amount", "amount"),
+        FaultKind("stall", STREAM, "[up|down] P% [MS]", "up down chance amount", "chance"),
+        FaultKind("slice", STREAM, "[up|down] BYTES [MS]", "up down amount", "amount"),
+        FaultKind("glue", STREAM, "[up|down] MS", "up down amount", "amount"),
+        FaultKind("lose", FRAME, "[up|down] [COMMAND] [xN] [P%]", "up down word left chance"),
+        FaultKind("eat", FRAME, "[up|down] [COMMAND] [xN] [P%]", "up down word left chance"),
+        FaultKind("double", FRAME, "[up] [COMMAND] [xN] [P%]", "up word left chance"),
+        FaultKind("hold", FRAME, "[up|down] [COMMAND]", "up down word"),
     )
 }
 
@@ -359,6 +276,7 @@ class Fault:
 
     kind: FaultKind
     where: str
+    text: str = ""                         # as it was typed
     up: bool | None = None                 # the direction; None is both
     near: bool = False                     # `half`: which end gets the RST
     amount: float = 0                      # milliseconds, KB/s or bytes, as the row says
@@ -367,7 +285,7 @@ class Fault:
     left: int | None = None                # how often it still hits; None is for ever
     chance: float = 1.0
     hits: int = 0
-    text: str = ""                         # as it was typed
+    free_at: dict[tuple[str, bool], float] = field(default_factory=dict)       # `rate`: when a cable has room again
 
     @property
     def level(self) -> str:
@@ -376,99 +294,45 @@ class Fault:
             return FRAME if self.word else STREAM
         return self.kind.level
 
+    @property
+    def note(self) -> str:
+        """What the record says of a frame that it delayed: `delay 300`."""
+        return " ".join(word for word in self.text.split() if word.lower() != self.where)
+
     def matches(self, up: bool, word: str) -> bool:
         """Whether it would hit a frame of this direction and command."""
         return (self.left != 0 and (self.up is None or self.up == up)
                 and (not self.word or self.word == word) and (self.kind.word != "double" or up))
 
     def hit(self) -> None:
-        """Counts."""
         self.hits += 1
         if self.left is not None:
             self.left -= 1
 
 
-NUMBER = re.compile(r"(\d+(?:\.\d+)?)(?:(?:±|\+-)(\d+(?:\.\d+)?))?(?:ms|kb/s)?")
+WORD = re.compile(r"(?P<up>up)|(?P<down>down)|(?P<near>near)|(?P<far>far)|(?P<place>at|in)|x(?P<left>\d+)"
+                  r"|(?P<chance>\d+(?:\.\d+)?)%|(?P<amount>\d+(?:\.\d+)?)(?:ms|kb/s)?|(?P<word>.+)")
 
 
 def parse_fault(words: list[str]) -> Fault:
     """`lose >mesin2 down deliver x1` -> a Fault. Raises BenchError."""
     kind = FAULTS.get(words[0])
     if kind is None:
-        raise BenchError("no_such_fault", name=words[0])
-    usage = kind.line
-    if len(words) < 2:
-        raise BenchError("needs", usage=usage)
-    fault = Fault(kind, words[1].lower(), text=" ".join(words))
-    numbers: list[float] = []
-    chance = None
-    for word in words[2:]:
-        small = word.lower()
-        if small in ("up", "down"):
-            fault.up = small == "up"
-        elif small in ("near", "far") and kind.word == "half":
-            fault.near, fault.word = small == "near", small
-        elif small in ("at", "in") and kind.word == "cut":
-            continue
-        elif re.fullmatch(r"x\d+", small):
-            fault.left = int(small[1:])
-        elif re.fullmatch(r"\d+(\.\d+)?%", small):
-            chance = fault.chance = float(small[:-1]) / 100
-        elif (found := NUMBER.fullmatch(small)) and (kind.level == STREAM or kind.word == "cut"):
-            numbers += [float(number) for number in found.groups() if number]
-        elif kind.level == FRAME or kind.word == "cut":
-            fault.word = small
-        else:
-            raise BenchError("bad_word", word=word, usage=usage)
-    fault.amount, fault.spread = [*numbers, 0, 0][:2]
-    complete = {"half": fault.word, "oneway": fault.up is not None, "delay": numbers, "rate": fault.amount,
-                "stall": chance is not None, "slice": fault.amount >= 1, "glue": fault.amount,
-                "double": fault.up is not False}.get(kind.word, True)
-    if not complete:
-        raise BenchError("needs", usage=usage)
-    return fault
-
-
-@dataclass
-class Shape:
-    """What the stream faults make of one direction, taken together."""
-
-    faults: list[Fault]
-    stopped: bool = False
-    delay: float = 0
-    jitter: float = 0
-    rate: float = 0                        # bytes a second
-    stall: Fault | None = None
-    slice: int = 0
-    gap: float = 0                         # seconds between two slices
-    glue: float = 0
-    cut: Fault | None = None               # `cut … at N`
-
-    @classmethod
-    def of(cls, faults: list[Fault]) -> Shape | None:
-        """The shape of a direction with these faults; None where bytes pass as they come."""
-        shape = cls(faults)
-        for fault in faults:
-            kind = fault.kind.word
-            shape.stopped |= kind in ("pull", "oneway")
-            if kind == "delay":
-                shape.delay, shape.jitter = shape.delay + fault.amount / 1000, shape.jitter + fault.spread / 1000
-            elif kind == "rate":
-                shape.rate = min(shape.rate or 1e12, fault.amount * 1000)
-            elif kind == "stall":
-                shape.stall = fault
-            elif kind == "slice":
-                shape.slice, shape.gap = int(fault.amount), fault.spread / 1000
-            elif kind == "glue":
-                shape.glue = fault.amount / 1000
-            elif kind == "cut":
-                shape.cut = fault
-        return shape if faults else None
-
-    @property
-    def note(self) -> str:
-        """What the record says of a frame that passes: `delay 300 ms`."""
-        return ", ".join(" ".join(word for word in fault.text.split() if word != fault.where) for fault in self.faults)
+        raise BenchError("lab_no_such_command", name=words[0])
+    found: dict[str, list[str]] = {}
+    for word in re.split(r" |±|\+-", " ".join(words[2:]).lower()) if words[2:] else ():
+        match = WORD.fullmatch(word)
+        if match is None or match.lastgroup not in kind.takes.split():
+            raise BenchError("lab_bad_word", word=word, usage=kind.line)
+        found.setdefault(match.lastgroup, []).append(match[match.lastgroup])
+    amount, spread = [*map(float, found.get("amount", ())), 0, 0][:2]
+    is_complete = words[1:] and (not kind.needs or found.keys() & {*kind.needs.split()})
+    if not is_complete or (kind.needs == "amount" and kind.word != "delay" and not amount):
+        raise BenchError("lab_needs", usage=kind.line)
+    return Fault(kind, words[1].lower(), " ".join(words), amount=amount, spread=spread, near="near" in found,
+                 up=True if "up" in found else False if "down" in found else None, word=found.get("word", [""])[-1],
+                 left=int(found["left"][-1]) if "left" in found else None,
+                 chance=float(found["chance"][-1]) / 100 if "chance" in found else 1.0)
 
 
 # ---- connections -------------------------------------------------------------------------------
@@ -478,6 +342,7 @@ COPY = "a copy by the bench"                       # the note of a request that 
 NOTES = {"lose": "lost by the bench", "eat": "eaten by the bench", "double": "sent twice by the bench",
          "hold": "held", "cut": "cut in the middle by the bench", PASS: "", WAIT: "held behind another frame",
          SWALLOW: "the answer to a copy, swallowed by the bench"}
+NOT_EXPECTED = ("lose", "eat", "cut")              # who was to answer does not get such a request whole
 
 
 @dataclass(slots=True)
@@ -492,50 +357,91 @@ class Held:
 class Stream:
     """One direction of a connection: what was read and not yet written, and what the faults make of it."""
 
-    __slots__ = ("flow", "up", "framer", "faults", "shape", "queue", "queued", "blocked", "full", "finished", "done",
-                 "abandoned", "verdict", "start", "whole", "held", "held_size", "passed", "timer", "last_due",
-                 "next_send", "glue_until", "stalled", "allowance", "allowed_at", "size")
+    __slots__ = ("flow", "up", "framer", "faults", "shaping", "note", "queue", "queued", "blocked", "finished", "done",
+                 "abandoned", "verdict", "gathered", "held", "held_size", "passed", "timer", "last_due",
+                 "next_send", "glue_until", "stalled", "size", "mask")
 
     def __init__(self, flow: Flow, up: bool) -> None:
         self.flow, self.up = flow, up
         self.framer = Framer(b"\n" if up else FRAME_END)
         self.faults: list[Fault] = []              # those that act on its frames
-        self.shape: Shape | None = None            # those that act on its bytes
+        self.shaping: list[Fault] = []             # those that act on its bytes
+        self.note = ""                             # what these do
         self.queue: deque[tuple[float, memoryview]] = deque()      # (when it may go, bytes)
         self.queued = self.size = self.passed = 0  # bytes: in the queue, ever read, passed since the faults changed
-        self.blocked = self.full = False           # the target takes no more; the source is not read
+        self.blocked = False                       # the target takes no more
         self.finished = self.done = False          # its FIN was read; its FIN was passed on
         self.abandoned = False                     # nothing passes any more
         self.verdict: str | Fault | None = None    # on the frame that is coming in
-        self.start, self.whole = bytearray(), bytearray()          # its first bytes; all of it, if it is doubled
+        self.gathered = bytearray()                # of that frame, what waits for a verdict; all of it, to be doubled
         self.held: deque[Held] = deque()
         self.held_size = 0
         self.timer: float | None = None            # when `pump` is called next
         self.last_due = self.next_send = self.glue_until = self.stalled = 0.0
-        self.allowance = self.allowed_at = 0.0     # of `rate`: bytes that may go, and since when
+        self.mask = 0                              # what the loop waits for at its source
 
     @property
     def source(self) -> socket.socket:
-        """The socket that it reads."""
         return self.flow.near if self.up else self.flow.far
 
     @property
     def target(self) -> socket.socket:
-        """The socket that it writes."""
         return self.flow.far if self.up else self.flow.near
+
+    @property
+    def other(self) -> Stream:
+        """The other direction."""
+        return self.flow.down if self.up else self.flow.up
 
     @property
     def inside(self) -> bool:
         """Whether the target has got the beginning of a frame and not its end."""
-        return bool(self.queue) or bool(self.framer.size and not self.start and self.verdict in (None, PASS))
+        return bool(self.queue) or bool(self.framer.size and not self.gathered and self.verdict in (None, PASS))
+
+    @property
+    def is_stopped(self) -> bool:
+        return any(fault.kind.word in ("pull", "oneway") for fault in self.shaping)
 
     @property
     def wants_read(self) -> bool:
         """Whether its source is read now."""
-        return not (self.finished or self.abandoned or self.full or self.held_size > QUEUE_MOST
-                    or (self.shape and self.shape.stopped))
+        most = QUEUE_MOST if self.shaping else QUEUE_MARK
+        return not (self.finished or self.abandoned or self.queued > most or self.held_size > QUEUE_MOST
+                    or self.is_stopped)
+
+    def suffer(self, faults: list[Fault]) -> None:
+        """The faults that concern its connection are these now."""
+        here = [fault for fault in faults if fault.up in (None, self.up)]
+        shaping = [fault for fault in here if fault.level == STREAM or fault.kind.word == "pull"]
+        shaping.sort(key=lambda fault: fault.kind.word != "glue")              # it comes before `slice`
+        self.faults = [fault for fault in here if fault.level == FRAME]
+        if shaping != self.shaping:
+            self.shaping, self.passed, self.next_send = shaping, 0, 0.0
+            self.note = ", ".join(fault.note for fault in shaping)
+            if not shaping:                        # what was delayed goes now
+                self.last_due = 0.0
+                self.queue = deque((0.0, view) for _, view in self.queue)
+        if self.held and not any(fault.kind.word == "hold" for fault in self.faults):
+            self.release()
+        if self.gathered and not self.faults and not self.held:
+            self.verdict = PASS
+            self.pass_on(self._take_gathered())
+        if self.flow.connected and not self.flow.dead:
+            self.pump()
 
     # -- bytes come in
+
+    def ready(self, events: int) -> None:
+        """The loop says what can be done with the source; an earlier event of this turn may have closed it."""
+        flow = self.flow
+        if flow.dead:
+            return
+        if not flow.connected:
+            return flow.answered()
+        if events & selectors.EVENT_WRITE:
+            self.other.pump()
+        if events & selectors.EVENT_READ and not flow.dead:
+            flow.read(self)
 
     def arrive(self, data: bytes) -> None:
         """Takes what the source gave."""
@@ -543,19 +449,18 @@ class Stream:
         self.size += len(data)
         if flow.sealed is None and self.up:
             flow.sealed = data[:2] == b"\x16\x03"  # a TLS handshake: nothing can be read from here on
-        if not flow.sealed and (self.faults or self.held or self.verdict or self.start or flow.copies):
+        if not flow.sealed and (self.faults or self.held or self.verdict or self.gathered or flow.copies):
             return self._arrive_in_parts(data)
         self.pass_on(data)
         if bench.capture:
             bench.capture.data(flow, self.up, data)
         if flow.sealed:
             return
-        note = self.shape.note if self.shape else ""
         for head, size, _ in self.framer.feed(data):
-            bench.record(self, head, size, note)
+            bench.record(self, head, size, self.note)
 
     def _arrive_in_parts(self, data: bytes) -> None:
-        if self.verdict is None and self.framer.size and not self.start:
+        if self.verdict is None and self.framer.size and not self.gathered:
             self.verdict = PASS                    # its beginning has passed already
         at = 0
         for head, size, stop in self.framer.feed(data):
@@ -568,21 +473,26 @@ class Stream:
 
     def _part(self, data: bytes, head: bytes | None, size: int) -> None:
         """A part of one frame; with `head` it is the last. The verdict holds for the whole frame."""
-        bench, note = self.flow.bench, ""
+        bench, frame = self.flow.bench, None
         if self.verdict is None:
-            self.start += data
-            if head is None and len(self.start) < DECIDE:
+            self.gathered += data
+            if head is None and len(self.gathered) < DECIDE:
                 return
-            data = bytes(self.start)
-            self.start.clear()
+            data = self._take_gathered()
             self.verdict = self._judge(data)
         action = self.verdict if isinstance(self.verdict, str) else self.verdict.kind.word
-        note = NOTES[action] or (self.shape.note if self.shape else "")
-        if head is not None:
-            self.verdict = None
+        note = NOTES[action] or self.note
         if bench.capture and action != SWALLOW:
             bench.capture.data(self.flow, self.up, data, note if len(data) == self.framer.size or head else "")
-        getattr(self, f"_{action}")(data, head, size, note)
+        if head is not None:
+            self.verdict = None
+            frame = bench.record(self, head, size, note, expect=action not in NOT_EXPECTED)
+        getattr(self, f"_{action}")(data, frame)
+
+    def _take_gathered(self) -> bytes:
+        data = bytes(self.gathered)
+        self.gathered.clear()
+        return data
 
     def _judge(self, first: bytes) -> str | Fault:
         """What becomes of the frame with these first bytes."""
@@ -601,57 +511,48 @@ class Stream:
                 return fault
         return WAIT if self.held else PASS
 
-    def _pass(self, data: bytes, head: bytes | None, size: int, note: str) -> None:
+    # what becomes of a part of a frame; `frame` where it is the last part
+
+    def _pass(self, data: bytes, frame: Frame | None) -> None:
         self.pass_on(data)
-        if head is not None:
-            self.flow.bench.record(self, head, size, note)
 
-    def _eat(self, data: bytes, head: bytes | None, size: int, note: str) -> None:
-        if head is not None:
-            self.flow.bench.record(self, head, size, note, expect=False)
+    def _eat(self, data: bytes, frame: Frame | None) -> None:
+        pass
 
-    def _swallow(self, data: bytes, head: bytes | None, size: int, note: str) -> None:
-        if head is not None:
-            self.flow.copies -= 1
-            self.flow.bench.record(self, head, size, note)
+    def _swallow(self, data: bytes, frame: Frame | None) -> None:
+        self.flow.copies -= frame is not None
 
-    def _lose(self, data: bytes, head: bytes | None, size: int, note: str) -> None:
-        if head is not None:
-            self.flow.bench.record(self, head, size, note, expect=False)
-            self.flow.lost(self, note)
+    def _lose(self, data: bytes, frame: Frame | None) -> None:
+        if frame:
+            self.flow.lost(self, frame.note)
 
-    def _cut(self, data: bytes, head: bytes | None, size: int, note: str) -> None:
-        half = max(len(data) // 2, 1)
-        self.flow.bench.record(self, head or data[:HEAD], size or len(data), note, expect=False)
-        self.pass_on(data[:half])
-        self.flow.lost(self, note)
+    def _cut(self, data: bytes, frame: Frame | None) -> None:
+        self.pass_on(data[:max(len(data) // 2, 1)])
+        self.flow.lost(self, NOTES["cut"])
 
-    def _hold(self, data: bytes, head: bytes | None, size: int, note: str) -> None:
+    def _hold(self, data: bytes, frame: Frame | None) -> None:
         if not self.held or self.held[-1].frame:
             self.held.append(Held(bytearray(), time.monotonic()))
             self.flow.bench.sign_of_life(self)
         self.held[-1].data += data
+        self.held[-1].frame = frame
         self.held_size += len(data)
         self.flow.refresh()
-        if head is not None:
-            self.held[-1].frame = self.flow.bench.record(self, head, size, note)
 
     _wait = _hold
 
-    def _double(self, data: bytes, head: bytes | None, size: int, note: str) -> None:
-        self.whole += data
-        if len(self.whole) > QUEUE_MOST:           # too long to be kept: it passes, once
-            self.pass_on(bytes(self.whole))
-            self.whole.clear()
-            self.verdict = PASS
-            if head is not None:
-                self.flow.bench.record(self, head, size, "too long to be sent twice")
-        elif head is not None:
-            whole = bytes(self.whole)
-            self.whole.clear()
-            self.flow.bench.record(self, head, size, note)
+    def _double(self, data: bytes, frame: Frame | None) -> None:
+        self.gathered += data
+        if len(self.gathered) > QUEUE_MOST:        # too long to be kept: it passes, once
+            if frame:
+                frame.note = "too long to be sent twice"
+            else:
+                self.verdict = PASS
+            self.pass_on(self._take_gathered())
+        elif frame:
+            whole = self._take_gathered()
             self.flow.copies += 1
-            self.flow.bench.record(self, head, size, COPY)
+            self.flow.bench.record(self, whole[:HEAD_READ], len(whole), COPY)
             self.pass_on(whole + whole)
 
     def release(self, count: int | None = None) -> int:
@@ -676,10 +577,10 @@ class Stream:
         """Sends bytes to the target, or queues them for it."""
         if self.abandoned:
             return
-        if self.shape and self.shape.cut:
-            return self._pass_until_cut(data)
         view = memoryview(data)
-        if not self.queue and not self.shape:
+        if self.shaping:
+            return self._pass_shaped(view)
+        if not self.queue:
             try:
                 sent = self.target.send(view)
             except BlockingIOError:
@@ -689,99 +590,108 @@ class Stream:
             if sent == len(view):
                 return
             view, self.blocked = view[sent:], True
-        self._enqueue(view)
+        self._enqueue(view, 0.0)
 
-    def _pass_until_cut(self, data: bytes) -> None:
-        fault = self.shape.cut
-        room = int(fault.amount) - self.passed
-        self.passed += len(data)
-        if fault.left == 0 or len(data) < room:
-            return self._enqueue(memoryview(data))
-        self._enqueue(memoryview(data)[:max(room, 0)])
-        fault.hit()
-        self.flow.lost(self, NOTES["cut"])
+    def _pass_shaped(self, view: memoryview) -> None:
+        due = self._due()
+        cut = next((fault for fault in self.shaping if fault.kind.word == "cut" and fault.left != 0), None)
+        room = max(int(cut.amount) - self.passed, 0) if cut else len(view) + 1
+        self.passed += len(view)
+        if room:
+            self._enqueue(view[:room], due)
+        if room <= len(view):
+            cut.hit()
+            self.flow.lost(self, NOTES["cut"])
 
-    def _enqueue(self, view: memoryview) -> None:
-        due, shape = 0.0, self.shape
-        if shape:
-            now = time.monotonic()
-            due = now
-            if shape.glue:
+    def _due(self) -> float:
+        """When bytes that have just come may go."""
+        now = due = time.monotonic()
+        chance = self.flow.bench.random
+        for fault in self.shaping:
+            word, seconds, spread = fault.kind.word, fault.amount / 1000, fault.spread / 1000
+            fault.hits += word in ("delay", "rate", "slice", "glue")
+            if word == "delay":
+                due += seconds + chance.uniform(-spread, spread)
+            elif word == "glue":
                 if self.glue_until <= now:
-                    self.glue_until = now + shape.glue
-                due = self.glue_until
-            due += shape.delay + self.flow.bench.random.uniform(-shape.jitter, shape.jitter)
-            if shape.stall and self.flow.bench.random.random() < shape.stall.chance:
-                self.stalled = min(self.stalled * 2 or (shape.stall.amount or 200) / 1000, 60)
+                    self.glue_until = now + seconds
+                due += self.glue_until - now
+            elif word == "stall" and chance.random() < fault.chance:
+                self.stalled = min(self.stalled * 2 or seconds or STALL_SECONDS, STALL_MOST)
                 due += self.stalled
-                shape.stall.hits += 1
-            else:
+                fault.hits += 1
+            elif word == "stall":
                 self.stalled = 0
-            for fault in shape.faults:
-                fault.hits += fault.kind.word not in ("stall", "cut", "pull", "oneway")
-        self.last_due = due = max(due, self.last_due)
-        self.queue.append((due, view))
+        return due
+
+    def _enqueue(self, view: memoryview, due: float) -> None:
+        self.last_due = max(due, self.last_due)
+        self.queue.append((self.last_due, view))
         self.queued += len(view)
-        if not self.full and self.queued > (QUEUE_MOST if shape else QUEUE_MARK):
-            self.full = True
         self.pump()
 
     def pump(self) -> None:
         """Writes what may go now; calls itself again when the next may."""
-        self.blocked = False
+        self.blocked, is_stopped = False, self.is_stopped
         for _ in range(200):                       # then the others' turn comes
-            if not self.queue or (self.shape and self.shape.stopped):
+            if not self.queue or is_stopped:
                 break
-            now, (due, view) = time.monotonic(), self.queue[0]
-            wait = max(due, self.next_send) - now
-            size = len(view) if wait <= 0 else 0
-            if self.shape and size:
-                view, size, wait = self._shaped(view, now)
-            if wait > 0 and size == 0:
+            now = time.monotonic()
+            view, wait = self._next(now)
+            if wait > 0:
                 self._pump_at(now + wait)
                 break
             try:
-                sent = self.target.send(view[:size])
+                sent = self.target.send(view)
             except BlockingIOError:
                 sent = 0
             except OSError:
                 return self.flow.write_failed(self)
-            self._sent(view, sent, now)
-            if sent < size:
+            self._sent(sent, now)
+            if sent < len(view):
                 self.blocked = True
                 break
         else:
             self._pump_at(time.monotonic())
-        if self.full and self.queued < QUEUE_MARK // 4:
-            self.full = False
         self.flow.refresh()
         self.finish_if_empty()
 
-    def _shaped(self, view: memoryview, now: float) -> tuple[memoryview, int, float]:
+    def _next(self, now: float) -> tuple[memoryview, float]:
         """What of the queue's head goes in one send, and how long that has to wait."""
-        shape = self.shape
-        if shape.glue and len(self.queue) > 1:     # everything that is due becomes one
-            due = list(itertools.takewhile(lambda entry: entry[0] <= now, self.queue))
-            view = memoryview(b"".join([part for _, part in due]))
-            for _ in due:
-                self.queue.popleft()
-            self.queue.appendleft((0.0, view))
-        size = min(len(view), shape.slice or len(view))
-        if shape.rate:
-            most = max(shape.rate * 0.05, 1)       # 50 ms worth at once
-            self.allowance = min(self.allowance + (now - self.allowed_at) * shape.rate, most)
-            self.allowed_at = now
-            size = min(size, int(self.allowance))
-        return view, size, 0.01 if size == 0 else 0
+        due, view = self.queue[0]
+        wait = max(due, self.next_send) - now
+        for fault in self.shaping if wait <= 0 else ():
+            word, amount = fault.kind.word, fault.amount
+            if word == "glue" and len(self.queue) > 1:         # everything that is due becomes one
+                ready = list(itertools.takewhile(lambda entry: entry[0] <= now, self.queue))
+                view = memoryview(b"".join([part for _, part in ready]))
+                for _ in ready:
+                    self.queue.popleft()
+                self.queue.appendleft((0.0, view))
+            elif word == "slice":
+                view = view[:max(int(amount), 1)]
+            elif word == "rate":
+                view = view[:max(int(amount * 1000 * RATE_SECONDS), 1)]
+                wait = max(wait, fault.free_at.get(self.cable, 0.0) - now)
+        return view, wait
 
-    def _sent(self, view: memoryview, sent: int, now: float) -> None:
-        due, _ = self.queue.popleft()
+    def _sent(self, sent: int, now: float) -> None:
+        due, view = self.queue.popleft()
         if sent < len(view):
             self.queue.appendleft((due, view[sent:]))
         self.queued -= sent
-        if self.shape:
-            self.allowance -= sent
-            self.next_send = now + self.shape.gap if self.shape.gap else 0.0
+        for fault in self.shaping:
+            if fault.kind.word == "slice":
+                self.next_send = max(self.next_send, now + fault.spread / 1000)
+            elif fault.kind.word == "rate":        # who has sent waits a little longer than who waits for the cable
+                free = max(fault.free_at.get(self.cable, 0.0), now - RATE_SECONDS) + sent / (fault.amount * 1000)
+                fault.free_at[self.cable] = free
+                self.next_send = max(self.next_send, free + 0.001)
+
+    @property
+    def cable(self) -> tuple[str, bool]:
+        """What it shares with the same direction of the hop's other connections."""
+        return self.flow.hop.name, self.up
 
     def _pump_at(self, when: float) -> None:
         if self.timer is None or when < self.timer:
@@ -798,9 +708,8 @@ class Stream:
     def finish(self) -> None:
         """The source has sent a FIN: it is passed on once all before it has gone."""
         self.finished = True
-        if self.start:                             # a frame too short for a verdict, and without its end
-            self.pass_on(bytes(self.start))
-            self.start.clear()
+        if self.gathered:                          # a frame too short for a verdict, and without its end
+            self.pass_on(self._take_gathered())
         self.record_rest("its end never came")
         self.finish_if_empty()
 
@@ -826,11 +735,10 @@ class Stream:
 
     def abandon(self) -> None:
         """Throws away what waits; nothing passes any more."""
-        self.abandoned, self.full, self.blocked = True, False, False
+        self.abandoned, self.blocked = True, False
         self.queue.clear()
         self.held.clear()
-        self.start.clear()
-        self.whole.clear()
+        self.gathered.clear()
         self.queued = self.held_size = 0
 
 
@@ -844,41 +752,38 @@ class Flow:
         for end in (near, self.far):
             end.setblocking(False)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.up, self.down = Stream(self, True), Stream(self, False)
-        self.connected = self.dead = self.half = False
+        self.up, self.down = self.streams = Stream(self, True), Stream(self, False)
+        self.connected = self.dead = False
+        self.half = False                          # one end is reset, the other is open and not read until `heal`
         self.dying: Stream | None = None           # a reset that waits until what came before it has arrived
-        self.deadline = 0.0
         self.ending = self.draining = False        # `fin`: both ends are told, then what still comes is thrown away
-        self.broken: set[socket.socket] = set()    # ends that take nothing any more; they are read to their end
         self.sealed: bool | None = None            # TLS; None until the first bytes
         self.caller = ""                           # the realm that called, on a link
         self.linked = False                        # its greeting was granted
         self.person = ""                           # `user@realm` of the last token
-        self.people: set[str] = set()
+        self.people: set[str] = set()              # all of them, with and without their realm
         self.expected: deque[Frame] = deque()      # requests that have no reply yet
         self.swallowed: deque[Frame] = deque(maxlen=1000)          # requests that will have none
         self.copies = 0                            # of them, copies whose reply is swallowed
-        self.masks: dict[socket.socket, int] = {}
 
     @property
     def name(self) -> str:
         """Who called: a realm, a person, or an address."""
-        caller = self.caller or (self.hop.only_caller if self.hop.is_link else "")
-        return caller or self.person or f"{self.near_place[0]}:{self.near_place[1]}"
+        return self.realm or self.person or f"{self.near_place[0]}:{self.near_place[1]}"
 
     @property
-    def streams(self) -> tuple[Stream, Stream]:
-        """Both directions."""
-        return self.up, self.down
+    def held(self) -> int:
+        """Frames that wait for `step` or `release`."""
+        return sum(len(stream.held) for stream in self.streams)
+
+    @property
+    def realm(self) -> str:
+        """The realm that called, on a link: as it said, or the only one that can be."""
+        return self.caller or self.hop.only_caller
 
     def covered_by(self, where: str) -> bool:
         """Whether a fault at `where` concerns it: a hop, `A>B`, `A-B`, a person, or `all`."""
-        realm, caller = self.hop.realm, self.caller or self.hop.only_caller
-        if where in ("all", self.hop.name) or where in self.people:
-            return True
-        if caller and self.hop.is_link and where in (f"{caller}>{realm}", f"{caller}-{realm}", f"{realm}-{caller}"):
-            return True
-        return any(where == person.partition("@")[0] for person in self.people)
+        return where in self.people or where in self.hop.names(self.caller)
 
     # -- connecting
 
@@ -886,50 +791,29 @@ class Flow:
         """Calls the target; the caller is read once that has answered."""
         error = self.far.connect_ex(self.hop.target)
         if error not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", 0)):
-            return self.refuse(OSError(error, ""))
+            return self.refuse(error)
         self.refresh()
 
-    def refuse(self, error: OSError) -> None:
+    def refuse(self, error: int) -> None:
         """Nobody answers there: the caller is reset, since an accepted connection can not be un-accepted."""
-        if self.bench.capture:
-            self.bench.capture.refused(self)
-        self.bench.mark(self, False, REFUSED, errno.errorcode.get(error.errno, "?"))
+        self.bench.mark(self, False, REFUSED, errno.errorcode.get(error, "?"))
         self.close(reset=True)
 
-    def _connected(self) -> None:
+    def answered(self) -> None:
+        """The target has taken the call, or not."""
         error = self.far.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
-            return self.refuse(OSError(error, ""))
+            return self.refuse(error)
         self.connected = True
-        if self.bench.capture:
-            self.bench.capture.open(self)
         self.bench.mark(self, True, OPENED)
         self.refresh()
 
-    # -- the loop calls
-
-    def near_ready(self, events: int) -> None:
-        """The loop says what can be done with the near end."""
-        if events & selectors.EVENT_WRITE and not self.dead:
-            self.down.pump()
-        if events & selectors.EVENT_READ and not self.dead:
-            self._read(self.up)
-
-    def far_ready(self, events: int) -> None:
-        """The loop says what can be done with the far end; an earlier event of this turn may have closed it."""
-        if not self.connected and self.far.fileno() >= 0:
-            return self._connected()
-        if events & selectors.EVENT_WRITE and not self.dead:
-            self.up.pump()
-        if events & selectors.EVENT_READ and not self.dead:
-            self._read(self.down)
-
-    def _read(self, stream: Stream) -> None:
-        if not stream.wants_read and not self.draining and not self.half:
+    def read(self, stream: Stream) -> None:
+        """Takes what the source of a stream has, or its end."""
+        if not self._reads(stream):
             return
-        source = stream.source
         try:
-            data = source.recv(CHUNK)
+            data = stream.source.recv(CHUNK)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -943,76 +827,68 @@ class Flow:
                 self.close_if_done()
         elif data:
             stream.arrive(data)
-        elif data is None or source in self.broken:
+        elif data is None or stream.other.abandoned:           # reset, or it takes nothing any more
             self.lost(stream)
         else:
             self.bench.mark(self, stream.up, FINISHED)
-            if self.bench.capture:
-                self.bench.capture.finish(self, stream.up)
             stream.finish()
             self.refresh()
 
+    def _reads(self, stream: Stream) -> bool:
+        """Whether the source of a stream is read now."""
+        if self.draining:
+            return not stream.finished
+        return not self.bench.has_fault("half", self) if self.half else stream.wants_read
+
     def refresh(self) -> None:
         """Tells the loop what to wait for at both ends."""
-        if self.dead:
-            return
-        for stream, other, ready in ((self.up, self.down, self.near_ready), (self.down, self.up, self.far_ready)):
-            mask = 0
-            if self.draining:
-                reads = not stream.finished
-            elif self.half:
-                reads = not self.bench.has_fault("half", self)
-            else:
-                reads = stream.wants_read
-            if self.connected and reads:
+        for stream in () if self.dead else self.streams:
+            other, mask = stream.other, 0
+            if self.connected and self._reads(stream):
                 mask = selectors.EVENT_READ
-            if other.blocked and not (other.shape and other.shape.stopped):
+            if (other.blocked and not other.is_stopped) or (stream is self.down and not self.connected):
                 mask |= selectors.EVENT_WRITE
-            if stream is self.down and not self.connected:
-                mask = selectors.EVENT_WRITE
-            if stream.source.fileno() < 0:
-                continue
-            if self.masks.get(stream.source, 0) != mask:
-                self.bench.listen(stream.source, self.masks.get(stream.source, 0), mask, ready)
-                self.masks[stream.source] = mask
+            if mask != stream.mask and stream.source.fileno() >= 0:
+                self.bench.listen(stream, mask)
 
     # -- its end
 
     def write_failed(self, stream: Stream) -> None:
         """The target takes nothing any more; what it had sent before is still read and passed on."""
-        other = self.down if stream.up else self.up
         stream.abandon()
         if self.dying:
             return self.close(reset=True)
-        self.broken.add(stream.target)
-        if other.finished or other.abandoned:
-            self.lost(other)
+        if stream.other.finished or stream.other.abandoned:
+            self.lost(stream.other)
         self.refresh()
 
     def lost(self, stream: Stream, note: str = "") -> None:
         """The source of `stream` is reset; so is the target, once it has got what came before."""
         if self.dying or self.dead:
             return
-        self.dying, self.deadline = stream, time.monotonic() + RESET_WAIT
+        self.dying = stream
         stream.record_rest(note or "its end never came")
         self.bench.mark(self, stream.up, RESET, note)
-        if self.bench.capture:
-            self.bench.capture.reset(self, stream.up, note)
-        (self.down if stream.up else self.up).abandon()
+        stream.other.abandon()
         stream.finished = True
-        self._close_end(stream.source)
+        self._close_end(stream)
         stream.finish_if_empty()
-        if not self.dead:
-            self.bench.at(self.deadline, lambda: self.dead or self.close(reset=True))
+        self._close_later(reset=True)
+
+    def _close_later(self, reset: bool = False) -> None:
+        self.bench.at(time.monotonic() + RESET_WAIT, lambda: self.close(reset))
 
     def reset_when_sent(self) -> None:
         """A reset destroys what the kernel has not handed over yet; so it waits for that, a while."""
-        if self.dead:
-            return
-        if unsent_bytes(self.dying.target) and time.monotonic() < self.deadline:
+        if not self.dead and unsent_bytes(self.dying.target):
             self.bench.at(time.monotonic() + 0.002, self.reset_when_sent)
         else:
             self.close(reset=True)
+
+    def cut(self) -> None:
+        """Both ends get a RST at once, what waits is thrown away."""
+        self.bench.mark(self, False, RESET, "cut by the bench")
+        self.close(reset=True)
 
     def finish_both(self) -> None:
         """`fin`: what is queued passes, then both ends get a FIN."""
@@ -1021,10 +897,8 @@ class Flow:
             if not stream.finished:
                 stream.release()
                 self.bench.mark(self, stream.up, FINISHED, "by the bench")
-                if self.bench.capture:
-                    self.bench.capture.finish(self, stream.up)
                 stream.finish()
-        self.bench.at(time.monotonic() + RESET_WAIT, lambda: self.dead or self.close())
+        self._close_later()
 
     def close_if_done(self) -> None:
         """Both directions have passed their FIN on. After `fin` the ends' own FIN is awaited, so that none is reset."""
@@ -1042,26 +916,26 @@ class Flow:
         self.half = True
         for each in self.streams:
             each.abandon()
-        self._close_end(stream.source)
+        self._close_end(stream)
         self.refresh()
 
     def close(self, reset: bool = False) -> None:
-        """Ends it on both sides."""
+        """Ends it on both sides, once."""
         if self.dead:
             return
         self.dead = True
         for stream in self.streams:
             stream.abandon()
-        for end in (self.near, self.far):
-            self._close_end(end, reset)
+            self._close_end(stream, reset)
         self.bench.forget(self)
 
-    def _close_end(self, end: socket.socket, reset: bool = True) -> None:
+    def _close_end(self, stream: Stream, reset: bool = True) -> None:
+        """Closes the source of a stream."""
+        end = stream.source
         if end.fileno() < 0:
             return
-        if self.masks.get(end):
-            self.bench.listen(end, self.masks[end], 0, None)
-            self.masks[end] = 0
+        if stream.mask:
+            self.bench.listen(stream, 0)
         if reset:
             with contextlib.suppress(OSError):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_NOW)
@@ -1085,6 +959,13 @@ class Hop:
         self.realm = name.lstrip(">")
         self.only_caller = ""                      # on a link: the only realm that can be the caller, if there is one
         self.listener: socket.socket | None = None
+        self.takes_calls = False                   # the loop waits for them
+
+    def names(self, caller: str = "") -> set[str]:
+        """What a fault may call it: its own name or `all`; on a link, `A>B` and `A-B` too."""
+        caller, realm = caller or self.only_caller, self.realm
+        pairs = {f"{caller}>{realm}", f"{caller}-{realm}", f"{realm}-{caller}"} if caller and self.is_link else set()
+        return {"all", self.name, *pairs}
 
     def open(self) -> None:
         """Listens; with port 0, at a free one, which it keeps."""
@@ -1094,7 +975,6 @@ class Hop:
         self.port = self.listener.getsockname()[1]
 
     def close(self) -> None:
-        """Nobody listens any more."""
         if self.listener:
             self.listener.close()
             self.listener = None
@@ -1148,7 +1028,7 @@ class Bench:
         for each in self.hops.values():
             others = realms - {each.realm}
             each.only_caller = next(iter(others)) if each.is_link and len(others) == 1 else ""
-        self.selector.register(hop.listener, selectors.EVENT_READ, lambda _: self._accept(hop))
+        self._listen(hop, is_open=True, takes_calls=True)
         return hop
 
     def start(self) -> None:
@@ -1197,24 +1077,24 @@ class Bench:
         """Carries out a fault, `heal`, `step` or `release`; returns the text that says so. Raises BenchError."""
         words = line.split()
         if words[0] == "heal":
-            return "healed", {"count": self.do(lambda: self.heal(words[1] if words[1:] else ""))}
+            return "lab_healed", {"count": self.do(lambda: self.heal(words[1] if words[1:] else ""))}
         if words[0] in ("release", "step"):
             count = int(words[1]) if words[1:] and words[1].isdecimal() else None
             count = count or (1 if words[0] == "step" else None)
-            return "released", {"count": self.do(lambda: self.release(count))}
+            return "lab_released", {"count": self.do(lambda: self.release(count))}
         if words[0] in MACHINE_STATES:
             machine = self.machines.get(words[1] if words[1:] else "")
             if machine is None:
-                raise BenchError("not_ours", realm=" ".join(words[1:]))
+                raise BenchError("lab_not_ours", realm=" ".join(words[1:]))
             machine(words[0])
             self.states[words[1]] = MACHINE_STATES[words[0]]
             self.do(self.touch)
-            return "fault_set", {"fault": line}
+            return "lab_fault_set", {"fault": line}
         fault = parse_fault(words)
         self.do(lambda: self.set_fault(fault))
         if fault in self.faults:
-            return "fault_set", {"fault": fault.text}
-        return "fault_done", {"fault": fault.text, "hits": fault.hits}
+            return "lab_fault_set", {"fault": fault.text}
+        return "lab_fault_done", {"fault": fault.text, "hits": fault.hits}
 
     # -- faults
 
@@ -1226,27 +1106,19 @@ class Bench:
         """Whether such a fault is on for this connection."""
         return any(fault.kind.word == word and flow.covered_by(fault.where) for fault in self.faults)
 
-    def covers_hop(self, where: str, hop: Hop) -> bool:
-        pair = (f"{hop.only_caller}>{hop.realm}", f"{hop.only_caller}-{hop.realm}", f"{hop.realm}-{hop.only_caller}")
-        return where in ("all", hop.name) or (hop.is_link and bool(hop.only_caller) and where in pair)
-
     def set_fault(self, fault: Fault) -> None:
         """Breaks something. Raises BenchError where the place is unknown."""
         where, kind = fault.where, fault.kind.word
         flows = [flow for flow in self.flows.values() if flow.covered_by(where)]
-        known = any(self.covers_hop(where, hop) for hop in self.hops.values()) or "@" in where
+        known = any(where in hop.names() for hop in self.hops.values()) or "@" in where
         if not known and not flows and where not in self.journeys.short_names:
-            raise BenchError("no_such_hop", name=where)
-        at_once = fault.level == CONNECTION and kind in ("cut", "fin", "half")
-        if not (kind == "fin" or (at_once and fault.left)):
+            raise BenchError("lab_no_such_hop", name=where)
+        if kind != "fin" and not (kind in ("cut", "half") and fault.level == CONNECTION and fault.left):
             self.faults.append(fault)
-        for flow in flows if at_once or kind in ("pull", "oneway") else ():
+        for flow in flows if fault.level == CONNECTION or kind == "oneway" else ():
             fault.hit()
             if kind == "cut":
-                self.mark(flow, False, RESET, NOTES["cut"].replace(" in the middle", ""))
-                if self.capture:
-                    self.capture.reset(flow, False, "cut by the bench")
-                flow.close(reset=True)
+                flow.cut()
             elif kind == "fin":
                 flow.finish_both()
             elif kind == "half" and not flow.half:
@@ -1281,48 +1153,30 @@ class Bench:
         self.touch()
         for hop in self.hops.values():
             mine = {fault.kind.word for fault in self.faults
-                    if fault.level == CONNECTION and self.covers_hop(fault.where, hop)}
-            self._listen_or_not(hop, is_open="cut" not in mine, takes="pull" not in mine)
+                    if fault.level == CONNECTION and fault.where in hop.names()}
+            self._listen(hop, "cut" not in mine, not mine & {"cut", "pull"})
         for flow in list(self.flows.values()):
             self.apply_to(flow)
 
-    def _listen_or_not(self, hop: Hop, is_open: bool, takes: bool) -> None:
-        registered = hop.listener and hop.listener.fileno() in self.selector.get_map()
-        if registered and not (is_open and takes):
+    def _listen(self, hop: Hop, is_open: bool, takes_calls: bool) -> None:
+        if hop.takes_calls and not takes_calls:
             self.selector.unregister(hop.listener)
-            registered = False
         if not is_open:
             hop.close()
         elif not hop.listener:
             hop.open()
-        if is_open and takes and not registered:
+        if takes_calls and not hop.takes_calls:
             self.selector.register(hop.listener, selectors.EVENT_READ, lambda _: self._accept(hop))
+        hop.takes_calls = takes_calls
 
     def apply_to(self, flow: Flow) -> None:
         """Tells a connection which faults concern it: they changed, or who called is known now."""
-        if flow.dead:
-            return
         mine = [fault for fault in self.faults if flow.covered_by(fault.where)]
-        if any(fault.kind.word == "cut" and fault.level == CONNECTION for fault in mine):
-            self.mark(flow, False, RESET, "cut by the bench")
-            return flow.close(reset=True)
+        if any(fault.kind.word == "cut" and fault.level == CONNECTION for fault in mine) and not flow.dead:
+            flow.cut()
         for stream in flow.streams:
-            here = [fault for fault in mine if fault.up in (None, stream.up)]
-            shaping = [fault for fault in here if fault.level == STREAM or fault.kind.word == "pull"]
-            stream.faults = [fault for fault in here if fault.level == FRAME]
-            if [*shaping] != (stream.shape.faults if stream.shape else []):
-                stream.shape, stream.passed, stream.next_send = Shape.of(shaping), 0, 0.0
-                if not stream.shape:               # what was delayed goes now
-                    stream.last_due = 0.0
-                    stream.queue = deque((0.0, view) for _, view in stream.queue)
-            if stream.held and not any(fault.kind.word == "hold" for fault in stream.faults):
-                stream.release()
-            if stream.start and not stream.faults and not stream.held:
-                stream.verdict = PASS
-                stream.pass_on(bytes(stream.start))
-                stream.start.clear()
-            if flow.connected and not flow.dead:
-                stream.pump()
+            if not flow.dead:
+                stream.suffer(mine)
 
     def sign_of_life(self, stream: Stream) -> None:
         """While a link is held its caller gets a blank line now and then, so that it does not give the link up."""
@@ -1332,7 +1186,7 @@ class Bench:
         def send() -> None:
             flow = stream.flow
             if stream.held and not flow.dead and not flow.dying:
-                if not flow.down.inside and not flow.down.shape:
+                if not flow.down.inside and not flow.down.shaping:
                     flow.down.pass_on(b"\r\n")
                 self.at(time.monotonic() + HOLD_SIGN, send)
 
@@ -1367,7 +1221,9 @@ class Bench:
         return frame
 
     def mark(self, flow: Flow, up: bool, kind: str, note: str = "") -> None:
-        """What became of a connection goes into the record too."""
+        """What became of a connection goes into the record too, and into the capture."""
+        if self.capture:
+            self.capture.mark(flow, up, kind, note)
         self.frame_count += 1
         self._keep(Frame(self.frame_count, time.time_ns(), flow, up, kind, kind, b"", 0, note, who=flow.name))
 
@@ -1414,14 +1270,14 @@ class Bench:
         """Calls the function at that moment of the monotonic clock."""
         heapq.heappush(self._timers, (when, next(self._timer_count), function))
 
-    def listen(self, sock: socket.socket, before: int, mask: int, ready: Callable[[int], None] | None) -> None:
-        """What the loop waits for at a socket."""
+    def listen(self, stream: Stream, mask: int) -> None:
+        """What the loop waits for at the source of a stream."""
         if not mask:
-            self.selector.unregister(sock)
-        elif before:
-            self.selector.modify(sock, mask, ready)
+            self.selector.unregister(stream.source)
         else:
-            self.selector.register(sock, mask, ready)
+            change = self.selector.modify if stream.mask else self.selector.register
+            change(stream.source, mask, stream.ready)
+        stream.mask = mask
 
     def forget(self, flow: Flow) -> None:
         """A connection is over."""
@@ -1473,8 +1329,8 @@ class Bench:
             self.errors.append(error)
             traceback.print_exc()
             owner = getattr(function, "__self__", None)
-            if isinstance(owner, Flow):
-                owner.close(reset=True)
+            if isinstance(owner, Flow | Stream):
+                (owner.flow if isinstance(owner, Stream) else owner).close(reset=True)
 
     def _run(self) -> None:
         while not self._stopping:
@@ -1549,7 +1405,7 @@ class Journeys:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.tokens: OrderedDict[bytes, str] = OrderedDict()       # SHA-256 of a token -> user@realm
-        self.short_names: dict[str, str] = {}                      # user -> user@realm, of those on the bench
+        self.short_names: set[str] = set()                         # of the people on the bench
         self.number = 0
         self.clear()
 
@@ -1653,8 +1509,8 @@ class Journeys:
     def _name(self, flow: Flow, person: str) -> None:
         """Who speaks on this connection is known now."""
         flow.person = person
-        flow.people.add(person)
-        self.short_names[person.partition("@")[0]] = person
+        flow.people |= {person, person.partition("@")[0]}
+        self.short_names.add(person.partition("@")[0])
         self.bench.apply_to(flow)
 
     def _member(self, group: str, person: str, is_member: bool) -> None:
@@ -1776,7 +1632,7 @@ class Journeys:
         """What the other realm has: `have` up to a number, of one stream or (at the greeting) of each."""
         asked, reply = frame.answers, load(frame.head)
         flow = frame.flow
-        caller, callee = flow.caller or flow.hop.only_caller, flow.hop.realm
+        caller, callee = flow.realm, flow.hop.realm
         if asked.word == "peerproof":
             flow.linked = reply.get("status") == "OK"
             have, refused = reply.get("have"), reply.get("refused")
@@ -1972,84 +1828,6 @@ def with_realm(name: object, realm: str) -> str:
 
 # ---- explanations ------------------------------------------------------------------------------
 
-WORDS = {                      # a parameter or a field: (Indonesian, English)
-    "T": ("token dari auth atau register: siapa yang meminta", "the token of auth or register: who asks"),
-    "USER": ("nama user, atau user@realm", "a user's name, or user@realm"),
-    "PASSWORD": ("password", "the password"), "OLD": ("password lama", "the old password"),
-    "NEW": ("password baru", "the new password"),
-    "NAMA": ("nama lengkap, _ berarti spasi", "the full name, _ stands for a space"),
-    "NEGARA": ("negara", "the country"), "GROUP": ("nama group, atau group@realm", "a group's name, or group@realm"),
-    "GROUP-or-USERS": ("group:NAMA atau user1,user2", "group:NAME or user1,user2"),
-    "USER-or-GROUP": ("dengan siapa percakapan itu", "whose conversation"),
-    "TEXT": ("isi pesan, sampai akhir baris", "the message, up to the end of the line"),
-    "NAME": ("sebuah nama", "a name"), "BASE64": ("isi file dalam base64", "the file's content in base64"),
-    "REALM": ("nama realm", "a realm's name"), "ADDRESS": ("alamat IP", "an IP address"),
-    "PORT": ("nomor port", "a port"),
-    "ID": ("sudah dibaca sampai id ini", "read up to this id"),
-    "FILE_ID": ("id pesan yang membawa file", "the id of the message with the file"),
-    "AFTER_ID": ("id terakhir yang sudah dimiliki", "the last id that one has"),
-    "BEFORE_ID": ("hanya yang sebelum id ini", "only what is before this id"), "LIMIT": ("paling banyak", "at most"),
-    "STREAM": ("0: percakapan, 1: file", "0: talk, 1: files"),
-    "AFTER": ("semua sampai nomor ini sudah ada di disk sana", "all up to this number is on disk there"),
-    "ITEMS": ("pesan-pesan, tiap pesan dengan nomor seq", "the items, each with its number seq"),
-    "SHA256": ("sidik jari isi file", "the fingerprint of the file's content"),
-    "SIZE": ("ukuran file", "the size of the file"), "OFFSET": ("mulai dari byte ke", "from this byte on"),
-    "CONTENT": ("potongan isi file dalam base64", "a piece of the file in base64"),
-    "EPOCHS": ("riwayat start pemanggil, id:percakapan:file, yang terbaru di depan",
-               "the caller's starts, id:talk:files, the newest first"),
-    "NONCE": ("angka acak yang baru: jawaban lama tidak dapat dipakai lagi",
-              "a fresh random number: no old answer fits it"),
-    "PROOF": ("HMAC atas kedua nonce dengan kunci bersama", "HMAC of both nonces with the shared key"),
-    "QUESTION": ("pertanyaan dalam JSON", "the question, as JSON"), "COMMAND": ("nama perintah", "a command's name"),
-    "tag": ("nama request; pengulangan dengan tag yang sama tidak disimpan dua kali",
-            "the request's name; a repeat with the same tag is not stored twice"),
-    "command": ("perintah", "the command"), "status": ("OK atau ERROR", "OK or ERROR"),
-    "code": ("alasan penolakan, untuk program", "the reason of the refusal, for programs"),
-    "message": ("untuk manusia", "for people"), "messages": ("pesan-pesan", "the messages"),
-    "tokenid": ("token: bukti login untuk perintah berikutnya",
-                "the token: the proof of the login for later commands"),
-    "user": ("user", "the user"),
-    "id": ("nomor pesan di server ini, selalu naik", "the message's number at this server, it rises"),
-    "uid": ("nama pesan yang sama di semua realm: REALM:ID", "the message's name in every realm: REALM:ID"),
-    "queued": ("tersimpan di sini, menunggu realm tujuan", "stored here, waits for the other realm"),
-    "event": ("bukan jawaban: dikirim tanpa diminta setelah subscribe", "no reply: it comes unasked after subscribe"),
-    "from": ("pengirim", "the sender"), "to": ("penerima", "the recipient"), "group": ("group", "the group"),
-    "msg": ("isi pesan", "the text"), "text": ("isi pesan", "the text"), "ts": ("waktu pengirim", "the sender's clock"),
-    "file": ("file: id, nama, ukuran, sha256", "the file: id, name, size, sha256"),
-    "have": ("semua sampai nomor ini ada di disk realm ini", "all up to this number is on disk at this realm"),
-    "refused": ("nomor yang ditolak, dengan alasannya", "the numbers that were refused, with the reason"),
-    "nonce": ("angka acak dari yang dipanggil", "the random number of who was called"),
-    "proof": ("bukti dari yang dipanggil", "the proof of who was called"),
-    "offset": ("byte berikutnya yang diminta", "the next byte that it wants"),
-    "complete": ("file sudah lengkap di sana", "the file is whole there"),
-    "sealing": ("file sedang ditulis ke disk, tanya lagi", "the file is being written to disk, ask again"),
-    "state": ("queued, delivered atau failed", "queued, delivered or failed"), "link": ("up atau down", "up or down"),
-    "online": ("sedang terhubung", "connected now"), "realm": ("realm", "the realm"),
-    "change": ("created, joined atau left", "created, joined or left"), "more": ("masih ada lagi", "there is more"),
-    "last_id": ("id terakhir di server", "the last id at the server"), "users": ("para user", "the users"),
-    "retry_after": ("detik sampai boleh mencoba lagi", "seconds until one may try again"),
-    "ids": ("id tiap pesan", "the id of each message"), "with": ("dengan siapa", "with whom"),
-    "conversations": ("percakapan-percakapan", "the conversations"), "groups": ("group-group", "the groups"),
-    "realms": ("realm-realm dan keadaan link", "the realms and the state of each link"),
-    "from_name": ("nama lengkap pengirim", "the sender's full name"),
-    "file_content": ("isi file", "the file's content"),
-}
-WHY = {                        # what the eye sees and the fields do not say
-    REQUEST: ("CR LF mengakhiri request: TCP tidak mengenal pesan, hanya urutan byte.",
-              "CR LF ends a request: TCP knows no messages, only bytes in order."),
-    REPLY: ("CR LF CR LF mengakhiri jawaban; jawaban ke-k milik request ke-k di koneksi yang sama.",
-            "CR LF CR LF ends a reply; the k-th reply belongs to the k-th request of the same connection."),
-    EVENT: ("Ada \"event\", tidak ada \"status\": server mengirimnya tanpa diminta, di antara jawaban.",
-            "It has \"event\" and no \"status\": the server sends it unasked, between replies."),
-    OPENED: ("Koneksi baru: SYN, SYN-ACK, ACK.", "A new connection: SYN, SYN-ACK, ACK."),
-    FINISHED: ("FIN: sisi itu tidak mengirim lagi, tetapi masih membaca.",
-               "FIN: that side sends no more, but still reads."),
-    RESET: ("RST: koneksi putus seketika, yang belum sampai hilang.",
-            "RST: the connection ends at once, what has not arrived is lost."),
-    REFUSED: ("Tidak ada yang mendengarkan di port itu.", "Nobody listens at that port."),
-}
-
-
 class Field(NamedTuple):
     """One field of a frame: its name, its value, and what it means."""
 
@@ -2061,16 +1839,13 @@ class Field(NamedTuple):
 def explain(frame: Frame, language: int = INDONESIAN, hide: bool = True) -> list[Field]:
     """The fields of a frame with their meanings, and why it looks as it does. Secrets are hidden, if not asked for."""
     fields = []
-    if frame.head:
-        for name, value in common.decode(mask(frame.head) if hide else frame.head):
-            name = name.strip("[]")
-            meaning = WORDS.get(name, ("", ""))[language]
-            if name == "command" and value in COMMANDS:
-                row = COMMANDS[value]
-                meaning = (row.indonesian if language == INDONESIAN else row.english) or row.english
-            fields.append(Field(name, value, meaning))
-    fields.append(Field("", "", WHY[frame.kind][language]))
-    return fields
+    for name, value in common.decode(mask(frame.head) if hide else frame.head) if frame.head else ():
+        name = name.strip("[]")
+        meaning = say(f"word.{name}", language) if f"word.{name}" in TEXTS else ""
+        if name == "command" and value in COMMANDS:
+            meaning = (COMMANDS[value].indonesian, COMMANDS[value].english)[language]
+        fields.append(Field(name, value, meaning))
+    return [*fields, Field("", "", say(f"why.{frame.kind}", language))]
 
 
 def pick(pattern: bytes, head: bytes) -> str:
@@ -2204,19 +1979,35 @@ class Capture:
         """SYN, SYN-ACK, ACK, if the capture has not seen the connection yet. None where it has ended."""
         if flow.number in self.talks:
             return self.talks[flow.number]
-        talk = self.talks[flow.number] = Talk(flow.number, self._interface(flow.hop.name), *self._places(flow))
-        now = time.time_ns()
+        talk, now = self._talk(flow), time.time_ns()
         self._packet(talk, True, SYN, now, options=SYN_OPTIONS)
         self._packet(talk, False, SYN | ACK, now, options=SYN_OPTIONS)
         self._packet(talk, True, ACK, now)
         return talk
 
-    def refused(self, flow: Flow) -> None:
-        """SYN, RST."""
-        talk = Talk(flow.number, self._interface(flow.hop.name), *self._places(flow))
-        self._packet(talk, True, SYN, time.time_ns(), options=SYN_OPTIONS)
-        talk.next[1] = 0                           # who never took the call has no numbers
-        self._packet(talk, False, RST | ACK, time.time_ns())
+    def _talk(self, flow: Flow) -> Talk:
+        talk = self.talks[flow.number] = Talk(flow.number, self._interface(flow.hop.name), *self._places(flow))
+        return talk
+
+    def mark(self, flow: Flow, up: bool, kind: str, note: str) -> None:
+        """What became of a connection: it opened or was refused, or one side has ended it."""
+        now = time.time_ns()
+        if kind == REFUSED:
+            talk = self._talk(flow)
+            self._packet(talk, True, SYN, now, options=SYN_OPTIONS)
+            talk.next[1] = 0                       # who never took the call has no numbers
+        else:
+            talk = self.talks.get(flow.number) if kind == RESET else self.open(flow)
+        if kind in (RESET, REFUSED):
+            self.talks[flow.number] = None
+            if talk:
+                self._packet(talk, up, RST | ACK, now, note=note)
+        elif kind == FINISHED and talk and not talk.ended[not up]:
+            talk.ended[not up] = True
+            self._packet(talk, up, FIN | ACK, now)
+            self._packet(talk, not up, ACK, now)
+            if all(talk.ended):
+                self.talks[flow.number] = None
 
     def data(self, flow: Flow, up: bool, data: bytes, note: str = "") -> None:
         """Bytes that one end sent."""
@@ -2238,22 +2029,6 @@ class Capture:
         if self.size > self.most:
             self.close()
 
-    def finish(self, flow: Flow, up: bool) -> None:
-        """FIN of one side, and the other's ACK."""
-        talk = self.open(flow)
-        if talk and not talk.ended[not up]:
-            talk.ended[not up] = True
-            self._packet(talk, up, FIN | ACK, time.time_ns())
-            self._packet(talk, not up, ACK, time.time_ns())
-            if all(talk.ended):
-                self.talks[flow.number] = None
-
-    def reset(self, flow: Flow, up: bool, note: str = "") -> None:
-        """RST of one side."""
-        talk, self.talks[flow.number] = self.talks.get(flow.number), None
-        if talk:
-            self._packet(talk, up, RST | ACK, time.time_ns(), note=note)
-
     # -- packets
 
     def _places(self, flow: Flow) -> tuple[tuple[str, int], tuple[str, int]]:
@@ -2262,7 +2037,7 @@ class Capture:
         row = REALMS.get(flow.hop.realm)
         if self.true_addresses or row is None or not ipaddress.ip_address(far[0].partition("%")[0]).is_loopback:
             return near, far
-        caller = REALMS.get(flow.caller or flow.hop.only_caller)
+        caller = REALMS.get(flow.realm)
         if flow.hop.is_link and caller:
             return (caller.address, near[1]), (row.address, row.port)
         base = ipaddress.ip_address(row.address)
@@ -2398,7 +2173,7 @@ def bench_names(bench: Bench) -> Callable[[str], str]:
 
 def follow(journey: Journey, bench: Bench, language: int = INDONESIAN) -> list[str]:
     """One message over all its hops, with the times between them."""
-    lines = [say("journey", language, number=journey.number, uid=journey.uid, sender=journey.sender,
+    lines = [say("lab_journey", language, number=journey.number, uid=journey.uid, sender=journey.sender,
                  target=journey.target, text=journey.text)]
     if not journey.legs:
         return lines
@@ -2406,10 +2181,10 @@ def follow(journey: Journey, bench: Bench, language: int = INDONESIAN) -> list[s
     first = last = legs[0].when
     short = bench_names(bench)
     for frame in legs:
-        key = "asked" if frame in journey.asked[:1] else "asked_again"
+        key = "lab_asked" if frame in journey.asked[:1] else "lab_asked_again"
         what = [say(key, language)] if frame in journey.asked else []
-        what += [say("at_disk", language, realm=realm) for realm, at in journey.on_disk.items() if at is frame]
-        what += [say("seen_by", language, person=person) for person, at in journey.seen_at.items() if at is frame]
+        what += [say("lab_at_disk", language, realm=realm) for realm, at in journey.on_disk.items() if at is frame]
+        what += [say("lab_seen_by", language, person=person) for person, at in journey.seen_at.items() if at is frame]
         what += [frame.note] if frame.note else []
         line = (f"  #{frame.number:<6} {(frame.when - first) / 1e6:9.1f} ms {(frame.when - last) / 1e6:+9.1f}   "
                 f"{short(frame.source)} → {short(frame.target)}   {summary(frame, 44)}   {', '.join(what)}")
@@ -2425,8 +2200,8 @@ def follow(journey: Journey, bench: Bench, language: int = INDONESIAN) -> list[s
 def verdict(journey: Journey, language: int = INDONESIAN) -> str:
     """What became of a message, in words."""
     if code := journey.refused or (journey.answer if journey.answer not in ("", "OK", "queued") else ""):
-        return say("refused", language, code=code)
-    return say({True: "verdict_true", False: "verdict_false", None: "verdict_none"}[journey.verdict()], language)
+        return say("lab_refused_by", language, code=code)
+    return say(f"lab_verdict_{journey.verdict()}".lower(), language)
 
 
 def dump(data: bytes, width: int = 16) -> Iterator[str]:
@@ -2437,7 +2212,21 @@ def dump(data: bytes, width: int = 16) -> Iterator[str]:
         yield f"{at:04x}  {part.hex(' '):{3 * width - 1}}  {text}"
 
 
-def matches(frame: Frame, words: list[str], short: Callable[[str], str] = str) -> bool:
+def is_wanted(frame: Frame, words: Iterable[str], short: Callable[[str], str] = str) -> bool:
+    """Whether a list shows it: what the filter names, or without one all but the quiet frames."""
+    return matches(frame, words, short) if words else is_shown(frame)
+
+
+def answer_of(frame: Frame, language: int = INDONESIAN) -> str:
+    """What answered it, or what it answers, and how long that took; nothing of what expects no answer."""
+    other = frame.answers or frame.answer
+    if other:
+        key = "lab_answers" if frame.answers else "lab_answered_by"
+        return say(key, language, number=other.number, ms=abs(frame.when - other.when) / 1e6)
+    return say("lab_unanswered", language) if frame.kind == REQUEST else ""
+
+
+def matches(frame: Frame, words: Iterable[str], short: Callable[[str], str] = str) -> bool:
     """Whether a frame has all that the filter names: a hop, a person, a command, `error`, `journey N`, or a text."""
     words = [word.lower() for word in words]
     while "journey" in words[:-1]:
@@ -2647,7 +2436,7 @@ class Lesson:
         if actor is None:
             hop = bench.hops.get(realm)
             if hop is None:
-                raise BenchError("no_such_hop", name=realm)
+                raise BenchError("lab_no_such_hop", name=realm)
             host = "127.0.0.1" if hop.host in ("0.0.0.0", "") else hop.host
             actor = actors[f"{user}@{realm}"] = Actor(user, realm, (host, hop.port))
         actor.type(words, int(count or 1))
@@ -2688,7 +2477,7 @@ class Lesson:
             return lambda: self._counter(bench, rest[0], int(rest[1]))
         actor = next((actor for name, actor in actors.items() if subject in (name, actor.user)), None)
         if actor is None:
-            raise BenchError("no_such_hop", name=subject)
+            raise BenchError("lab_no_such_hop", name=subject)
         if rest[0] in ("once", "twice", "never"):
             wanted, text = {"once": 1, "twice": 2, "never": 0}[rest[0]], " ".join(rest[1:])
             return lambda: (actor.got.count(text) == wanted, f"× {actor.got.count(text)}")
@@ -2730,30 +2519,11 @@ class Lesson:
 
 # ---- Console -----------------------------------------------------------------------------------
 
-HELP = {                       # what is typed: (Indonesian, English)
-    "hops": ("port-port bench", "the bench's ports"), "flows": ("koneksi yang ada", "the connections"),
-    "frames [FILTER]": ("daftar frame: hop, user, perintah, error, journey N, teks", "frames: hop, person, command, "
-                        "error, journey N, text"),
-    "show N [raw]": ("satu frame: byte, isi, artinya", "one frame: bytes, fields, their meaning"),
-    "follow N": ("satu pesan lewat semua hop", "one message over all hops"),
-    "journeys": ("semua pesan", "all messages"),
-    "counters": ("berapa diminta, tersimpan, dilihat, hilang, ganda", "how many asked, stored, seen, lost, doubled"),
-    "settle": ("sekarang semua harus sudah sampai: sisanya hilang", "now all should be there: the rest is lost"),
-    "diagram [N | FILTER]": ("diagram N frame terakhir, atau yang cocok",
-                             "a diagram of the last N frames, or of those"),
-    "mermaid FILE [FILTER]": ("diagram untuk laporan (Markdown)", "a diagram for a report (Markdown)"),
-    "pcap FILE | off": ("rekam untuk Wireshark", "record for Wireshark"),
-    "lesson FILE": ("jalankan pelajaran", "run a lesson"),
-    "watch [FILTER] | quiet": ("tampilkan frame saat lewat, atau tidak", "show frames as they pass, or not"),
-    "wait SECONDS FILTER": ("tunggu sampai frame seperti itu lewat", "wait until such a frame passes"),
-    "faults": ("gangguan yang aktif", "the faults that are on"), "heal [HOP]": ("akhiri gangguan", "end faults"),
-    "step [N] | release": ("lepas N frame yang ditahan, atau semua", "let N held frames go, or all"),
-    "clear": ("kosongkan catatan", "empty the record"), "help": ("daftar ini", "this list"),
-}
+BENCH_COMMANDS = ("heal [HOP]", "step [N]", "release", "kill|stop|freeze|thaw|start REALM")    # beside the faults
 
 
 class Console:
-    """The terminal face: commands typed, or a script from a pipe."""
+    """The terminal face: commands typed, or a script from a pipe. The docstring of a `do_WORD` is its usage."""
 
     def __init__(self, bench: Bench, language: int = INDONESIAN, out: TextIO = sys.stdout,
                  capture_most: int = 256 * MIB, true_addresses: bool = False) -> None:
@@ -2761,16 +2531,15 @@ class Console:
         self.capture_most, self.true_addresses = capture_most, true_addresses
         self.waited: dict[tuple[str, ...], int] = {}           # of each filter, the last frame that a `wait` has seen
         self.interactive = False
-        self._unwatch: Callable[[], None] | None = None
-        self._wide = 110
+        self._unwatch: Callable[[], None] = lambda: None
 
     def print(self, key: str, **fields: object) -> None:
         """A text of the table."""
-        print(say(key, self.language, **fields), file=self.out, flush=True)
+        self.lines([say(key, self.language, **fields)])
 
     def lines(self, lines: Iterable[str]) -> None:
         """Lines as they are, or a word that there are none."""
-        lines = list(lines) or [say("nothing", self.language)]
+        lines = list(lines) or [say("lab_nothing", self.language)]
         print("\n".join(lines), file=self.out, flush=True)
 
     def run(self, source: Iterable[str]) -> int:
@@ -2788,188 +2557,118 @@ class Console:
     def carry_out(self, line: str) -> bool:
         """One command; False if it failed, and then it says why."""
         word, *rest = line.split()
+        method = getattr(self, f"do_{word}", None)
         try:
-            method = getattr(self, f"do_{word}", None)
             if method:
                 return method(*rest) is not False
-            if word not in FAULTS and word not in MACHINE_STATES and word not in ("heal", "step", "release"):
-                raise BenchError("no_such_command", name=word)
             key, fields = self.bench.command(line)
             self.print(key, **fields)
+            return True
         except BenchError as error:
-            print(error.text(self.language), file=self.out, flush=True)
-            return False
+            reason = error.text(self.language)
         except (OSError, ValueError, TypeError) as error:
-            usage = next((usage for usage in HELP if usage.split()[0] == word), "")
-            print(usage if isinstance(error, TypeError) and usage else error, file=self.out, flush=True)
-            return False
-        return True
+            reason = method.__doc__ if isinstance(error, TypeError) else str(error)
+        self.lines([reason])
+        return False
 
     # -- what there is
 
-    def do_help(self) -> None:
-        """All commands, and all faults."""
-        width = max(len(usage) for usage in HELP)
-        self.lines(f"{usage:<{width}}  {texts[self.language]}" for usage, texts in HELP.items())
-        self.lines(f"{kind.line}\n    {(kind.indonesian, kind.english)[self.language]}" for kind in FAULTS.values())
-
     def do_hops(self) -> None:
-        """The ports."""
+        """hops"""
         self.lines(f"{hop.name:10} {hop.host}:{hop.port} -> {hop.target[0]}:{hop.target[1]}"
                    + ("" if hop.listener else "   cut") for hop in self.bench.hops.values())
-        self.print("cannot_see")
+        self.print("lab_cannot_see")
 
     def do_flows(self) -> None:
-        """The connections."""
+        """flows"""
         self.lines(self.bench.do(lambda: [
             f"{flow.number:4} {flow.hop.name:10} {flow.name:24} ▲ {flow.up.size:,} B  ▼ {flow.down.size:,} B"
-            + ("  TLS" if flow.sealed else "") + (f"  held {len(flow.up.held) + len(flow.down.held)}"
-                                                  if flow.up.held or flow.down.held else "")
+            + ("  TLS" if flow.sealed else "") + (f"  held {flow.held}" if flow.held else "")
             for flow in self.bench.flows.values()]))
-
-    def do_faults(self) -> None:
-        """What is on, and how often it hit."""
-        self.lines(say("hits", self.language, fault=fault.text, hits=fault.hits) for fault in self.bench.faults)
 
     # -- frames
 
-    def _found(self, words: list[str]) -> list[Frame]:
+    def _found(self, words: tuple[str, ...]) -> list[Frame]:
         short = bench_names(self.bench)
-        return self.bench.do(lambda: [frame for frame in self.bench.frames
-                                      if (matches(frame, words, short) if words else is_shown(frame))])
+        return self.bench.do(lambda: [frame for frame in self.bench.frames if is_wanted(frame, words, short)])
 
-    def describe(self, frame: Frame, short: Callable[[str], str]) -> str:
-        """A frame in one line."""
-        number = ",".join(map(str, frame.journeys[:3])) + ("…" if len(frame.journeys) > 3 else "")
-        return (f"#{frame.number:<6} {(frame.when - self.bench.started) / 1e9:+9.3f} {frame.hop:8} "
-                f"{short(frame.source)} → {short(frame.target)}: {summary(frame)}  ({frame.size:,} B)"
-                + (f"  [{number}]" if number else "") + (f"  {frame.note}" if frame.note else ""))
+    def describe(self, frames: Iterable[Frame]) -> Iterator[str]:
+        """Each frame in one line."""
+        short, start = bench_names(self.bench), self.bench.started
+        for frame in frames:
+            number = ",".join(map(str, frame.journeys[:3])) + ("…" if len(frame.journeys) > 3 else "")
+            yield (f"#{frame.number:<6} {(frame.when - start) / 1e9:+9.3f} {frame.hop:8} "
+                   f"{short(frame.source)} → {short(frame.target)}: {summary(frame)}  ({frame.size:,} B)"
+                   + (f"  [{number}]" if number else "") + (f"  {frame.note}" if frame.note else ""))
 
     def do_frames(self, *words: str) -> None:
-        """Those that match; all but the quiet ones without a filter."""
-        frames = self._found(list(words))
-        short = bench_names(self.bench)
+        """frames [FILTER]"""
+        frames = self._found(words)
         if len(frames) > 150 or self.bench.forgotten:
-            self.print("earlier", count=max(len(frames) - 150, 0) + self.bench.forgotten)
-        self.lines(self.describe(frame, short) for frame in frames[-150:])
+            self.print("lab_earlier_frames", count=max(len(frames) - 150, 0) + self.bench.forgotten)
+        self.lines(self.describe(frames[-150:]))
 
-    def _frame(self, number: str) -> Frame:
+    def do_show(self, number: str, raw: str = "") -> None:
+        """show N [raw]"""
         wanted = int(number.lstrip("#"))
         frame = self.bench.do(lambda: next((each for each in self.bench.frames if each.number == wanted), None))
         if frame is None:
-            raise BenchError("no_such_frame", number=number)
-        return frame
-
-    def do_show(self, number: str, raw: str = "") -> None:
-        """One frame: bytes, fields, its answer, its journey."""
-        frame = self._frame(number)
-        self.lines([self.describe(frame, bench_names(self.bench)), ""])
+            raise BenchError("lab_no_such_frame", number=number)
         shown = frame.head if raw else mask(frame.head)
-        for line in dump(shown[:512]):
-            self.lines([f"  {line}"])
-        for field_ in explain(frame, self.language, hide=not raw):
-            self.lines([f"  {field_.name:14} {field_.value[:80]:30} {field_.meaning}".rstrip()])
-        if frame.answers:
-            self.print("answers", number=frame.answers.number, ms=(frame.when - frame.answers.when) / 1e6)
-        elif frame.answer:
-            self.print("answered_by", number=frame.answer.number, ms=(frame.answer.when - frame.when) / 1e6)
-        elif frame.kind == REQUEST:
-            self.print("unanswered")
+        self.lines([*self.describe([frame]), "", *(f"  {line}" for line in dump(shown[:512]))])
+        self.lines(f"  {name:14} {value[:80]:30} {meaning}".rstrip()
+                   for name, value, meaning in explain(frame, self.language, hide=not raw))
+        self.lines([answer_of(frame, self.language)])
         for journey in frame.journeys[:5]:
-            self.print("in_journey", number=journey)
-
-    def do_watch(self, *words: str) -> None:
-        """From now on frames are shown as they pass."""
-        self.do_quiet()
-        wanted = list(words)
-
-        def show(frames: list[Frame]) -> None:
-            short = bench_names(self.bench)
-            lines = [self.describe(frame, short) for frame in frames
-                     if (matches(frame, wanted, short) if wanted else is_shown(frame))]
-            if lines:
-                self.lines(lines[-50:])
-
-        self._unwatch = self.bench.watch(show)
-
-    def do_quiet(self) -> None:
-        """Not any more."""
-        if self._unwatch:
-            self._unwatch()
-            self._unwatch = None
-
-    def do_wait(self, seconds: str, *words: str) -> bool:
-        """Waits for a frame that no earlier `wait` for the same has seen."""
-        came: queue.SimpleQueue[list[Frame]] = queue.SimpleQueue()
-        unwatch = self.bench.watch(came.put)
-        try:
-            deadline, frames = time.monotonic() + float(seconds), self.bench.do(lambda: list(self.bench.frames))
-            while True:
-                short = bench_names(self.bench)
-                for frame in frames:
-                    if frame.number > self.waited.get(words, 0) and matches(frame, list(words), short):
-                        self.waited[words] = frame.number
-                        self.lines([self.describe(frame, short)])
-                        return True
-                frames = came.get(timeout=max(deadline - time.monotonic(), 0.001))
-        except queue.Empty:
-            self.print("waited", seconds=seconds, what=" ".join(words))
-            return False
-        finally:
-            unwatch()
-
-    # -- messages
+            self.print("lab_in_journey", number=journey)
 
     def do_follow(self, number: str) -> None:
-        """One message."""
+        """follow N"""
         journey = self.bench.do(lambda: self.bench.journeys.all.get(int(number.lstrip("#"))))
         if journey is None:
-            raise BenchError("no_such_journey", number=number)
+            raise BenchError("lab_no_such_journey", number=number)
         self.lines(self.bench.do(lambda: follow(journey, self.bench, self.language)))
 
     def do_journeys(self) -> None:
-        """All messages, the last 150."""
+        """journeys"""
         marks = {True: "✓", False: "✗✗", None: "…"}
         self.lines(self.bench.do(lambda: [
             f"{journey.number:5} {journey.uid:16} {journey.sender} → {journey.target}: {journey.text[:40]}  "
             f"{journey.refused or journey.answer} {marks[journey.verdict()]}"
             for journey in list(self.bench.journeys.all.values())[-150:]]))
 
-    def do_counters(self) -> None:
-        """How many are where."""
-        self.print("counters", **self.bench.do(self.bench.journeys.counters))
-
-    def do_settle(self) -> bool:
-        """Now all should be there; False where something is lost or doubled."""
-        counters = self.bench.do(lambda: self.bench.journeys.counters(settled=True))
-        self.print("counters", **counters)
+    def do_counters(self, settled: bool = False) -> bool:
+        """counters"""
+        counters = self.bench.do(lambda: self.bench.journeys.counters(settled))
+        self.lines([" · ".join(f"{count} {say(f'lab_{name}', self.language)}" for name, count in counters.items())])
         return not counters["lost"] and not counters["doubled"]
 
-    # -- diagrams, capture, lessons
+    def do_settle(self) -> bool:
+        """settle"""
+        return self.do_counters(settled=True)
 
     def do_diagram(self, *words: str) -> None:
-        """Of the last frames, or of those that match."""
-        count = int(words[0]) if words and words[0].isdecimal() else 40
-        words = words[1:] if words and words[0].isdecimal() else words
-        self.lines(diagram(self.bench, self._found(list(words))[-count:], self._wide))
+        """diagram [N] [FILTER]"""
+        count = int(words[0]) if words and words[0].isdecimal() else 0
+        self.lines(diagram(self.bench, self._found(words[1:] if count else words)[-(count or 40):]))
 
     def do_mermaid(self, path: str, *words: str) -> None:
-        """Into a file."""
-        Path(path).write_text(mermaid(self.bench, self._found(list(words))[-200:]), "utf-8")
-        self.print("written", path=path)
+        """mermaid FILE [FILTER]"""
+        Path(path).write_text(mermaid(self.bench, self._found(words)[-200:]), "utf-8")
+        self.print("lab_written", path=path)
 
     def do_pcap(self, path: str) -> None:
-        """Begins a capture, or ends it."""
+        """pcap FILE|off"""
         if path != "off":
             self.bench.do(lambda: self.bench.start_capture(Path(path), self.capture_most, self.true_addresses))
-            return self.print("capture_on", path=path)
+            return self.print("lab_capture_on", path=path)
         capture = self.bench.do(self.bench.stop_capture)
         if capture:
-            key = "capture_full" if capture.is_full else "capture_off"
+            key = "lab_capture_full" if capture.is_full else "lab_capture_off"
             self.print(key, path=capture.path, packets=capture.packets, size=capture.size // MIB)
 
     def do_lesson(self, path: str) -> bool:
-        """Plays it; False if a check did not hold."""
+        """lesson FILE"""
         place = Path(path)
         if not place.exists():
             place = LESSONS / f"{place.stem}.txt"
@@ -2978,19 +2677,65 @@ class Console:
             text = step.text[self.language]
             if step.kind == CHECK:
                 count, passed = count + 1, passed + bool(holds)
-                self.print("check_ok" if holds else "check_failed", check=text, came=came)
+                self.print("lab_check_ok" if holds else "lab_check_failed", check=text, came=came)
             else:
-                self.lines([f"\n{text}\n" if step.kind == TITLE else text if step.kind in (TELL, EXPLAIN)
-                            else f"    {text}" if step.kind == TYPE else f"{step.kind} {text}"])
+                mark = {TITLE: "\n", TELL: "", EXPLAIN: "", TYPE: "    "}.get(step.kind, f"{step.kind} ")
+                self.lines([mark + text])
             if step.kind == PREDICT and self.interactive:
-                input(say("predict", self.language))
-        self.print("lesson_done", passed=passed, count=count)
+                input(say("lab_predict_enter", self.language))
+        self.print("lab_lesson_done", passed=passed, count=count)
         return passed == count
 
+    def do_watch(self, *words: str) -> None:
+        """watch [FILTER]"""
+        self.do_quiet()
+
+        def show(frames: list[Frame]) -> None:
+            short = bench_names(self.bench)
+            if wanted := [frame for frame in frames if is_wanted(frame, words, short)]:
+                self.lines(self.describe(wanted[-50:]))
+
+        self._unwatch = self.bench.watch(show)
+
+    def do_quiet(self) -> None:
+        """quiet"""
+        self._unwatch()
+
+    def do_wait(self, seconds: str, *words: str) -> bool:
+        """wait SECONDS FILTER"""
+        came: queue.SimpleQueue[list[Frame]] = queue.SimpleQueue()
+        unwatch = self.bench.watch(came.put)
+        try:
+            deadline, frames = time.monotonic() + float(seconds), self.bench.do(lambda: list(self.bench.frames))
+            while True:
+                short = bench_names(self.bench)
+                for frame in frames:               # one that no earlier `wait` for the same has seen
+                    if frame.number > self.waited.get(words, 0) and matches(frame, words, short):
+                        self.waited[words] = frame.number
+                        self.lines(self.describe([frame]))
+                        return True
+                frames = came.get(timeout=max(deadline - time.monotonic(), 0.001))
+        except queue.Empty:
+            self.print("lab_waited", seconds=seconds, what=" ".join(words))
+            return False
+        finally:
+            unwatch()
+
+    def do_faults(self) -> None:
+        """faults"""
+        self.lines(say("lab_hits", self.language, fault=fault.text, hits=fault.hits) for fault in self.bench.faults)
+
     def do_clear(self) -> None:
-        """Forgets the record."""
+        """clear"""
         self.bench.do(self.bench.clear)
-        self.print("cleared")
+        self.print("lab_cleared")
+
+    def do_help(self) -> None:
+        """help"""
+        usages = [method.__doc__ for name, method in vars(Console).items() if name.startswith("do_")]
+        for usage in (*usages, *BENCH_COMMANDS):
+            self.lines([f"{usage:<28}  {say('help.' + re.split('[ |]', usage)[0], self.language)}"])
+        self.lines(f"{kind.line}\n    {say(f'fault.{kind.word}', self.language)}" for kind in FAULTS.values())
 
 
 # ---- the page ----------------------------------------------------------------------------------
@@ -3180,7 +2925,7 @@ class LabView:
         if not self.bench.capture:
             path = Path(tempfile.mkdtemp(dir=self.window.options.uploads)) / "talk.pcapng"     # it outlives this page
             self.bench.do(lambda: self.bench.start_capture(path, 256 * MIB))
-            self.window.toast(say("capture_on", self.language, path=path.name))
+            self.window.toast(say("lab_capture_on", self.language, path=path.name))
         elif ended := self.bench.do(self.bench.stop_capture):
             copy = self.window.new_folder() / ended.path.name
             await asyncio.to_thread(shutil.copy, ended.path, copy)
@@ -3263,8 +3008,7 @@ class LabView:
         """Those that have a row."""
         short = self.short
         for frame in frames:
-            if (self.only in frame.journeys if self.only else
-                    matches(frame, self.words, short) if self.words else is_shown(frame)):
+            if self.only in frame.journeys if self.only else is_wanted(frame, self.words, short):
                 yield frame
 
     @property
@@ -3523,14 +3267,8 @@ class LabView:
                          self.tool(*eye, self.reveal, size=28),
                          self.tool(ft.Icons.CLOSE, "close", self.select, None, size=28)], spacing=0)]
         lines.append(ft.Text(self.label(frame), size=13, color=self.color(frame)))
-        first, last, key = frame.answers, frame, "answers"
-        if not first and frame.answer:
-            first, last, key = frame, frame.answer, "answered_by"
-        if first:
-            number = last.number if last is not frame else first.number
-            lines.append(chat.small(say(key, self.language, number=number, ms=(last.when - first.when) / 1e6)))
-        elif frame.kind == REQUEST:
-            lines.append(chat.small(say("unanswered", self.language)))
+        if answer := answer_of(frame, self.language):
+            lines.append(chat.small(answer))
         return lines
 
     def detail_bytes(self, frame: Frame) -> list[Any]:
@@ -3560,7 +3298,7 @@ class LabView:
         if not journey:
             return []
         short, legs = self.short, self.legs()
-        lines = [chat.small(say("journey", self.language, number=journey.number, uid=journey.uid,
+        lines = [chat.small(say("lab_journey", self.language, number=journey.number, uid=journey.uid,
             sender=short(journey.sender), target=short(journey.target), text=journey.text[:80]), size=12)]
         for leg in legs[:60]:
             text = (f"{(leg.when - legs[0].when) / 1e6:8.1f} ms  {short(leg.source)} → {short(leg.target)}  "
@@ -3638,9 +3376,9 @@ class Cables:
         flows, faults, found = list(self.bench.flows.values()), list(self.bench.faults), []
         for hop in self.bench.hops.values():
             mine = [flow for flow in flows if flow.hop is hop]
-            held = sum(len(stream.held) for flow in mine for stream in flow.streams)
+            held = sum(flow.held for flow in mine)
             broken = [fault for fault in faults if fault.left != 0 and (
-                self.bench.covers_hop(fault.where, hop) or any(flow.covered_by(fault.where) for flow in mine))]
+                fault.where in hop.names() or any(flow.covered_by(fault.where) for flow in mine))]
             words = [f"{fault.kind.word}{f' ×{fault.hits}' if fault.hits else ''}" for fault in broken]
             words += [self.say("lab_held", count=held)] if held else []
             is_up = any(flow.linked or flow.sealed for flow in mine) if hop.is_link else bool(mine)
@@ -3778,7 +3516,7 @@ class LessonView:
         asks = bool(self.shown) and self.shown[-1][0].kind == PREDICT
         checks = [holds for step, holds, _ in self.shown if step.kind == CHECK]
         parts = [self.lab.part.field(label=self.say("lab_predict"), expand=True, on_submit=self.on(self.go_on))
-                 if asks else chat.small(say("lesson_done", self.lab.language, passed=sum(map(bool, checks)),
+                 if asks else chat.small(say("lab_lesson_done", self.lab.language, passed=sum(map(bool, checks)),
                                                count=len(checks)), expand=True) if not self.player
                  else ft.Container(expand=True)]
         parts.append(ft.TextButton(self.say("lab_stop" if self.player else "lab_lessons"),
@@ -3941,10 +3679,10 @@ def how_to_start(bench: Bench, options: argparse.Namespace) -> list[tuple[str, d
                          for other in REALMS.values() if other is not row)
         bind = " --bind 127.0.0.1" if options.local else ""
         program = shlex.quote(f"{row.folder}/ChatServer.py")
-        lines.append(("start_server", {"realm": row.name, "line": f"python3 {program}{bind} {peers}"}))
+        lines.append(("lab_start_server", {"realm": row.name, "line": f"python3 {program}{bind} {peers}"}))
     first = bench.hops[options.realm]
     client = shlex.quote(f"{REALMS[options.realm].folder}/ChatClient.py")
-    lines.append(("start_client", {"line": f"python3 {client} --server {here}:{first.port}"}))
+    lines.append(("lab_start_client", {"line": f"python3 {client} --server {here}:{first.port}"}))
     return lines
 
 
@@ -3967,7 +3705,7 @@ def main(arguments: list[str] | None = None) -> int:
     bench.start()
     try:
         for hop in bench.hops.values():
-            console.print("listening", hop=hop.name, here=f"{hop.host}:{hop.port}",
+            console.print("lab_listening", hop=hop.name, here=f"{hop.host}:{hop.port}",
                           target=f"{hop.target[0]}:{hop.target[1]}")
         if options.lesson:
             return int(not console.carry_out(f"lesson {options.lesson}"))
@@ -3979,7 +3717,7 @@ def main(arguments: list[str] | None = None) -> int:
         if console.interactive:
             for key, fields in how_to_start(bench, options):
                 console.print(key, **fields)
-            console.print("type_help")
+            console.print("lab_type_help")
             console.do_watch()
         return console.run(sys.stdin)
     except KeyboardInterrupt:
