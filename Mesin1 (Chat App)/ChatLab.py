@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import errno
 import functools
@@ -141,6 +142,7 @@ class Frame:
     answer: Frame | None = None            # of a request: its reply
     who: str = ""                          # the person or realm that called, as far as it was known
     journeys: tuple[int, ...] = ()         # the messages that it speaks of
+    asks: Journey | None = None            # of a request that sends one: that message, until a reply names it
 
     @property
     def hop(self) -> str:
@@ -1232,7 +1234,7 @@ class Bench:
         self.frame_bytes += len(frame.head)
         while len(self.frames) > RECORD_FRAMES or self.frame_bytes > RECORD_BYTES:
             oldest = self.frames.popleft()
-            oldest.answers = oldest.answer = None
+            oldest.answers = oldest.answer = oldest.asks = None
             self.frame_bytes -= len(oldest.head)
             oldest.head = oldest.head[:HEAD_LEFT]
             self.forgotten += 1
@@ -1353,26 +1355,16 @@ GROUP_WORDS = {"addgroup": True, "joingroup": True, "leavegroup": False}
 
 
 @dataclass(slots=True, eq=False)
-class Ask:
-    """A request that sends a message, before its reply has named it."""
-
-    frame: Frame
-    sender: str
-    target: str
-    text: str
-    tag: str
-    is_group: bool
-
-
-@dataclass(slots=True, eq=False)
 class Journey:
-    """One message on its way: `uid` names it on every hop."""
+    """One message on its way: `uid` names it on every hop. A request has one too, before its reply names it."""
 
-    number: int
-    uid: str
+    uid: str = ""
+    number: int = 0
     sender: str = ""
     target: str = ""
     text: str = ""
+    tag: str = ""
+    known_by: tuple[str, str] = "", ""                             # where it stands among those without a uid
     is_group: bool = False
     asked: list[Frame] = field(default_factory=list)               # its requests; a repeat is one more
     legs: list[Frame] = field(default_factory=list)                # every frame that speaks of it
@@ -1391,6 +1383,15 @@ class Journey:
     def home(self) -> str:
         """The sender's realm."""
         return self.uid.partition(":")[0] or self.sender.rpartition("@")[2]
+
+    @property
+    def refusal(self) -> str:
+        """The code of a refusal, by whichever realm."""
+        return self.refused or (self.answer if self.answer not in ("", "OK", "queued") else "")
+
+    def is_like(self, other: Journey) -> bool:
+        """Whether the other one may be this message, as far as text and people say."""
+        return (self.sender, self.target, self.text) == (other.sender, other.target, other.text)
 
     def verdict(self) -> bool | None:
         """True: everybody has it once. False: stored twice. None: under way, or a recipient is not on the bench."""
@@ -1413,11 +1414,8 @@ class Journeys:
         """Forgets every message; who is who stays known."""
         self.all: OrderedDict[int, Journey] = OrderedDict()
         self.by_uid: dict[str, Journey] = {}
-        self.by_text: dict[tuple[str, str], deque[Journey]] = {}   # without a uid: (user, text) -> journeys
-        self.asks: dict[int, Ask] = {}                             # number of a request -> what it asks
-        self.unanswered: OrderedDict[tuple[str, str, str], Ask] = OrderedDict()    # (sender, tag or target, text)
+        self.nameless: dict[tuple[str, str], list[Journey]] = {}   # without a uid: (user, text) -> journeys
         self.under_way: dict[tuple[str, str, str], dict[int, Journey]] = {}        # (caller, callee, stream) -> by seq
-        self.streams: dict[int, str] = {}                          # number of a deliver -> its stream
         self.pieces: OrderedDict[str, list[int]] = OrderedDict()   # SHA-256 -> pieces, bytes
         self.members: dict[str, set[str]] = {}                     # group@realm -> members on the bench
         self.past: Counter[str] = Counter()                        # of journeys that were forgotten
@@ -1474,16 +1472,14 @@ class Journeys:
         realm = values.get("REALM") or frame.flow.hop.realm
         address = target.lower() if "@" in target else f"{target.lower()}@{realm}"
         text = values.get("TEXT") or common.decode_file_name(values.get("NAME", ""))
-        self.asks[frame.number] = Ask(frame, person or f"?@{frame.flow.hop.realm}", address, text.strip(), tag,
-                                       is_group)
-        if len(self.asks) > TOKENS_MOST:
-            del self.asks[next(iter(self.asks))]
+        frame.asks = Journey(sender=person or f"?@{frame.flow.hop.realm}", target="" if "," in address else address,
+                             text=text.strip(), tag=tag, is_group=is_group, asked=[frame])
 
     def _reply(self, frame: Frame) -> None:
         asked, head = frame.answers, frame.head
         if asked is None:
             return
-        ask = self.asks.pop(asked.number, None)
+        ask, asked.asks = asked.asks, None
         if asked.word in ("auth", "register"):
             reply = load(head)
             if "tokenid" in reply:
@@ -1519,30 +1515,32 @@ class Journeys:
 
     # -- a message is asked for, and answered
 
-    def _answered(self, ask: Ask, frame: Frame) -> None:
+    def _answered(self, ask: Journey, frame: Frame) -> None:
         reply = load(frame.head)
         uids = reply.get("uids") or [reply.get("uid")]
         for uid in uids if isinstance(uids, list) else []:
-            if isinstance(uid, str):
+            uid = uid if isinstance(uid, str) else ""
+            if uid in self.by_uid or len(uids) > 1:
                 journey = self._of_uid(uid)
-            elif "id" in reply or reply.get("status") == "OK":
-                journey = self._begin("")
-                self.by_text.setdefault((ask.target.partition("@")[0], ask.text), deque()).append(journey)
+                self._absorb(journey, ask)
             else:
-                journey = self._begin("")
-            self._ask(journey, ask)
+                journey = self._begin(uid, ask)
             self._add(journey, frame)
             self._judge_answer(journey, reply, frame)
-        self._tie_repeat(ask, uids)
+            while uid and ask.tag and (first := self._nameless(
+                    ask, lambda other: (other.sender, other.tag) == (ask.sender, ask.tag))):
+                self._absorb(journey, first)       # a repeat with the same tag is the same message
 
-    def _ask(self, journey: Journey, ask: Ask) -> None:
-        """The request gets its journey."""
-        journey.sender = journey.sender or ask.sender
-        journey.target = journey.target or ("" if "," in ask.target else ask.target)
-        journey.text = journey.text or ask.text
-        journey.is_group = journey.is_group or ask.is_group
-        journey.asked.append(ask.frame)
-        self._add(journey, ask.frame)
+    def _absorb(self, journey: Journey, other: Journey) -> None:
+        """What began as another message is this one: its requests are tied to it."""
+        if other.number:
+            self._forget(other)
+        journey.sender, journey.target = journey.sender or other.sender, journey.target or other.target
+        journey.text, journey.is_group = journey.text or other.text, journey.is_group or other.is_group
+        journey.asked = sorted((*journey.asked, *other.asked), key=lambda frame: frame.number)
+        for frame in other.asked:
+            frame.journeys = tuple(number for number in frame.journeys if number != other.number)
+            self._add(journey, frame)
         self._learn(journey)
         self._expect(journey)
 
@@ -1566,29 +1564,17 @@ class Journeys:
             if journey.answer == "OK" and there != frame.flow.hop.realm and journey.uid:
                 journey.on_disk.setdefault(there, frame)
 
-    def _tie_repeat(self, ask: Ask, uids: list) -> None:
-        """A repeat with the same tag is the same message: its first request is tied to it as well."""
-        first = self.unanswered.pop((ask.sender, f"@{ask.tag}", ""), None) if ask.tag else None
-        if first and uids and isinstance(uids[0], str):
-            journey = self._of_uid(uids[0])
-            journey.asked.insert(0, first.frame)
-            self._add(journey, first.frame)
-
     def flow_ended(self, flow: Flow) -> None:
         """Requests without an answer: a repeat may come, or the message is known by its text already."""
         for frame in (*flow.expected, *flow.swallowed):
-            self.streams.pop(frame.number, None)
-            ask = self.asks.pop(frame.number, None)
-            if ask is None:
-                continue
-            journey = next((journey for journey in reversed(self.all.values()) if not journey.asked and (
-                journey.sender, journey.target, journey.text) == (ask.sender, ask.target, ask.text)), None)
-            if journey:
-                self._ask(journey, ask)
-                continue
-            self.unanswered[(ask.sender, f"@{ask.tag}", "") if ask.tag else (ask.sender, ask.target, ask.text)] = ask
-            if len(self.unanswered) > JOURNEYS_MOST:
-                self.unanswered.popitem(last=False)
+            ask, frame.asks = frame.asks, None
+            if ask:
+                known = next((journey for journey in reversed(self.all.values())
+                              if not journey.asked and journey.is_like(ask)), None)
+                if known:
+                    self._absorb(known, ask)
+                else:
+                    self._begin("", ask)
         flow.expected.clear()
 
     # -- a message passes between realms
@@ -1600,7 +1586,6 @@ class Journeys:
             return
         caller, callee = frame.flow.caller or frame.flow.hop.only_caller, frame.flow.hop.realm
         link = caller, callee, words[0].decode(errors="replace")
-        self.streams[frame.number] = link[2]
         for item in load_items(words[2]):
             seq = item.get("seq")
             if not isinstance(seq, int):
@@ -1639,7 +1624,7 @@ class Journeys:
             pairs = [(str(number), value) for number, value in enumerate(have if isinstance(have, list) else [])]
             refusals = refused if isinstance(refused, list) else [{}] * len(pairs)
         else:
-            pairs = [(self.streams.pop(asked.number, "0"), reply.get("have"))]
+            pairs = [(asked.head.split()[1].decode(errors="replace"), reply.get("have"))]
             refusals = [reply.get("refused")]
         for (stream, have), refused in zip(pairs, refusals, strict=False):
             refused = refused if isinstance(refused, dict) else {}
@@ -1666,11 +1651,11 @@ class Journeys:
         """The course's first dialect: `recvrealmprivatemsg FROM REALM TO TEXT`; no number names a message there."""
         words = frame.head.decode(errors="replace").split(None, 4)
         if len(words) == 5:
-            waiting = self.by_text.get((words[3].lower(), words[4].strip()))
-            pairs = [journey for journey in waiting or () if not journey.items]
-            if pairs:
-                pairs[0].items[frame.flow.name, frame.flow.hop.realm] = 0
-                self._add(pairs[0], frame)
+            about = Journey(target=words[3].lower(), text=words[4].strip())
+            journey = self._nameless(about, lambda other: not other.items)
+            if journey:
+                journey.items[frame.flow.name, frame.flow.hop.realm] = 0
+                self._add(journey, frame)
 
     # -- a message is seen
 
@@ -1706,8 +1691,8 @@ class Journeys:
             journey = self._of_uid(uid)
         else:
             text = str(message.get("msg") or (message.get("file") or {}).get("name", "")).strip()
-            waiting = self.by_text.get((str(message.get("to") or person).partition("@")[0], text), ())
-            journey = next((journey for journey in waiting if person not in journey.seen), None)
+            about = Journey(target=str(message.get("to") or person), text=text)
+            journey = self._nameless(about, lambda other: person not in other.seen)
             if journey is None:
                 return
         self._describe(journey, message)
@@ -1719,19 +1704,38 @@ class Journeys:
 
     # -- journeys
 
-    def _begin(self, uid: str) -> Journey:
+    def _begin(self, uid: str, journey: Journey | None = None) -> Journey:
         self.number += 1
-        journey = self.all[self.number] = Journey(self.number, uid)
+        journey = journey or Journey()
+        journey.uid, journey.number, self.all[self.number] = uid, self.number, journey
         if uid:
             self.by_uid[uid] = journey
+        else:
+            journey.known_by = by_text(journey)
+            self.nameless.setdefault(journey.known_by, []).append(journey)
+        for frame in journey.asked:
+            self._add(journey, frame)
+        self._expect(journey)
         if len(self.all) > JOURNEYS_MOST:
-            _, oldest = self.all.popitem(last=False)
-            self.by_uid.pop(oldest.uid, None)
+            oldest = next(iter(self.all.values()))
             self.past.update(states(oldest))
-            waiting = self.by_text.get((oldest.target.partition("@")[0], oldest.text))
-            if waiting and oldest in waiting:
-                waiting.remove(oldest)
+            self._forget(oldest)
         return journey
+
+    def _forget(self, journey: Journey) -> None:
+        del self.all[journey.number]
+        if journey.uid:
+            del self.by_uid[journey.uid]
+            return
+        alike = self.nameless[journey.known_by]
+        alike.remove(journey)
+        if not alike:
+            del self.nameless[journey.known_by]
+
+    def _nameless(self, about: Journey, question: Callable[[Journey], bool]) -> Journey | None:
+        """The first message without a uid to this user with this text that was not refused, and is asked for."""
+        return next((journey for journey in self.nameless.get(by_text(about), ())
+                     if not journey.refusal and question(journey)), None)
 
     def _of_uid(self, uid: str) -> Journey:
         return self.by_uid.get(uid) or self._begin(uid)
@@ -1754,10 +1758,8 @@ class Journeys:
         journey.text = journey.text or str(message.get("msg") or (file or {}).get("name") or "").strip()
         self._learn(journey)
         self._expect(journey)
-        if not journey.asked and self.unanswered:
-            ask = self.unanswered.pop((journey.sender, journey.target, journey.text), None)
-            if ask:
-                self._ask(journey, ask)
+        if not journey.asked and (ask := self._nameless(journey, journey.is_like)):
+            self._absorb(journey, ask)
 
     def _expect(self, journey: Journey) -> None:
         if journey.is_group:
@@ -1770,7 +1772,6 @@ class Journeys:
         total = Counter(self.past)
         for journey in self.all.values():
             total.update(states(journey))
-        total["asked"] += len(self.unanswered)
         if settled:
             total["lost"], total["under_way"] = total["under_way"], 0
         return {name: total[name] for name in ("asked", "here", "there", "seen", "under_way", "lost", "doubled")}
@@ -1787,9 +1788,14 @@ def states(journey: Journey) -> list[str]:
         found.append("seen")
     elif verdict is False:
         found.append("doubled")
-    elif not journey.refused and journey.answer in ("", "OK", "queued"):
+    elif not journey.refusal:
         found.append("under_way")
     return found
+
+
+def by_text(journey: Journey) -> tuple[str, str]:
+    """What finds a message without a uid: whom it is for, and what it says."""
+    return journey.target.partition("@")[0], journey.text
 
 
 def digest(token: str) -> bytes:
@@ -2199,8 +2205,8 @@ def follow(journey: Journey, bench: Bench, language: int = INDONESIAN) -> list[s
 
 def verdict(journey: Journey, language: int = INDONESIAN) -> str:
     """What became of a message, in words."""
-    if code := journey.refused or (journey.answer if journey.answer not in ("", "OK", "queued") else ""):
-        return say("lab_refused_by", language, code=code)
+    if journey.refusal:
+        return say("lab_refused_by", language, code=journey.refusal)
     return say(f"lab_verdict_{journey.verdict()}".lower(), language)
 
 
@@ -2244,7 +2250,9 @@ def matches(frame: Frame, words: Iterable[str], short: Callable[[str], str] = st
 
 TITLE, TELL, BREAK, PREDICT, CHECK, EXPLAIN, TYPE = "=", "#", "!", "~", "?", ".", ">"    # the seven forms of a line
 TYPED = re.compile(r"([a-z0-9._-]+)@([a-z0-9._-]+)(?: x(\d+))?(>>?) (.*)")
-LESSONS = Path(__file__).resolve().parent / "assets" / "lessons"
+LESSONS = ASSETS / "lessons"
+TIMES = {"never": 0, "once": 1, "twice": 2}        # how often a text came
+LASTING = ("once", "twice", "all")                 # checks that have to hold to the end
 REPLY_SECONDS = 8.0            # a send waits 5 s for the other realm's word
 CHECK_SECONDS = 10.0           # what a check waits for
 NEVER_SECONDS = 1.0            # and how long what must not come is watched for
@@ -2312,7 +2320,7 @@ class Actor:
         word, _, arguments = rest.partition(" ")
         if command and command.takes_file:         # the last word is a size: the file has so many bytes
             arguments, _, size = arguments.rpartition(" ")
-            arguments += " " + "".join(part.decode() for part in common.encode_file(_zeros(int(size))))
+            arguments += " " + base64.b64encode(bytes(number % 256 for number in range(int(size)))).decode()
         token = [self.token] if command and "T" in command.names[:1] else []
         return " ".join([word for word in (tag, word, *token, arguments) if word])
 
@@ -2380,65 +2388,50 @@ class Actor:
             self.socket = None
 
 
-def _zeros(size: int) -> BinaryIO:
-    """A file of so many bytes."""
-    import io
-    return io.BytesIO(bytes(range(256)) * (size // 256) + bytes(size % 256))
-
-
 class Lesson:
     """A text file of seven line forms: tell, break, type, predict, check, explain. Each check waits for its answer."""
 
     def __init__(self, path: Path) -> None:
         self.steps: list[Step] = []
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-            if not line.strip():
-                continue
-            if TYPED.fullmatch(line):
-                self.steps.append(Step(TYPE, (line, line), number))
-            elif line[:2] in ("! ", "? "):
-                self.steps.append(Step(line[0], (line[2:].strip(),) * 2, number))
-            elif line[:2] in ("= ", "# ", "~ ", ". "):
-                indonesian, _, english = line[2:].partition(" | ")
-                self.steps.append(Step(line[0], (indonesian.strip(), (english or indonesian).strip()), number))
-            else:
+            kind, text = (TYPE, line) if TYPED.fullmatch(line) else (line[:1], line[2:].strip())
+            if line[:2] not in ("= ", "# ", "~ ", ". ", "! ", "? ") and kind != TYPE and line.strip():
                 raise ValueError(f"{path.name}:{number}: not a line of a lesson: {line}")
+            indonesian, _, english = text.partition(" | ") if kind in (TITLE, TELL, PREDICT, EXPLAIN) else (text, "", "")
+            if text:
+                self.steps.append(Step(kind, (indonesian.strip(), (english or indonesian).strip()), number))
         self.title = next((step.text for step in self.steps if step.kind == TITLE), (path.stem, path.stem))
 
     def play(self, bench: Bench) -> Iterator[tuple[Step, bool | None, str]]:
         """Does one step for each `next`: (step, whether a check holds or None, what came instead)."""
-        actors: dict[str, Actor] = {}
-        start, lasting = bench.frame_count, []
+        self.bench, self.start = bench, bench.frame_count
+        self.actors: dict[str, Actor] = {}
+        lasting = [step for step in self.steps if step.kind == CHECK and step.text[0].split()[1] in LASTING]
         try:
             for step in self.steps:
                 if step.kind == BREAK:
                     bench.command(step.text[0])
                 elif step.kind == TYPE:
-                    self._type(bench, actors, step.text[0])
-                elif step.kind == CHECK:
-                    yield step, *self.check(bench, actors, step.text[0], start)
-                    lasting += [step] if re.search(r" (once|twice|all) ", step.text[0]) else []
-                    continue
-                yield step, None, ""
+                    self._type(step.text[0])
+                yield step, *(self._check(step.text[0]) if step.kind == CHECK else (None, ""))
             for step in lasting:                   # what arrived once did not arrive again meanwhile
-                holds, came = self.check(bench, actors, step.text[0], start, again=True)
+                holds, came = self._check(step.text[0], again=True)
                 if not holds:
                     yield step, holds, came
         finally:
-            for actor in actors.values():
+            for actor in self.actors.values():
                 actor.close()
             bench.do(bench.heal)
 
-    @staticmethod
-    def _type(bench: Bench, actors: dict[str, Actor], line: str) -> None:
+    def _type(self, line: str) -> None:
         user, realm, count, arrow, words = TYPED.fullmatch(line).groups()
-        actor = actors.get(f"{user}@{realm}")
-        if actor is None:
-            hop = bench.hops.get(realm)
-            if hop is None:
-                raise BenchError("lab_no_such_hop", name=realm)
+        name, hop = f"{user}@{realm}", self.bench.hops.get(realm)
+        if hop is None:
+            raise BenchError("lab_no_such_hop", name=realm)
+        if name not in self.actors:
             host = "127.0.0.1" if hop.host in ("0.0.0.0", "") else hop.host
-            actor = actors[f"{user}@{realm}"] = Actor(user, realm, (host, hop.port))
+            self.actors[name] = Actor(user, realm, (host, hop.port))
+        actor = self.actors[name]
         actor.type(words, int(count or 1))
         if arrow == ">":
             ended = actor.ended
@@ -2446,75 +2439,51 @@ class Lesson:
             actor.read_until(lambda: actor.reply is not None or actor.ended or not actor.socket, REPLY_SECONDS)
             actor.ended = actor.ended or ended
 
-    def check(self, bench: Bench, actors: dict[str, Actor], check: str, start: int, again: bool = False
-              ) -> tuple[bool, str]:
+    def _check(self, check: str, again: bool = False) -> tuple[bool, str]:
         """Whether a `?` line holds, after so many seconds at most; and what there was instead."""
         words = check.split()
-        never = "never" in words[1:2]              # this one has to hold all the while
+        never = words[1] == "never"                # this one has to hold all the while
         seconds = NEVER_SECONDS if never else CHECK_SECONDS
         if len(words) > 3 and words[-1].isdecimal():
             seconds = float(words.pop())
-        question = self._question(bench, actors, words, start)
         deadline = time.monotonic() + (0.3 if again else seconds)
         while True:
-            for actor in actors.values():
+            for actor in self.actors.values():
                 actor.read(0.01)
-            holds, came = question()
-            if holds != never or time.monotonic() > deadline:
-                return holds, came
+            wanted, came = self._look(words[0], *words[1:])
+            if (wanted == came) != never or time.monotonic() > deadline:
+                return wanted == came, came
 
-    def _question(self, bench: Bench, actors: dict[str, Actor], words: list[str], start: int
-                  ) -> Callable[[], tuple[bool, str]]:
-        """A check as a question that can be asked again and again."""
-        subject, rest = words[0], words[1:]
+    def _look(self, subject: str, what: str, *rest: str) -> tuple[str, str]:
+        """What a check wants to be there, and what is there now."""
+        bench = self.bench
         if subject == "link":
-            caller, callee = rest[0].split(">")
-            return lambda: self._link(bench, caller, callee, rest[1])
+            caller, callee = what.split(">")
+            is_up = bench.do(lambda: any(flow.linked and flow.caller == caller and flow.hop.realm == callee
+                                         for flow in bench.flows.values()))
+            return rest[0], "up" if is_up else "down"
         if subject == "frames":
             short = bench_names(bench)
-            return lambda: self._frames(bench, int(rest[0]), rest[1:], start, short)
+            return what, str(bench.do(lambda: sum(frame.number > self.start and matches(frame, rest, short)
+                                                  for frame in bench.frames)))
         if subject == "counter":
-            return lambda: self._counter(bench, rest[0], int(rest[1]))
-        actor = next((actor for name, actor in actors.items() if subject in (name, actor.user)), None)
+            return rest[0], str(bench.do(bench.journeys.counters)[what])
+        actor = next((actor for name, actor in self.actors.items() if subject in (name, actor.user)), None)
         if actor is None:
             raise BenchError("lab_no_such_hop", name=subject)
-        if rest[0] in ("once", "twice", "never"):
-            wanted, text = {"once": 1, "twice": 2, "never": 0}[rest[0]], " ".join(rest[1:])
-            return lambda: (actor.got.count(text) == wanted, f"× {actor.got.count(text)}")
-        if rest[0] == "all":
-            texts = [rest[2].replace("{n}", str(number)) for number in range(1, int(rest[1]) + 1)]
-            return lambda: (Counter(actor.got) & Counter(set(texts)) == Counter(texts) and all(
-                actor.got.count(text) == 1 for text in texts), f"{len(set(actor.got) & set(texts))} / {len(texts)}")
-        if rest[0] == "answered":
-            return lambda: (not actor.unanswered, f"{len(actor.unanswered)}")
-        if rest[0] in ("fin", "reset"):
-            return lambda: (actor.ended == rest[0], actor.ended or "-")
-        return lambda: self._answer(actor, rest[0])
-
-    @staticmethod
-    def _answer(actor: Actor, wanted: str) -> tuple[bool, str]:
-        reply = actor.reply
-        if reply is None:
-            return wanted == "nothing", "-"
-        came = "queued" if reply.get("queued") else reply.get("code") or reply.get("status")
-        return came == wanted, str(came)
-
-    @staticmethod
-    def _counter(bench: Bench, name: str, wanted: int) -> tuple[bool, str]:
-        value = bench.do(bench.journeys.counters)[name]
-        return value == wanted, str(value)
-
-    @staticmethod
-    def _link(bench: Bench, caller: str, callee: str, wanted: str) -> tuple[bool, str]:
-        is_up = bench.do(lambda: any(flow.linked and flow.caller == caller and flow.hop.realm == callee
-                                     for flow in bench.flows.values()))
-        return is_up == (wanted == "up"), "up" if is_up else "down"
-
-    @staticmethod
-    def _frames(bench: Bench, count: int, words: list[str], start: int, short: Callable[[str], str]
-                ) -> tuple[bool, str]:
-        found = bench.do(lambda: sum(frame.number > start and matches(frame, words, short) for frame in bench.frames))
-        return found == count, str(found)
+        if what in TIMES:
+            return f"× {TIMES[what]}", f"× {actor.got.count(' '.join(rest))}"
+        if what == "all":                          # each of them, once
+            got = Counter(actor.got)
+            once = sum(got[rest[1].replace("{n}", str(number))] == 1 for number in range(1, int(rest[0]) + 1))
+            return f"{rest[0]} / {rest[0]}", f"{once} / {rest[0]}"
+        if what == "answered":
+            return "0", str(len(actor.unanswered))
+        if what in ("fin", "reset"):
+            return what, actor.ended or "-"
+        if actor.reply is None:
+            return "-" if what == "nothing" else what, "-"
+        return what, "queued" if actor.reply.get("queued") else actor.reply.get("code") or actor.reply["status"]
 
 
 # ---- Console -----------------------------------------------------------------------------------
