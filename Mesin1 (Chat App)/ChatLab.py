@@ -100,7 +100,6 @@ LANGUAGES = {"id": INDONESIAN, "en": ENGLISH}
 
 
 def say(key: str, language: int = INDONESIAN, **fields: object) -> str:
-    """A text of the table in one of the two languages."""
     text = TEXTS[key]
     return (text if isinstance(text, str) else text[language]).format(**fields)
 
@@ -146,17 +145,14 @@ class Frame:
 
     @property
     def hop(self) -> str:
-        """The name of the hop."""
         return self.flow.hop.name
 
     @property
     def source(self) -> str:
-        """Who sent it."""
         return (self.who or self.flow.name) if self.up else self.flow.hop.realm
 
     @property
     def target(self) -> str:
-        """Whom it was sent to."""
         return self.flow.hop.realm if self.up else (self.who or self.flow.name)
 
 
@@ -175,29 +171,22 @@ class Framer:
     def feed(self, data: bytes) -> list[tuple[bytes, int, int]]:
         """The frames that end in `data`: (head, size, where it ends in `data`)."""
         frames, at, length = [], 0, len(self.end)
-        if self._tail:
-            found = (self._tail + data[:length - 1]).find(self.end)
-            if found >= 0:
-                at = found + length - len(self._tail)
-                frames.append(self._finish(data, 0, at))
+        if self._tail and (found := (self._tail + data[:length - 1]).find(self.end)) >= 0:
+            at = found + length - len(self._tail)
+            frames.append(self._finish(data, 0, at))
         while (found := data.find(self.end, at)) >= 0:
             stop = found + length
-            if self.size:
-                frames.append(self._finish(data, at, stop))
-            else:
-                frames.append((data[at:min(stop, at + HEAD_READ)], stop - at, stop))
+            frames.append(self._finish(data, at, stop) if self.size else
+                          (data[at:min(stop, at + HEAD_READ)], stop - at, stop))
             at = stop
         if at < len(data):
             self._take(data, at, len(data))
-            if length > 1:
-                self._tail = (self._tail + data[-3:])[1 - length:] if not at else data[max(at, len(data) - 3):]
-        else:
-            self._tail = b""
+        if length > 1:                             # what may be the beginning of an end
+            self._tail = (self._tail + data[at:][-3:])[-3:]
         return frames
 
     @property
     def head(self) -> bytes:
-        """The head of the unfinished frame."""
         return bytes(self._head)
 
     def _take(self, data: bytes, start: int, stop: int) -> None:
@@ -392,7 +381,6 @@ class Stream:
 
     @property
     def other(self) -> Stream:
-        """The other direction."""
         return self.flow.down if self.up else self.flow.up
 
     @property
@@ -406,7 +394,6 @@ class Stream:
 
     @property
     def wants_read(self) -> bool:
-        """Whether its source is read now."""
         most = QUEUE_MOST if self.shaping else QUEUE_MARK
         return not (self.finished or self.abandoned or self.queued > most or self.held_size > QUEUE_MOST
                     or self.is_stopped)
@@ -446,7 +433,6 @@ class Stream:
             flow.read(self)
 
     def arrive(self, data: bytes) -> None:
-        """Takes what the source gave."""
         flow, bench = self.flow, self.flow.bench
         self.size += len(data)
         if flow.sealed is None and self.up:
@@ -775,7 +761,6 @@ class Flow:
 
     @property
     def held(self) -> int:
-        """Frames that wait for `step` or `release`."""
         return sum(len(stream.held) for stream in self.streams)
 
     @property
@@ -922,7 +907,6 @@ class Flow:
         self.refresh()
 
     def close(self, reset: bool = False) -> None:
-        """Ends it on both sides, once."""
         if self.dead:
             return
         self.dead = True
@@ -932,7 +916,6 @@ class Flow:
         self.bench.forget(self)
 
     def _close_end(self, stream: Stream, reset: bool = True) -> None:
-        """Closes the source of a stream."""
         end = stream.source
         if end.fileno() < 0:
             return
@@ -1034,12 +1017,10 @@ class Bench:
         return hop
 
     def start(self) -> None:
-        """Starts the loop in a thread of its own."""
         self._thread = threading.Thread(target=self._run, name="bench", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the loop, every connection and the capture."""
         self._stopping = True
         self._wake()
         if self._thread:
@@ -1105,7 +1086,6 @@ class Bench:
         self._changed = True
 
     def has_fault(self, word: str, flow: Flow) -> bool:
-        """Whether such a fault is on for this connection."""
         return any(fault.kind.word == word and flow.covered_by(fault.where) for fault in self.faults)
 
     def set_fault(self, fault: Fault) -> None:
@@ -1113,7 +1093,7 @@ class Bench:
         where, kind = fault.where, fault.kind.word
         flows = [flow for flow in self.flows.values() if flow.covered_by(where)]
         known = any(where in hop.names() for hop in self.hops.values()) or "@" in where
-        if not known and not flows and where not in self.journeys.short_names:
+        if not known and not flows and where not in self.journeys.people:
             raise BenchError("lab_no_such_hop", name=where)
         if kind != "fin" and not (kind in ("cut", "half") and fault.level == CONNECTION and fault.left):
             self.faults.append(fault)
@@ -1260,7 +1240,6 @@ class Bench:
         self.capture = Capture(path, list(self.hops), most, true_addresses)
 
     def stop_capture(self) -> Capture | None:
-        """Ends the capture; returns it."""
         ended, self.capture = self.capture, None
         if ended:
             ended.close()
@@ -1269,7 +1248,6 @@ class Bench:
     # -- the loop
 
     def at(self, when: float, function: Callable[[], object]) -> None:
-        """Calls the function at that moment of the monotonic clock."""
         heapq.heappush(self._timers, (when, next(self._timer_count), function))
 
     def listen(self, stream: Stream, mask: int) -> None:
@@ -1282,7 +1260,6 @@ class Bench:
         stream.mask = mask
 
     def forget(self, flow: Flow) -> None:
-        """A connection is over."""
         self.flows.pop(flow.number, None)
         self.journeys.flow_ended(flow)
 
@@ -1381,7 +1358,6 @@ class Journey:
 
     @property
     def home(self) -> str:
-        """The sender's realm."""
         return self.uid.partition(":")[0] or self.sender.rpartition("@")[2]
 
     @property
@@ -1406,7 +1382,7 @@ class Journeys:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.tokens: OrderedDict[bytes, str] = OrderedDict()       # SHA-256 of a token -> user@realm
-        self.short_names: set[str] = set()                         # of the people on the bench
+        self.people: dict[str, set[str]] = {}                      # user -> user@realm, of those on the bench
         self.number = 0
         self.clear()
 
@@ -1503,10 +1479,9 @@ class Journeys:
             self._answered(ask, frame)
 
     def _name(self, flow: Flow, person: str) -> None:
-        """Who speaks on this connection is known now."""
         flow.person = person
         flow.people |= {person, person.partition("@")[0]}
-        self.short_names.add(person.partition("@")[0])
+        self.people.setdefault(person.partition("@")[0], set()).add(person)
         self.bench.apply_to(flow)
 
     def _member(self, group: str, person: str, is_member: bool) -> None:
@@ -1799,7 +1774,6 @@ def by_text(journey: Journey) -> tuple[str, str]:
 
 
 def digest(token: str) -> bytes:
-    """What the bench keeps of a token."""
     return hashlib.sha256(token.encode()).digest()
 
 
@@ -1855,7 +1829,6 @@ def explain(frame: Frame, language: int = INDONESIAN, hide: bool = True) -> list
 
 
 def pick(pattern: bytes, head: bytes) -> str:
-    """The first thing that a pattern finds, as text."""
     found = re.search(pattern, head)
     return found[1].decode(errors="replace") if found else ""
 
@@ -1915,13 +1888,11 @@ def checksum(*parts: bytes | memoryview) -> int:
 
 
 def block(kind: int, body: bytes) -> bytes:
-    """A block of pcapng: its kind, its length at both ends."""
     size = struct.pack("<I", 12 + len(body))
     return b"".join((struct.pack("<I", kind), size, body, size))
 
 
 def option(code: int, value: bytes) -> bytes:
-    """An option of a block, padded to four bytes."""
     return struct.pack("<HH", code, len(value)) + value + bytes(-len(value) % 4)
 
 
@@ -1956,7 +1927,6 @@ class Capture:
             self._interface(name)
 
     def _interface(self, name: str) -> int:
-        """The number of a hop's interface: raw IP packets, times in nanoseconds."""
         if name not in self.hops:
             self.hops[name] = len(self.hops)
             self._write(block(1, struct.pack("<HHI", 101, 0, 0) + option(2, name.encode()) + option(9, b"\x09")
@@ -1974,7 +1944,6 @@ class Capture:
         return self.file is None and self.size >= self.most
 
     def close(self) -> None:
-        """Ends the file."""
         if self.file:
             self.file.close()
             self.file = None
@@ -2016,7 +1985,6 @@ class Capture:
                 self.talks[flow.number] = None
 
     def data(self, flow: Flow, up: bool, data: bytes, note: str = "") -> None:
-        """Bytes that one end sent."""
         if not self.file:
             return
         talk = self.open(flow)
@@ -2151,7 +2119,6 @@ def _arrow(frame: Frame, start: int, stop: int, place: dict[str, int]) -> str:
 
 
 def mermaid(bench: Bench, frames: list[Frame]) -> str:
-    """The same diagram as Mermaid, for a report in Markdown."""
     short = bench_names(bench)
     names = parties(frames, short)
     alias = {name: f"p{number}" for number, name in enumerate(names)}
@@ -2172,15 +2139,12 @@ def _plain(text: str) -> str:
 
 def bench_names(bench: Bench) -> Callable[[str], str]:
     """`messi@mesin1` -> `messi`, where no other realm's messi is on the bench."""
-    people = {person for person in bench.journeys.tokens.values()}
-    counts = Counter(person.partition("@")[0] for person in people)
-    return lambda name: name.partition("@")[0] if counts[name.partition("@")[0]] == 1 else name
+    people = bench.journeys.people
+    return lambda name: user if len(people.get(user := name.partition("@")[0], ())) == 1 else name
 
 
 def follow(journey: Journey, bench: Bench, language: int = INDONESIAN) -> list[str]:
-    """One message over all its hops, with the times between them."""
-    lines = [say("lab_journey", language, number=journey.number, uid=journey.uid, sender=journey.sender,
-                 target=journey.target, text=journey.text)]
+    lines = [title_of(journey, language)]
     if not journey.legs:
         return lines
     legs = sorted(journey.legs, key=lambda frame: frame.number)
@@ -2203,15 +2167,18 @@ def follow(journey: Journey, bench: Bench, language: int = INDONESIAN) -> list[s
     return [*lines, "  " + verdict(journey, language)]
 
 
+def title_of(journey: Journey, language: int = INDONESIAN, short: Callable[[str], str] = str) -> str:
+    return say("lab_journey", language, number=journey.number, uid=journey.uid, sender=short(journey.sender),
+               target=short(journey.target), text=journey.text[:80])
+
+
 def verdict(journey: Journey, language: int = INDONESIAN) -> str:
-    """What became of a message, in words."""
     if journey.refusal:
         return say("lab_refused_by", language, code=journey.refusal)
     return say(f"lab_verdict_{journey.verdict()}".lower(), language)
 
 
 def dump(data: bytes, width: int = 16) -> Iterator[str]:
-    """Bytes as hexadecimal numbers and as text, so many in a line."""
     for at in range(0, len(data), width):
         part = data[at:at + width]
         text = "".join(chr(byte) if 32 <= byte < 127 else "·" for byte in part)
@@ -2333,7 +2300,6 @@ class Actor:
                 self._lost("reset")
 
     def read_until(self, question: Callable[[], object], seconds: float) -> bool:
-        """Reads until the answer is true; False where it does not become so in time."""
         deadline = time.monotonic() + seconds
         while not question():
             left = deadline - time.monotonic()
@@ -2382,7 +2348,6 @@ class Actor:
         self.socket, self.ended = None, how
 
     def close(self) -> None:
-        """Ends the connection."""
         if self.socket:
             self.socket.close()
             self.socket = None
@@ -2397,9 +2362,9 @@ class Lesson:
             kind, text = (TYPE, line) if TYPED.fullmatch(line) else (line[:1], line[2:].strip())
             if line[:2] not in ("= ", "# ", "~ ", ". ", "! ", "? ") and kind != TYPE and line.strip():
                 raise ValueError(f"{path.name}:{number}: not a line of a lesson: {line}")
-            indonesian, _, english = text.partition(" | ") if kind in (TITLE, TELL, PREDICT, EXPLAIN) else (text, "", "")
+            both = text.split(" | ", 1) if kind in (TITLE, TELL, PREDICT, EXPLAIN) else [text]
             if text:
-                self.steps.append(Step(kind, (indonesian.strip(), (english or indonesian).strip()), number))
+                self.steps.append(Step(kind, (both[0].strip(), both[-1].strip()), number))
         self.title = next((step.text for step in self.steps if step.kind == TITLE), (path.stem, path.stem))
 
     def play(self, bench: Bench) -> Iterator[tuple[Step, bool | None, str]]:
@@ -2503,7 +2468,6 @@ class Console:
         self._unwatch: Callable[[], None] = lambda: None
 
     def print(self, key: str, **fields: object) -> None:
-        """A text of the table."""
         self.lines([say(key, self.language, **fields)])
 
     def lines(self, lines: Iterable[str]) -> None:
@@ -2727,7 +2691,6 @@ CABLE_MENU = (                 # (text, command of the bench); a `-` is a line b
 CAN_FREEZE = hasattr(signal, "SIGSTOP")            # on all but Windows
 MACHINE_MENU = (("lab_kill", "kill {realm}"), *((("lab_freeze", "freeze {realm}"), ("lab_thaw", "thaw {realm}"))
                                                 if CAN_FREEZE else ()))
-COUNTED = ("asked", "here", "there", "seen", "under_way", "lost", "doubled")
 
 
 def load_page() -> None:
@@ -2750,6 +2713,7 @@ class LabView:
 
     KEYS = (("F6", "pause"), ("F8", "lab_step"), ("F9", "lab_release"), ("Ctrl+↑ Ctrl+↓", "lab_along"),
             ("Alt+1 … Alt+4", "lab_tabs"))
+    TABS = {"diagram": "SWAP_HORIZ", "wire": "LIST", "lesson": "SCHOOL", "cables": "CABLE"}        # with their icons
     DUMPED = 96                                    # bytes of a frame that the details show as numbers
 
     def __init__(self, window: Any, bench: Bench, hints: Iterable[tuple[str, dict]] = ()) -> None:
@@ -2768,9 +2732,7 @@ class LabView:
         self.reveals = False                       # secrets
         self.is_drawing, self.rest = False, DRAW_SECONDS       # soon, after so many seconds
         self.is_stale = True                       # rows that are there may look differently now
-        self.drawn: object = None                  # how the parts are put together, and in which language
-        self.cables = Cables(self)
-        self.lesson = LessonView(self)
+        self.cables, self.lesson = Cables(self), LessonView(self)
         self.root = ft.Container(bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST)
         self.build()
         loop = asyncio.get_running_loop()
@@ -2782,13 +2744,11 @@ class LabView:
         self.unwatch = bench.watch(tell)
 
     def close(self) -> None:
-        """The page has gone."""
         self.unwatch()
         self.lesson.stop()
 
     @property
     def language(self) -> int:
-        """The page's."""
         return self.window.settings["language"]
 
     @property
@@ -2807,10 +2767,19 @@ class LabView:
         """Whether the details have a place of their own; else they cover the frames."""
         return self.width >= WIDE
 
+    @property
+    def middle(self) -> str:
+        """What the middle shows: beside a lesson, where there is room, the diagram of what it does."""
+        return "diagram" if self.has_pane and self.tab == "lesson" else self.tab
+
+    @property
+    def shows_frames(self) -> bool:
+        is_covered = (self.selected and not self.has_pane) or (self.is_narrow and self.size == SMALL)
+        return self.middle in ("diagram", "wire") and not is_covered
+
     # -- what is done
 
     async def act(self, line: str) -> None:
-        """A command of the bench."""
         try:
             await asyncio.to_thread(self.bench.command, line)
         except BenchError as error:
@@ -2818,18 +2787,17 @@ class LabView:
 
     def resize(self) -> None:
         """The page has another size, or the panel another part of it."""
-        width, height = self.page.width or 1280, self.page.height or 800
-        small = 52 if width < NARROW else min(236, height * 0.3)
+        self.width, height = self.page.width or 1280, self.page.height or 800
+        small = 52 if self.is_narrow else min(236, height * 0.3)
         self.root.height = {SMALL: small, HALF: height / 2, WHOLE: None}[self.size]
         self.root.expand = self.size == WHOLE
-        form, self.width = (width < NARROW, width >= WIDE, self.size), width
-        if form != self.form:
+        form, before = (self.is_narrow, self.has_pane, self.size), self.form
+        if form != before:
             self.form = form
             return self.draw()
         self.see([])                               # all rows, a little later: a window is drawn larger in many steps
 
     def enlarge(self, size: str) -> None:
-        """Gives the panel another part of the page."""
         self.size = size
         self.window.resize()
 
@@ -2846,14 +2814,13 @@ class LabView:
         self.draw()
 
     def look(self) -> None:
-        """The filter has other words."""
         self.words = (self.filter.value or "").split()
         self.redraw()
 
     def settle(self) -> None:
         """From now on what has not arrived counts as lost; or no longer."""
         self.is_settled = not self.is_settled
-        self.cables.draw_counters()
+        self.cables.draw()
 
     def select(self, frame: Frame | None) -> None:
         """Shows a frame's details and lights its message; the second time, only this message."""
@@ -2868,7 +2835,6 @@ class LabView:
         self.draw_details()
 
     def reveal(self) -> None:
-        """Shows passwords and tokens, or hides them."""
         self.reveals = not self.reveals
         self.draw_details()
 
@@ -2882,19 +2848,17 @@ class LabView:
         return sorted({*legs, frame, *filter(None, (frame.answers, frame.answer))}, key=lambda leg: leg.number)
 
     def go_along(self, by: int) -> None:
-        """The next frame of the message, or the one before."""
         legs = self.legs()
-        if legs:
-            at = legs.index(self.selected) + by
-            if 0 <= at < len(legs):
-                self.select(legs[at])
+        at = legs.index(self.selected) + by if legs else -1
+        if 0 <= at < len(legs):
+            self.select(legs[at])
 
     async def record(self) -> None:
         """Begins a capture; or ends it, and gives the file to the person."""
         if not self.bench.capture:
             path = Path(tempfile.mkdtemp(dir=self.window.options.uploads)) / "talk.pcapng"     # it outlives this page
             self.bench.do(lambda: self.bench.start_capture(path, 256 * MIB))
-            self.window.toast(say("lab_capture_on", self.language, path=path.name))
+            self.window.toast(self.say("lab_capture_on", path=path.name))
         elif ended := self.bench.do(self.bench.stop_capture):
             copy = self.window.new_folder() / ended.path.name
             await asyncio.to_thread(shutil.copy, ended.path, copy)
@@ -2902,8 +2866,10 @@ class LabView:
         self.bench.do(self.bench.touch)
 
     async def copy(self) -> None:
-        """The frames that are shown, as Mermaid, for a report."""
         await self.window.copy(mermaid(self.bench, list(self.frames)))
+
+    async def change_theme(self) -> None:
+        await self.window.set_theme("light" if self.window.settings["theme"] == "dark" else "dark")
 
     def key_pressed(self, event: Any) -> bool:
         """Takes the keys of `KEYS`, and Esc while details are open; True where it was one of them."""
@@ -2915,7 +2881,8 @@ class LabView:
         elif by and event.ctrl:
             self.go_along(by)
         elif event.alt and event.key in ("1", "2", "3", "4"):
-            self.choose(("diagram", "wire", "lesson", "cables" if self.is_narrow else "diagram")[int(event.key) - 1])
+            tab = [*self.TABS][int(event.key) - 1]
+            self.choose(tab if tab != "cables" or self.is_narrow else "diagram")
         elif event.key == "Escape" and self.selected and time.monotonic() > self.window.busy_until:
             self.select(None)
         else:
@@ -2965,36 +2932,22 @@ class LabView:
         if self.selected and any(self.belongs(frame) for frame in fresh):
             self.draw_details()
         if stale or self.names != parties(self.frames, self.short):
-            return self.redraw()
-        if fresh:
-            self.rows |= {frame.number: self.row(frame) for frame in fresh}
-            for number in [*self.rows][:-SHOWN]:
-                del self.rows[number]
-            self.list.controls = [*self.rows.values()][::-1]
-            self.window.update(self.holder)
+            self.redraw()
+        elif fresh:
+            self.draw_rows(self.holder)
 
     def wanted(self, frames: Iterable[Frame]) -> Iterator[Frame]:
-        """Those that have a row."""
         short = self.short
         for frame in frames:
             if self.only in frame.journeys if self.only else is_wanted(frame, self.words, short):
                 yield frame
 
-    @property
-    def middle(self) -> str:
-        """What the middle shows: beside a lesson, where there is room, the diagram of what it does."""
-        return "diagram" if self.has_pane and self.tab == "lesson" else self.tab
-
-    @property
-    def shows_frames(self) -> bool:
-        """Whether rows are on the page."""
-        is_covered = (self.selected and not self.has_pane) or (self.is_narrow and self.size == SMALL)
-        return self.middle in ("diagram", "wire") and not is_covered
-
     # -- drawing
 
     def build(self) -> None:
         """The parts. They stay, so that a click always meets what it was meant for; only what is in them changes."""
+        self.built = self.language
+        self.rows.clear()
         self.list = chat.StillList(expand=True, reverse=True, spacing=0)
         self.head, self.holder = ft.Container(), ft.Container(self.list, expand=True)
         self.column = ft.Column([self.head, self.holder], spacing=0, expand=True)
@@ -3002,62 +2955,47 @@ class LabView:
         self.details = ft.Container(width=PANE)
         self.cables.build()
         self.lesson.draw()
-        icons = {"diagram": ft.Icons.SWAP_HORIZ, "wire": ft.Icons.LIST, "lesson": ft.Icons.SCHOOL,
-                 "cables": ft.Icons.CABLE}
-        self.tabs = {tab: ft.TextButton(self.say(tab), icon=icon, height=34, on_click=self.on(self.choose, tab))
-                     for tab, icon in icons.items()}
+        self.tabs = {tab: ft.TextButton(self.say(tab), icon=getattr(ft.Icons, icon), height=34,
+                                        on_click=self.on(self.choose, tab)) for tab, icon in self.TABS.items()}
         self.filter = self.part.field(hint_text=self.say("filter"), text_size=13, content_padding=8, expand=True,
                                       value=" ".join(self.words), on_change=self.on(self.look))
-        self.pause = self.tool(ft.Icons.PAUSE, "pause", self.toggle_pause)
-        self.recorder = self.tool(ft.Icons.FIBER_MANUAL_RECORD, "lab_record", self.record)
-        self.tools = [self.filter, self.pause, self.tool(ft.Icons.SKIP_NEXT, "lab_step", self.act, "step"),
-                      self.tool(ft.Icons.FAST_FORWARD, "lab_release", self.act, "release"), self.recorder,
-                      self.tool(ft.Icons.ACCOUNT_TREE, "lab_mermaid", self.copy)]
+        self.pause = self.tool("PAUSE", "pause", self.toggle_pause)
+        self.recorder = self.tool("FIBER_MANUAL_RECORD", "lab_record", self.record)
+        self.tools = [self.filter, self.pause, self.tool("SKIP_NEXT", "lab_step", self.act, "step"),
+                      self.tool("FAST_FORWARD", "lab_release", self.act, "release"), self.recorder,
+                      self.tool("ACCOUNT_TREE", "lab_mermaid", self.copy)]
         if not self.window.demo:                   # in the demo the chats have their own
-            self.tools += [self.tool(ft.Icons.TRANSLATE, "other_language", self.window.switch_language),
-                           self.tool(ft.Icons.BRIGHTNESS_6, "dark", self.change_theme)]
+            self.tools += [self.tool("TRANSLATE", "other_language", self.window.switch_language),
+                           self.tool("BRIGHTNESS_6", "dark", self.change_theme)]
         self.sizes = {size: self.tool(icon, f"lab_{size}", self.enlarge, size) for size, icon in (
-            (SMALL, ft.Icons.KEYBOARD_ARROW_DOWN), (HALF, ft.Icons.HORIZONTAL_SPLIT), (WHOLE, ft.Icons.FULLSCREEN))}
+            (SMALL, "KEYBOARD_ARROW_DOWN"), (HALF, "HORIZONTAL_SPLIT"), (WHOLE, "FULLSCREEN"))}
 
     def tool(self, icon: str, key: str, work: Callable[..., Any], *arguments: Any, size: int = 34) -> Any:
-        """A small button with a picture."""
-        return self.part.button(icon, key, work, *arguments, icon_size=size // 2 + 1, width=size, height=size,
-                                padding=0)
-
-    async def change_theme(self) -> None:
-        """Light, or dark."""
-        await self.window.set_theme("light" if self.window.settings["theme"] == "dark" else "dark")
+        return self.part.button(getattr(ft.Icons, icon), key, work, *arguments, icon_size=size // 2 + 1, width=size,
+                                height=size, padding=0)
 
     def draw(self) -> None:
-        """The whole panel."""
+        if self.built != self.language:
+            self.build()
         self.draw_bar()
-        how = (self.is_narrow, self.has_pane, self.size == SMALL, self.middle if not self.shows_frames else "",
-               bool(self.selected) and not self.has_pane, self.language)
-        if how != self.drawn:
-            if self.drawn and self.language != self.drawn[-1]:
-                self.rows.clear()
-                self.build()
-                self.draw_bar()
-            self.drawn = how
-            self.root.content = self.compose()
+        self.root.content = self.compose()
         self.draw_details()
         self.cables.draw()
         self.redraw()
         self.window.update(self.root)
 
     def draw_bar(self) -> None:
-        """What its buttons say now."""
         for tab, button in self.tabs.items():
             button.style = ft.ButtonStyle(padding=ft.Padding(8, 0, 8, 0), bgcolor=ft.Colors.SECONDARY_CONTAINER
                                           if tab == self.tab else None)
             button.visible = tab != "cables" or self.is_narrow
         records = bool(self.bench.capture)
         for button, icon, key in (
-                (self.pause, *((ft.Icons.PLAY_ARROW, "resume") if self.paused else (ft.Icons.PAUSE, "pause"))),
-                (self.recorder, *((ft.Icons.STOP_CIRCLE, "lab_record_end") if records else
-                                  (ft.Icons.FIBER_MANUAL_RECORD, "lab_record")))):
+                (self.pause, *(("PLAY_ARROW", "resume") if self.paused else ("PAUSE", "pause"))),
+                (self.recorder, *(("STOP_CIRCLE", "lab_record_end") if records else
+                                  ("FIBER_MANUAL_RECORD", "lab_record")))):
             if button.tooltip != self.say(key):
-                button.icon, button.tooltip = self.part.named(icon, key), self.say(key)
+                button.icon, button.tooltip = self.part.named(getattr(ft.Icons, icon), key), self.say(key)
         self.recorder.icon_color = ft.Colors.ERROR if records else None
         for size, button in self.sizes.items():
             button.visible = bool(self.window.demo) and size != self.size and not (self.is_narrow and size == HALF)
@@ -3076,14 +3014,13 @@ class LabView:
             body = ft.Row([body, ft.VerticalDivider(width=1), self.details], spacing=0, expand=True)
         elif self.selected:
             body = self.details
-        parts += [body] if is_open else []
+        panel = ft.Column([*parts, body] if is_open else parts, spacing=0, expand=True)
         if self.is_narrow:
-            return ft.Column(parts, spacing=0, expand=True)
-        return ft.Row([ft.Container(self.cables.root, width=SIDE), ft.VerticalDivider(width=1),
-                       ft.Column(parts, spacing=0, expand=True)], spacing=0, expand=True)
+            return panel
+        return ft.Row([ft.Container(self.cables.root, width=SIDE), ft.VerticalDivider(width=1), panel], spacing=0,
+                      expand=True)
 
     def redraw(self) -> None:
-        """All rows."""
         if not self.shows_frames:
             return
         if not self.paused:
@@ -3096,14 +3033,19 @@ class LabView:
         self.row_width = max(room, self.time_width + 96 * len(self.names)) if self.middle == "diagram" else room
         self.column.width = self.row_width
         self.draw_head()
-        self.rows = {frame.number: self.row(frame) for frame in self.frames}
+        self.draw_rows(self.sheet, self.list, anew=True)
+
+    def draw_rows(self, *parts: Any, anew: bool = False) -> None:
+        """A row for each frame, those that are there already as they are or `anew`."""
+        old = {} if anew else self.rows
+        self.rows = {frame.number: old.get(frame.number) or self.row(frame) for frame in self.frames}
         self.list.controls = [*self.rows.values()][::-1]
-        self.window.update(self.sheet, self.list)
+        self.window.update(*parts)
 
     def draw_head(self) -> None:
         """The names above the lifelines, or what to do where no frame is shown yet."""
         if not self.frames:
-            lines = [say(key, self.language, **fields) for key, fields in self.hints] or [self.say("lab_empty")]
+            lines = [self.say(key, **fields) for key, fields in self.hints] or [self.say("lab_empty")]
             self.head.content = ft.Container(ft.SelectionArea(ft.Column(
                 [chat.small(line, font_family="Mono" if self.hints else None) for line in lines])), padding=16)
         elif self.middle == "wire":
@@ -3119,25 +3061,21 @@ class LabView:
 
     @property
     def gap(self) -> float:
-        """From one lifeline to the next."""
         return (self.row_width - self.time_width) / max(len(self.names), 1)
 
     def place(self, name: str) -> float:
-        """Where that lifeline is."""
         return self.time_width + self.gap * (self.names.index(name) + 0.5)
 
     @staticmethod
     def style(color: str, size: float = 11) -> Any:
-        """Of a text that is drawn."""
         return ft.TextStyle(size=size, color=color, font_family="Roboto", font_family_fallback=["Mono", "Emoji"])
 
     def row(self, frame: Frame) -> Any:
-        """A frame as an arrow, or as a line of text; a click shows its details."""
-        short, name = self.short, "arrow" if self.middle == "diagram" else "line"
+        name = "arrow" if self.middle == "diagram" else "line"
         row = self.rows.get(frame.number) or ft.Semantics(button=True, content=ft.Container(
             height=LINE, ink=True, on_click=self.on(self.select, frame)))
-        row.content.content = self.arrow(frame, short) if name == "arrow" else self.line(frame, short)
-        row.label = f"{short(frame.source)} → {short(frame.target)}: {self.label(frame)}"
+        row.content.content = self.arrow(frame) if name == "arrow" else self.line(frame)
+        row.label = f"{self.way(frame)}: {self.label(frame)}"
         row.identifier = f"{name}-{frame.number}"
         self.light(row.content, frame)
         return row
@@ -3151,6 +3089,10 @@ class LabView:
         """Whether it is of the selected frame's message, or its answer."""
         chosen = self.selected
         return frame in (chosen, chosen.answer, chosen.answers) or not {*chosen.journeys}.isdisjoint(frame.journeys)
+
+    def way(self, frame: Frame) -> str:
+        short = self.short
+        return f"{short(frame.source)} → {short(frame.target)}"
 
     def label(self, frame: Frame) -> str:
         """A frame in a few words, with what the bench did to it."""
@@ -3168,10 +3110,11 @@ class LabView:
             return ft.Colors.ORANGE_700
         return ft.Colors.PRIMARY if frame.kind == REQUEST else ft.Colors.TERTIARY
 
-    def arrow(self, frame: Frame, short: Callable[[str], str]) -> Any:
+    def arrow(self, frame: Frame) -> Any:
         """One row of the diagram: a piece of every lifeline, and the arrow of the frame."""
-        start, stop, base = self.place(short(frame.source)), self.place(short(frame.target)), LINE - 6
-        color, ahead, middle, room = self.color(frame), 1 if stop > start else -1, (start + stop) / 2, abs(stop - start)
+        short, base, color = self.short, LINE - 6, self.color(frame)
+        start, stop = self.place(short(frame.source)), self.place(short(frame.target))
+        ahead, middle, room = 1 if stop > start else -1, (start + stop) / 2, abs(stop - start)
         line = ft.Paint(color=ft.Colors.OUTLINE_VARIANT, stroke_width=1)
         solid = ft.Paint(color=color, stroke_width=1.6)
         pen = ft.Paint(color=color, stroke_width=1.6, stroke_dash_pattern=[5, 4]) if frame.kind in (
@@ -3194,22 +3137,15 @@ class LabView:
                                   self.style(ft.Colors.OUTLINE, 10.5), alignment=ft.Alignment.BOTTOM_LEFT))
         return cv.Canvas(shapes, width=self.row_width, height=LINE)
 
-    def line(self, frame: Frame, short: Callable[[str], str]) -> Any:
-        """One row of the wire: time, hop, direction, the bytes as text, and how long an answer took."""
-        def text(value: str, **more: Any) -> Any:
-            return ft.Text(value, **{"font_family": "Mono", "size": 12, "max_lines": 1, "no_wrap": True, **more})
-
-        text_of_it = visible(mask(frame.head))[:400] if frame.head else self.label(frame)
-        more = f" … {frame.size:,} B" if frame.size > len(frame.head) else ""
+    def line(self, frame: Frame) -> Any:
+        """One row of the wire: time, who to whom, the bytes as text, and how long an answer took."""
+        shown = visible(mask(frame.head))[:400] if frame.head else self.label(frame)
+        shown += f" … {frame.size:,} B" if frame.size > len(frame.head) else ""
         ms = f"{(frame.when - frame.answers.when) / 1e6:.1f} ms" if frame.answers else ""
-        way = f"{short(frame.source)} → {short(frame.target)}"
-        cells = [text(f"{(frame.when - self.bench.started) / 1e9:+9.3f}", color=ft.Colors.OUTLINE),
-                 text(f"{way:22}", color=self.color(frame))]
-        return ft.Container(ft.Row([
-            *(cells[1:] if self.is_narrow else cells),
-            text(text_of_it + more, expand=True, overflow=ft.TextOverflow.ELLIPSIS),
-            text(frame.note or ms or f"{frame.size} B", color=ft.Colors.OUTLINE)], spacing=10),
-            padding=ft.Padding(6, 0, 6, 0))
+        cells = [mono(f"{(frame.when - self.bench.started) / 1e9:+9.3f}", 12, color=ft.Colors.OUTLINE),
+                 mono(f"{self.way(frame):22}", 12, color=self.color(frame)), mono(shown, 12, expand=True),
+                 mono(frame.note or ms or f"{frame.size} B", 12, color=ft.Colors.OUTLINE)]
+        return ft.Container(ft.Row(cells[1:] if self.is_narrow else cells, spacing=10), padding=ft.Padding(6, 0, 6, 0))
 
     # -- details
 
@@ -3220,36 +3156,26 @@ class LabView:
             self.details.content = (self.lesson.root if self.tab == "lesson" else
                                     chat.blank(ft.Icons.ADS_CLICK, self.say("lab_click")))
         elif frame:
-            parts = [*self.detail_head(frame), *self.detail_bytes(frame), *self.detail_legs(frame),
-                     *self.detail_fields(frame)]
+            head = frame.head if self.reveals else mask(frame.head)
+            text = "\n".join(dump(head[:self.DUMPED], 8))
+            text += f"\n… {frame.size:,} B" if frame.size > self.DUMPED else ""
+            parts = [*self.detail_head(frame), *([ft.Container(
+                ft.Text(text, font_family="Mono", size=11), padding=6, border_radius=6,
+                bgcolor=ft.Colors.SURFACE_CONTAINER_HIGH)] if head else [])]
+            parts += [*self.detail_legs(frame), *self.detail_fields(frame)]
             self.details.content = ft.SelectionArea(ft.ListView(parts, spacing=3, padding=10))
         self.window.update(self.details)
 
     def detail_head(self, frame: Frame) -> list[Any]:
-        """Who to whom, what, and what the bench did to it."""
-        short = self.short
-        eye = (ft.Icons.VISIBILITY_OFF, "lab_hide") if self.reveals else (ft.Icons.VISIBILITY, "lab_reveal")
-        title = ft.Text(f"#{frame.number} {short(frame.source)} → {short(frame.target)}", size=13,
-                        weight=ft.FontWeight.W_600, expand=True)
-        lines = [ft.Row([title, self.tool(ft.Icons.ARROW_UPWARD, "lab_before", self.go_along, -1, size=28),
-                         self.tool(ft.Icons.ARROW_DOWNWARD, "lab_behind", self.go_along, 1, size=28),
-                         self.tool(*eye, self.reveal, size=28),
-                         self.tool(ft.Icons.CLOSE, "close", self.select, None, size=28)], spacing=0)]
-        lines.append(ft.Text(self.label(frame), size=13, color=self.color(frame)))
-        if answer := answer_of(frame, self.language):
-            lines.append(chat.small(answer))
-        return lines
-
-    def detail_bytes(self, frame: Frame) -> list[Any]:
-        """The first bytes as numbers and as text."""
-        head = frame.head if self.reveals else mask(frame.head)
-        text = "\n".join(dump(head[:self.DUMPED], 8))
-        text += f"\n… {frame.size:,} B" if frame.size > self.DUMPED else ""
-        return [ft.Container(ft.Text(text, font_family="Mono", size=11), padding=6, border_radius=6,
-                             bgcolor=ft.Colors.SURFACE_CONTAINER_HIGH)] if head else []
+        tools = (("ARROW_UPWARD", "lab_before", self.go_along, -1), ("ARROW_DOWNWARD", "lab_behind", self.go_along, 1),
+                 (*(("VISIBILITY_OFF", "lab_hide") if self.reveals else ("VISIBILITY", "lab_reveal")), self.reveal),
+                 ("CLOSE", "close", self.select, None))
+        title = ft.Text(f"#{frame.number} {self.way(frame)}", size=13, weight=ft.FontWeight.W_600, expand=True)
+        answer = answer_of(frame, self.language)
+        return [ft.Row([title, *(self.tool(*each, size=28) for each in tools)], spacing=0),
+                ft.Text(self.label(frame), size=13, color=self.color(frame)), *([chat.small(answer)] if answer else [])]
 
     def detail_fields(self, frame: Frame) -> list[Any]:
-        """Each field, and what it is there for."""
         bold = ft.TextStyle(weight=ft.FontWeight.W_600, font_family="Mono")
         plain = ft.TextStyle(font_family="Mono")
         lines = []
@@ -3266,19 +3192,22 @@ class LabView:
         journey = self.bench.journeys.all.get(next(iter(frame.journeys), 0))
         if not journey:
             return []
-        short, legs = self.short, self.legs()
-        lines = [chat.small(say("lab_journey", self.language, number=journey.number, uid=journey.uid,
-            sender=short(journey.sender), target=short(journey.target), text=journey.text[:80]), size=12)]
+        legs = self.legs()
+        lines = [chat.small(title_of(journey, self.language, self.short), size=12)]
         for leg in legs[:60]:
-            text = (f"{(leg.when - legs[0].when) / 1e6:8.1f} ms  {short(leg.source)} → {short(leg.target)}  "
-                    f"{self.label(leg)}")
-            lines.append(ft.Container(ft.Text(text, font_family="Mono", size=11, max_lines=1, no_wrap=True,
-                overflow=ft.TextOverflow.ELLIPSIS, weight=ft.FontWeight.BOLD if leg is frame else None,
-                color=self.color(leg)), ink=leg is not frame, on_click=self.on(self.select, leg)))
+            text = f"{(leg.when - legs[0].when) / 1e6:8.1f} ms  {self.way(leg)}  {self.label(leg)}"
+            weight = ft.FontWeight.BOLD if leg is frame else None
+            lines.append(ft.Container(mono(text, 11, weight=weight, color=self.color(leg)), ink=leg is not frame,
+                                      on_click=self.on(self.select, leg)))
         arrived = self.bench.do(journey.verdict)
         color = {True: ft.Colors.GREEN_500, False: ft.Colors.ERROR, None: ft.Colors.OUTLINE}[arrived]
         lines.append(ft.Text(verdict(journey, self.language), size=12.5, weight=ft.FontWeight.W_600, color=color))
         return [*lines, ft.Divider(height=8)]
+
+
+def mono(text: str, size: float, **more: Any) -> Any:
+    return ft.Text(text, font_family="Mono", size=size, max_lines=1, no_wrap=True, overflow=ft.TextOverflow.ELLIPSIS,
+                   **more)
 
 
 class Cables:
@@ -3287,10 +3216,8 @@ class Cables:
     def __init__(self, lab: LabView) -> None:
         self.lab, self.bench, self.say, self.on = lab, lab.bench, lab.say, lab.on
         self.times: dict[str, float] = {}          # hop -> milliseconds of the last answer
-        self.shown: object = None                  # the state that is drawn
 
     def build(self) -> None:
-        """Everything anew."""
         self.lights: dict[str, Any] = {}           # hop or realm -> its picture
         self.words: dict[str, Any] = {}            # hop or realm -> the text beside its name
         self.switches: dict[str, Any] = {}
@@ -3303,10 +3230,9 @@ class Cables:
                               on_click=self.on(self.lab.settle), tooltip=self.say("lab_settle"))
         self.root = ft.Column([ft.ListView(rows, expand=True, padding=ft.Padding(8, 4, 8, 0)), ft.Divider(height=1),
                                settle], spacing=0, expand=True)
-        self.shown = None
+        self.shown: object = None                  # the state that is drawn
 
     def line(self, name: str, icon: str, title: str, *ends: Any, **more: Any) -> Any:
-        """A picture, a title, a text that changes, and what can be done."""
         self.lights[name] = ft.Icon(icon, size=16)
         self.words[name] = chat.small("", size=11, expand=True, max_lines=1, overflow=ft.TextOverflow.ELLIPSIS)
         return ft.Row([self.lights[name], ft.Text(title, size=12.5, no_wrap=True, **more), self.words[name], *ends],
@@ -3329,7 +3255,6 @@ class Cables:
         return self.line(hop.name, ft.Icons.CABLE, title, menu)
 
     def menu(self, label: str, rows: Iterable[tuple[str, str]], **names: str) -> Any:
-        """A menu of commands of the bench."""
         return ft.PopupMenuButton(
             icon=ft.Icon(ft.Icons.ARROW_DROP_DOWN, size=18, semantics_label=label), tooltip=label, width=26, height=26,
             padding=0, items=[ft.PopupMenuItem(self.say(key), height=34, on_click=self.on(
@@ -3340,54 +3265,45 @@ class Cables:
         word = {ON: "stop", OFF: "start", FROZEN: "thaw"}[self.bench.states.get(realm, ON)]
         await self.lab.act(f"{word} {realm}")
 
-    def state(self) -> list[tuple[Hop, str, str, str]]:
-        """Of each cable: its hop, whether its realm runs, the color of its picture, the words beside its name."""
-        flows, faults, found = list(self.bench.flows.values()), list(self.bench.faults), []
-        for hop in self.bench.hops.values():
-            mine = [flow for flow in flows if flow.hop is hop]
-            held = sum(flow.held for flow in mine)
-            broken = [fault for fault in faults if fault.left != 0 and (
-                fault.where in hop.names() or any(flow.covered_by(fault.where) for flow in mine))]
-            words = [f"{fault.kind.word}{f' ×{fault.hits}' if fault.hits else ''}" for fault in broken]
-            words += [self.say("lab_held", count=held)] if held else []
-            is_up = any(flow.linked or flow.sealed for flow in mine) if hop.is_link else bool(mine)
-            if not words:
-                time_of_it = f"{self.times[hop.name]:.1f} ms" if hop.name in self.times else ""
-                words = [time_of_it if is_up else self.say("link_down" if hop.is_link else "lab_nobody")]
-            color = ft.Colors.ERROR if broken or held else ft.Colors.GREEN_500 if is_up else ft.Colors.OUTLINE
-            found.append((hop, self.bench.states.get(hop.realm, ON), color, " · ".join(words)))
-        return found
+    def state(self, hop: Hop) -> tuple[str, str, str]:
+        """Of a cable: whether its realm runs, the color of its picture, the words beside its name."""
+        flows = [flow for flow in list(self.bench.flows.values()) if flow.hop is hop]
+        held = sum(flow.held for flow in flows)
+        broken = [fault for fault in list(self.bench.faults) if fault.left != 0 and (
+            fault.where in hop.names() or any(flow.covered_by(fault.where) for flow in flows))]
+        words = [f"{fault.kind.word}{f' ×{fault.hits}' if fault.hits else ''}" for fault in broken]
+        words += [self.say("lab_held", count=held)] if held else []
+        is_up = any(flow.linked or flow.sealed for flow in flows) if hop.is_link else bool(flows)
+        color = ft.Colors.ERROR if words else ft.Colors.GREEN_500 if is_up else ft.Colors.OUTLINE
+        if not is_up:
+            words = words or [self.say("link_down" if hop.is_link else "lab_nobody")]
+        elif hop.name in self.times:
+            words = words or [f"{self.times[hop.name]:.1f} ms"]
+        return self.bench.states.get(hop.realm, ON), color, " · ".join(words)
 
     def draw(self) -> None:
-        """What is different now."""
-        state = self.state(), self.bench.tally(), self.lab.is_settled
-        if state == self.shown:
-            return
-        self.shown = state
-        for hop, machine, color, words in state[0]:
-            runs = machine == ON
-            self.lights[hop.name].color = color if machine != OFF else ft.Colors.OUTLINE
-            self.words[hop.name].value = words if machine != OFF else ""
-            self.words[hop.name].color = ft.Colors.ERROR if color == ft.Colors.ERROR else ft.Colors.ON_SURFACE_VARIANT
-            self.lights[hop.realm + "!"].color = ft.Colors.PRIMARY if runs else ft.Colors.OUTLINE
-            if hop.realm in self.switches:
-                word = {ON: "lab_on", OFF: "is_off", FROZEN: "lab_frozen"}[machine]
-                self.words[hop.realm + "!"].value = self.say(word)
-                self.switches[hop.realm].value = runs
-                self.switches[hop.realm].tooltip = self.say("turn_off" if runs else "turn_on", realm=hop.realm)
-        self.draw_counters()
-        self.lab.window.update(self.root)
-
-    def draw_counters(self) -> None:
-        """How many messages are where; red where one is lost or doubled."""
+        """What is different now; red where something is broken, or a message is lost or doubled."""
         counts = dict(self.bench.tally())
         if self.lab.is_settled:
             counts["lost"], counts["under_way"] = counts["under_way"], 0
+        state = {hop: self.state(hop) for hop in self.bench.hops.values()}, counts
+        if state == self.shown:
+            return
+        self.shown = state
+        for hop, (machine, color, words) in state[0].items():
+            self.lights[hop.name].color = color if machine != OFF else ft.Colors.OUTLINE
+            self.words[hop.name].value = words if machine != OFF else ""
+            self.words[hop.name].color = ft.Colors.ERROR if color == ft.Colors.ERROR else ft.Colors.ON_SURFACE_VARIANT
+            if switch := self.switches.get(hop.realm):
+                word = {ON: "lab_on", OFF: "is_off", FROZEN: "lab_frozen"}[machine]
+                self.words[hop.realm + "!"].value, switch.value = self.say(word), machine == ON
+                switch.tooltip = self.say("turn_off" if switch.value else "turn_on", realm=hop.realm)
+            self.lights[hop.realm + "!"].color = ft.Colors.PRIMARY if machine == ON else ft.Colors.OUTLINE
         self.counters.controls = [
-            chat.small(f"{counts[name]} {self.say(f'lab_{name}')}", size=11.5,
-                         color=ft.Colors.ERROR if name in ("lost", "doubled") and counts[name] else None)
-            for name in COUNTED]
-        self.lab.window.update(self.counters)
+            chat.small(f"{count} {self.say(f'lab_{name}')}", size=11.5,
+                       color=ft.Colors.ERROR if name in ("lost", "doubled") and count else None)
+            for name, count in counts.items()]
+        self.lab.window.update(self.root)
 
 
 class LessonView:
@@ -3436,7 +3352,6 @@ class LessonView:
         self.lesson = self.player = None
 
     def leave(self) -> None:
-        """The button."""
         self.stop()
         self.draw()
 
@@ -3465,31 +3380,29 @@ class LessonView:
             self.draw_buttons()
 
     def line(self, number: int, step: Step, holds: bool | None, came: str) -> Any:
-        """One step, as it is shown."""
-        text, color, style = step.text[self.lab.language], None, {"size": 14}
-        if step.kind in (TYPE, BREAK, CHECK):
-            mark, color = (">", ft.Colors.PRIMARY) if step.kind == TYPE else ("!", ft.Colors.ORANGE_700)
-            if step.kind == CHECK:
-                mark, color = ("✓", ft.Colors.GREEN_500) if holds else ("✗", ft.Colors.ERROR)
-            text += f": {came}" if came and not holds else ""
-            text, style = f"{mark} {text}", {"size": 12.5, "font_family": "Mono"}
-        elif step.kind in (TITLE, PREDICT):
-            color = ft.Colors.PRIMARY if step.kind == PREDICT else None
-            style = {"size": 17 if step.kind == TITLE else 14, "weight": ft.FontWeight.W_600}
-        return ft.Semantics(content=ft.Text(text, color=color, **style), identifier=f"step-{number}")
+        text, kind = step.text[self.lab.language], step.kind
+        mark, color = {TYPE: (">", ft.Colors.PRIMARY), BREAK: ("!", ft.Colors.ORANGE_700),
+                       CHECK: ("✓", ft.Colors.GREEN_500) if holds else ("✗", ft.Colors.ERROR),
+                       PREDICT: ("", ft.Colors.PRIMARY)}.get(kind, ("", None))
+        style = {"size": 12.5, "font_family": "Mono"} if mark else {"size": 17 if kind == TITLE else 14}
+        if kind in (TITLE, PREDICT):
+            style["weight"] = ft.FontWeight.W_600
+        text += f": {came}" if came and not holds else ""
+        shown = ft.Text(f"{mark} {text}".strip(), color=color, **style)
+        return ft.Semantics(content=shown, identifier=f"step-{number}")
 
     def draw_buttons(self) -> None:
         """Next and Stop; where the lesson asks for a prediction, a field for it."""
         if not self.lesson:
             return
-        asks = bool(self.shown) and self.shown[-1][0].kind == PREDICT
         checks = [holds for step, holds, _ in self.shown if step.kind == CHECK]
-        parts = [self.lab.part.field(label=self.say("lab_predict"), expand=True, on_submit=self.on(self.go_on))
-                 if asks else chat.small(say("lab_lesson_done", self.lab.language, passed=sum(map(bool, checks)),
-                                               count=len(checks)), expand=True) if not self.player
-                 else ft.Container(expand=True)]
-        parts.append(ft.TextButton(self.say("lab_stop" if self.player else "lab_lessons"),
-                                   on_click=self.on(self.leave)))
+        ahead = ft.Container(expand=True)
+        if self.shown and self.shown[-1][0].kind == PREDICT:
+            ahead = self.lab.part.field(label=self.say("lab_predict"), expand=True, on_submit=self.on(self.go_on))
+        elif not self.player:
+            ahead = chat.small(self.say("lab_lesson_done", passed=sum(checks), count=len(checks)), expand=True)
+        parts = [ahead, ft.TextButton(self.say("lab_stop" if self.player else "lab_lessons"),
+                                      on_click=self.on(self.leave))]
         if self.player:
             parts.append(ft.FilledButton(self.say("lab_next"), disabled=self.is_busy, on_click=self.on(self.go_on)))
         self.buttons.content = ft.Row(parts)
@@ -3582,7 +3495,6 @@ class Demo:
 
 
 def run_page(bench: Bench, options: argparse.Namespace) -> int:
-    """Serves the panel as a whole page, until it is ended."""
     load_page()
     hints = how_to_start(bench, options)
     settings = chat.parse_arguments(["--web-port", str(options.web_port)] if options.web_port else [])
@@ -3594,7 +3506,6 @@ def run_page(bench: Bench, options: argparse.Namespace) -> int:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; each option may come from the environment too."""
     parser = argparse.ArgumentParser(description="The bench: sees, breaks and records what passes.")
     home = common.realm_of_folder(Path(__file__).resolve().parent.name)
     add_option(parser, "--local", action="store_true", help="every realm is on this computer")
@@ -3656,7 +3567,6 @@ def how_to_start(bench: Bench, options: argparse.Namespace) -> list[tuple[str, d
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the bench as the command line says."""
     options = parse_arguments(arguments)
     if options.page:
         common.ensure_packages("flet", "flet-web", "flet-cli")
