@@ -348,10 +348,6 @@ class Held:
 class Stream:
     """One direction of a connection: what was read and not yet written, and what the faults make of it."""
 
-    __slots__ = ("flow", "up", "framer", "faults", "shaping", "note", "queue", "queued", "blocked", "finished", "done",
-                 "abandoned", "verdict", "gathered", "held", "held_size", "passed", "timer", "last_due",
-                 "next_send", "glue_until", "stalled", "size", "mask")
-
     def __init__(self, flow: Flow, up: bool) -> None:
         self.flow, self.up = flow, up
         self.framer = Framer(b"\n" if up else FRAME_END)
@@ -361,7 +357,8 @@ class Stream:
         self.queue: deque[tuple[float, memoryview]] = deque()      # (when it may go, bytes)
         self.queued = self.size = self.passed = 0  # bytes: in the queue, ever read, passed since the faults changed
         self.blocked = False                       # the target takes no more
-        self.finished = self.done = False          # its FIN was read; its FIN was passed on
+        self.finished = False                      # a FIN was read; nothing more comes
+        self.ending = self.done = False            # a FIN goes out once the queue is empty; it has gone
         self.abandoned = False                     # nothing passes any more
         self.verdict: str | Fault | None = None    # on the frame that is coming in
         self.gathered = bytearray()                # of that frame, what waits for a verdict; all of it, to be doubled
@@ -394,6 +391,8 @@ class Stream:
 
     @property
     def wants_read(self) -> bool:
+        if self.flow.half:
+            return not self.flow.bench.has_fault("half", self.flow)
         most = QUEUE_MOST if self.shaping else QUEUE_MARK
         return not (self.finished or self.abandoned or self.queued > most or self.held_size > QUEUE_MOST
                     or self.is_stopped)
@@ -435,6 +434,8 @@ class Stream:
     def arrive(self, data: bytes) -> None:
         flow, bench = self.flow, self.flow.bench
         self.size += len(data)
+        if self.ending:                            # `fin`: what still comes is thrown away
+            return
         if flow.sealed is None and self.up:
             flow.sealed = data[:2] == b"\x16\x03"  # a TLS handshake: nothing can be read from here on
         if not flow.sealed and (self.faults or self.held or self.verdict or self.gathered or flow.copies):
@@ -543,21 +544,21 @@ class Stream:
             self.flow.bench.record(self, whole[:HEAD_READ], len(whole), COPY)
             self.pass_on(whole + whole)
 
-    def release(self, count: int | None = None) -> int:
-        """Lets so many held frames go (all); returns how many went."""
-        gone = 0
-        while self.held and (count is None or gone < count):
-            entry = self.held.popleft()
-            self.held_size -= len(entry.data)
-            if entry.frame:
-                entry.frame.note = f"held {time.monotonic() - entry.since:.1f} s"
-            else:
-                self.verdict = PASS                # its rest follows it
-            self.pass_on(bytes(entry.data))
-            gone += 1
+    def release(self) -> None:
+        """Lets the held frames go."""
+        while self.held:
+            self.release_one()
         self.flow.refresh()
         self.finish_if_empty()
-        return gone
+
+    def release_one(self) -> None:
+        entry = self.held.popleft()
+        self.held_size -= len(entry.data)
+        if entry.frame:
+            entry.frame.note = f"held {time.monotonic() - entry.since:.1f} s"
+        else:
+            self.verdict = PASS                    # its rest follows it
+        self.pass_on(bytes(entry.data))
 
     # -- bytes go out
 
@@ -693,13 +694,16 @@ class Stream:
 
     # -- its end
 
-    def finish(self) -> None:
-        """The source has sent a FIN: it is passed on once all before it has gone."""
-        self.finished = True
-        if self.gathered:                          # a frame too short for a verdict, and without its end
-            self.pass_on(self._take_gathered())
-        self.record_rest("its end never came")
-        self.finish_if_empty()
+    def finish(self, by_bench: bool = False) -> None:
+        """The source has sent a FIN, or the bench does: it goes out once all before it has gone."""
+        self.finished |= not by_bench
+        if not self.ending:
+            self.ending = True
+            if self.gathered:                      # a frame too short for a verdict, and without its end
+                self.pass_on(self._take_gathered())
+            self.record_rest("its end never came")
+            self.finish_if_empty()
+        self.flow.close_if_done()
 
     def record_rest(self, note: str) -> None:
         """The unfinished frame goes into the record."""
@@ -713,7 +717,7 @@ class Stream:
             return
         if self.flow.dying is self:
             self.flow.reset_when_sent()
-        elif self.finished and not self.done and not self.abandoned:
+        elif self.ending and not self.done and not self.abandoned:
             self.done = True
             try:
                 self.target.shutdown(socket.SHUT_WR)
@@ -744,7 +748,6 @@ class Flow:
         self.connected = self.dead = False
         self.half = False                          # one end is reset, the other is open and not read until `heal`
         self.dying: Stream | None = None           # a reset that waits until what came before it has arrived
-        self.ending = self.draining = False        # `fin`: both ends are told, then what still comes is thrown away
         self.sealed: bool | None = None            # TLS; None until the first bytes
         self.caller = ""                           # the realm that called, on a link
         self.linked = False                        # its greeting was granted
@@ -797,7 +800,7 @@ class Flow:
 
     def read(self, stream: Stream) -> None:
         """Takes what the source of a stream has, or its end."""
-        if not self._reads(stream):
+        if not stream.wants_read:
             return
         try:
             data = stream.source.recv(CHUNK)
@@ -808,30 +811,22 @@ class Flow:
         self.bench.when = time.time_ns()
         if self.half:
             self.close(reset=True)                 # the dead peer is back, and knows nothing of this connection
-        elif self.draining:
-            if not data:
-                stream.finished = True
-                self.close_if_done()
         elif data:
             stream.arrive(data)
+        elif stream.ending:
+            stream.finish()
         elif data is None or stream.other.abandoned:           # reset, or it takes nothing any more
             self.lost(stream)
         else:
             self.bench.mark(self, stream.up, FINISHED)
             stream.finish()
-            self.refresh()
-
-    def _reads(self, stream: Stream) -> bool:
-        """Whether the source of a stream is read now."""
-        if self.draining:
-            return not stream.finished
-        return not self.bench.has_fault("half", self) if self.half else stream.wants_read
+        self.refresh()
 
     def refresh(self) -> None:
         """Tells the loop what to wait for at both ends."""
         for stream in () if self.dead else self.streams:
             other, mask = stream.other, 0
-            if self.connected and self._reads(stream):
+            if self.connected and stream.wants_read:
                 mask = selectors.EVENT_READ
             if (other.blocked and not other.is_stopped) or (stream is self.down and not self.connected):
                 mask |= selectors.EVENT_WRITE
@@ -878,23 +873,17 @@ class Flow:
         self.close(reset=True)
 
     def finish_both(self) -> None:
-        """`fin`: what is queued passes, then both ends get a FIN."""
-        self.ending = True
+        """`fin`: what is queued passes, then both ends get a FIN. Their own is awaited, so that none is reset."""
         for stream in self.streams:
-            if not stream.finished:
+            if not stream.ending:
                 stream.release()
                 self.bench.mark(self, stream.up, FINISHED, "by the bench")
-                stream.finish()
+                stream.finish(by_bench=True)
         self._close_later()
 
     def close_if_done(self) -> None:
-        """Both directions have passed their FIN on. After `fin` the ends' own FIN is awaited, so that none is reset."""
-        if self.up.done and self.down.done:
-            if self.ending and not self.draining:
-                self.draining, self.up.finished, self.down.finished = True, False, False
-                self.refresh()
-            elif self.up.finished and self.down.finished:
-                self.close()
+        if all(stream.done and stream.finished for stream in self.streams):
+            self.close()
 
     def become_half(self, near: bool) -> None:
         """One end gets a RST, the other stays open and is not read."""
@@ -1116,19 +1105,14 @@ class Bench:
 
     def release(self, count: int | None = None) -> int:
         """Lets held frames go: so many, the one that waits longest first, or all; then nothing is held any more."""
+        gone, streams = 0, [stream for flow in self.flows.values() for stream in flow.streams]
         if count is None:
             self.faults = [fault for fault in self.faults if fault.kind.word != "hold"]
-            held = sum(len(stream.held) for stream in self._streams())
-            self._apply()
-            return held
-        gone = 0
-        self.touch()
-        while gone < count and (waiting := [stream for stream in self._streams() if stream.held]):
-            gone += min(waiting, key=lambda stream: stream.held[0].since).release(1)
+        while gone != count and (waiting := [stream for stream in streams if stream.held]):
+            min(waiting, key=lambda stream: stream.held[0].since).release_one()
+            gone += 1
+        self._apply()
         return gone
-
-    def _streams(self) -> list[Stream]:
-        return [stream for flow in self.flows.values() for stream in flow.streams]
 
     def _apply(self) -> None:
         """Tells every connection which faults concern it, and every port whether it takes calls."""
@@ -1427,14 +1411,11 @@ class Journeys:
                 self._with_token(frame, command)
 
     def _with_token(self, frame: Frame, command: common.Command) -> None:
-        tag, line = "", frame.head.strip()
-        if line[:1] == b"@":
-            first, _, line = line.partition(b" ")
-            tag = first[1:].decode(errors="replace")
-        words = common.split_arguments(line.decode(errors="replace")[len(command.word):].strip(),
-                                       len(command.names), command.takes_rest)
-        if not words:
+        try:                                       # the head may end in the middle of a letter
+            request = common.parse_request(*common.split_tag(frame.head.decode(errors="replace").encode()))
+        except common.ChatError:
             return
+        words = request.arguments
         person = self.tokens.get(digest(words[0]), "")
         if person and person != frame.flow.person:
             self._name(frame.flow, person)
@@ -1449,7 +1430,7 @@ class Journeys:
         address = target.lower() if "@" in target else f"{target.lower()}@{realm}"
         text = values.get("TEXT") or common.decode_file_name(values.get("NAME", ""))
         frame.asks = Journey(sender=person or f"?@{frame.flow.hop.realm}", target="" if "," in address else address,
-                             text=text.strip(), tag=tag, is_group=is_group, asked=[frame])
+                             text=text.strip(), tag=request.tag or "", is_group=is_group, asked=[frame])
 
     def _reply(self, frame: Frame) -> None:
         asked, head = frame.answers, frame.head
