@@ -476,7 +476,7 @@ class Stream:
         if head is not None:
             self.verdict = None
             frame = bench.record(self, head, size, note, expect=action not in NOT_EXPECTED)
-        getattr(self, f"_{action}")(data, frame)
+        self._carry_out(action, data, frame)
 
     def _take_gathered(self) -> bytes:
         data = bytes(self.gathered)
@@ -500,24 +500,21 @@ class Stream:
                 return fault
         return WAIT if self.held else PASS
 
-    # what becomes of a part of a frame; `frame` where it is the last part
-
-    def _pass(self, data: bytes, frame: Frame | None) -> None:
-        self.pass_on(data)
-
-    def _eat(self, data: bytes, frame: Frame | None) -> None:
-        pass
-
-    def _swallow(self, data: bytes, frame: Frame | None) -> None:
-        self.flow.copies -= frame is not None
-
-    def _lose(self, data: bytes, frame: Frame | None) -> None:
-        if frame:
+    def _carry_out(self, action: str, data: bytes, frame: Frame | None) -> None:
+        """Does to a part of a frame what was decided; `frame` where it is the last part. Of `eat`, nothing passes."""
+        if action == PASS:
+            self.pass_on(data)
+        elif action in ("hold", WAIT):
+            self._hold(data, frame)
+        elif action == "double":
+            self._double(data, frame)
+        elif action == SWALLOW and frame:
+            self.flow.copies -= 1
+        elif action == "lose" and frame:
             self.flow.lost(self, frame.note)
-
-    def _cut(self, data: bytes, frame: Frame | None) -> None:
-        self.pass_on(data[:max(len(data) // 2, 1)])
-        self.flow.lost(self, NOTES["cut"])
+        elif action == "cut":
+            self.pass_on(data[:max(len(data) // 2, 1)])
+            self.flow.lost(self, NOTES["cut"])
 
     def _hold(self, data: bytes, frame: Frame | None) -> None:
         if not self.held or self.held[-1].frame:
@@ -527,8 +524,6 @@ class Stream:
         self.held[-1].frame = frame
         self.held_size += len(data)
         self.flow.refresh()
-
-    _wait = _hold
 
     def _double(self, data: bytes, frame: Frame | None) -> None:
         self.gathered += data
@@ -2124,39 +2119,72 @@ def bench_names(bench: Bench) -> Callable[[str], str]:
     return lambda name: user if len(people.get(user := name.partition("@")[0], ())) == 1 else name
 
 
-def follow(journey: Journey, bench: Bench, language: int = INDONESIAN) -> list[str]:
-    lines = [title_of(journey, language)]
-    if not journey.legs:
-        return lines
-    legs = sorted(journey.legs, key=lambda frame: frame.number)
-    first = last = legs[0].when
-    short = bench_names(bench)
-    for frame in legs:
-        key = "lab_asked" if frame in journey.asked[:1] else "lab_asked_again"
-        what = [say(key, language)] if frame in journey.asked else []
-        what += [say("lab_at_disk", language, realm=realm) for realm, at in journey.on_disk.items() if at is frame]
-        what += [say("lab_seen_by", language, person=person) for person, at in journey.seen_at.items() if at is frame]
-        what += [frame.note] if frame.note else []
-        line = (f"  #{frame.number:<6} {(frame.when - first) / 1e6:9.1f} ms {(frame.when - last) / 1e6:+9.1f}   "
-                f"{short(frame.source)} → {short(frame.target)}   {summary(frame, 44)}   {', '.join(what)}")
-        lines.append(line.rstrip())
-        last = frame.when
+class Row(NamedTuple):
+    """One line of what is known of a frame or a message: its style, its text; of a leg its frame and its times."""
+
+    style: str
+    text: str
+    leg: Frame | None = None
+    since: float = 0.0                     # milliseconds since the message's first frame
+    delta: float = 0.0                     # and since the one before
+    name: str = ""                         # of a field
+
+
+def legs_of(journey: Journey | None, frame: Frame | None = None) -> list[Frame]:
+    """The frames of a message in order; with those that the given one answers, or that answer it."""
+    near = {frame, frame.answers, frame.answer} - {None} if frame else set()
+    return sorted({*(journey.legs if journey else ()), *near}, key=lambda leg: leg.number)
+
+
+def follow(bench: Bench, journey: Journey, frame: Frame | None = None, language: int = INDONESIAN) -> Iterator[Row]:
+    """One message over all its hops, with the times between them."""
+    short, legs = bench_names(bench), legs_of(journey, frame)
+    yield Row("title", say("lab_journey", language, number=journey.number, uid=journey.uid,
+                           sender=short(journey.sender), target=short(journey.target), text=journey.text[:80]))
+    for before, leg in zip([*legs[:1], *legs], legs, strict=False):
+        what = [say("lab_asked" if leg is journey.asked[0] else "lab_asked_again", language)
+                ] if leg in journey.asked else []
+        what += [say("lab_at_disk", language, realm=realm) for realm, at in journey.on_disk.items() if at is leg]
+        what += [say("lab_seen_by", language, person=person) for person, at in journey.seen_at.items() if at is leg]
+        yield Row("leg", "  ".join([f"{short(leg.source)} → {short(leg.target)}", label(leg, language), *what]), leg,
+                  (leg.when - legs[0].when) / 1e6, (leg.when - before.when) / 1e6)
     if journey.pieces[0]:
-        lines.append(f"  piece × {journey.pieces[0]}, {journey.pieces[1]:,} bytes")
+        yield Row("more", f"piece × {journey.pieces[0]}, {journey.pieces[1]:,} bytes")
     for (caller, callee), seq in journey.items.items():
-        lines.append(f"  {caller}>{callee} seq {seq}")
-    return [*lines, "  " + verdict(journey, language)]
-
-
-def title_of(journey: Journey, language: int = INDONESIAN, short: Callable[[str], str] = str) -> str:
-    return say("lab_journey", language, number=journey.number, uid=journey.uid, sender=short(journey.sender),
-               target=short(journey.target), text=journey.text[:80])
-
-
-def verdict(journey: Journey, language: int = INDONESIAN) -> str:
+        yield Row("more", f"{caller}>{callee} seq {seq}")
     if journey.refusal:
-        return say("lab_refused_by", language, code=journey.refusal)
-    return say(f"lab_verdict_{journey.verdict()}".lower(), language)
+        yield Row("lab_refused_by", say("lab_refused_by", language, code=journey.refusal))
+    else:
+        verdict = f"lab_verdict_{journey.verdict()}".lower()
+        yield Row(verdict, say(verdict, language))
+
+
+def details(bench: Bench, frame: Frame, language: int = INDONESIAN, hide: bool = True, width: int = 16,
+            most: int = 512) -> Iterator[Row]:
+    """What answered a frame, its bytes, its message on every hop, its fields and what they are there for."""
+    if other := frame.answers or frame.answer:
+        key = "lab_answers" if frame.answers else "lab_answered_by"
+        yield Row("more", say(key, language, number=other.number, ms=abs(frame.when - other.when) / 1e6))
+    elif frame.kind == REQUEST:
+        yield Row("more", say("lab_unanswered", language))
+    if frame.head:
+        lines = list(dump((mask(frame.head) if hide else frame.head)[:most], width))
+        yield Row("bytes", "\n".join([*lines, f"… {frame.size:,} B"] if frame.size > most else lines))
+    if journey := bench.journeys.all.get(next(iter(frame.journeys), 0)):
+        yield from follow(bench, journey, frame, language)
+    for name, value, meaning in explain(frame, language, hide):
+        if name:
+            yield Row("field", value[:200], name=name)
+        if meaning:
+            yield Row("meaning", meaning)
+
+
+def label(frame: Frame, language: int = INDONESIAN) -> str:
+    """A frame in a few words, with what the bench did to it."""
+    word = next((word for word, note in NOTES.items() if note and note == frame.note), "")
+    note = say(f"lab_note_{word}", language) if word else frame.note
+    text = re.sub(r"^@\S+ ", "", summary(frame))
+    return f"{text} · {note}" if note else text
 
 
 def dump(data: bytes, width: int = 16) -> Iterator[str]:
@@ -2169,15 +2197,6 @@ def dump(data: bytes, width: int = 16) -> Iterator[str]:
 def is_wanted(frame: Frame, words: Iterable[str], short: Callable[[str], str] = str) -> bool:
     """Whether a list shows it: what the filter names, or without one all but the quiet frames."""
     return matches(frame, words, short) if words else is_shown(frame)
-
-
-def answer_of(frame: Frame, language: int = INDONESIAN) -> str:
-    """What answered it, or what it answers, and how long that took; nothing of what expects no answer."""
-    other = frame.answers or frame.answer
-    if other:
-        key = "lab_answers" if frame.answers else "lab_answered_by"
-        return say(key, language, number=other.number, ms=abs(frame.when - other.when) / 1e6)
-    return say("lab_unanswered", language) if frame.kind == REQUEST else ""
 
 
 def matches(frame: Frame, words: Iterable[str], short: Callable[[str], str] = str) -> bool:
@@ -2528,20 +2547,21 @@ class Console:
         frame = self.bench.do(lambda: next((each for each in self.bench.frames if each.number == wanted), None))
         if frame is None:
             raise BenchError("lab_no_such_frame", number=number)
-        shown = frame.head if raw else mask(frame.head)
-        self.lines([*self.describe([frame]), "", *(f"  {line}" for line in dump(shown[:512]))])
-        self.lines(f"  {name:14} {value[:80]:30} {meaning}".rstrip()
-                   for name, value, meaning in explain(frame, self.language, hide=not raw))
-        self.lines([answer_of(frame, self.language)])
-        for journey in frame.journeys[:5]:
-            self.print("lab_in_journey", number=journey)
+        self.lines([*self.describe([frame]), ""])
+        self.show(self.bench.do(lambda: list(details(self.bench, frame, self.language, not raw))))
+
+    def show(self, rows: Iterable[Row]) -> None:
+        for style, text, leg, since, delta, name in rows:
+            if style == "leg":
+                text = f"#{leg.number:<6} {since:9.1f} ms {delta:+9.1f}   {text}"
+            self.lines(f"  {f'{name:14} ' if name else ''}{line}" for line in text.split("\n"))
 
     def do_follow(self, number: str) -> None:
         """follow N"""
         journey = self.bench.do(lambda: self.bench.journeys.all.get(int(number.lstrip("#"))))
         if journey is None:
             raise BenchError("lab_no_such_journey", number=number)
-        self.lines(self.bench.do(lambda: follow(journey, self.bench, self.language)))
+        self.show(self.bench.do(lambda: list(follow(self.bench, journey, None, self.language))))
 
     def do_journeys(self) -> None:
         """journeys"""
@@ -2661,7 +2681,7 @@ chat: Any = None
 SMALL, HALF, WHOLE = "small", "half", "whole"      # how much of the page the panel takes
 NARROW, WIDE = 700, 1100       # pixels: below, one tab at a time; from here on, details beside the frames
 SIDE, PANE, LINE = 256, 340, 26                    # pixels: width of the cables and of the details, height of a row
-SHOWN = 150                                        # rows
+SHOWN, DUMPED = 150, 96                            # rows; bytes of a frame that the details show as numbers
 DRAW_SECONDS = 0.05                                # from what comes to its drawing
 CABLE_MENU = (                 # (text, command of the bench); a `-` is a line between
     ("lab_cut", "cut {hop}"), ("lab_pull", "pull {hop}"), ("lab_half_open", "half {hop} far"), ("-", ""),
@@ -2695,7 +2715,6 @@ class LabView:
     KEYS = (("F6", "pause"), ("F8", "lab_step"), ("F9", "lab_release"), ("Ctrl+↑ Ctrl+↓", "lab_along"),
             ("Alt+1 … Alt+4", "lab_tabs"))
     TABS = {"diagram": "SWAP_HORIZ", "wire": "LIST", "lesson": "SCHOOL", "cables": "CABLE"}        # with their icons
-    DUMPED = 96                                    # bytes of a frame that the details show as numbers
 
     def __init__(self, window: Any, bench: Bench, hints: Iterable[tuple[str, dict]] = ()) -> None:
         load_page()
@@ -2819,18 +2838,11 @@ class LabView:
         self.reveals = not self.reveals
         self.draw_details()
 
-    def legs(self) -> list[Frame]:
-        """The frames of the selected one's message, in order."""
-        frame = self.selected
-        if not frame:
-            return []
-        journey = self.bench.journeys.all.get(next(iter(frame.journeys), 0))
-        legs = self.bench.do(lambda: list(journey.legs)) if journey else []
-        return sorted({*legs, frame, *filter(None, (frame.answers, frame.answer))}, key=lambda leg: leg.number)
-
     def go_along(self, by: int) -> None:
-        legs = self.legs()
-        at = legs.index(self.selected) + by if legs else -1
+        frame = self.selected
+        journey = frame and self.bench.journeys.all.get(next(iter(frame.journeys), 0))
+        legs = self.bench.do(lambda: legs_of(journey, frame))
+        at = legs.index(frame) + by if frame else -1
         if 0 <= at < len(legs):
             self.select(legs[at])
 
@@ -3076,11 +3088,7 @@ class LabView:
         return f"{short(frame.source)} → {short(frame.target)}"
 
     def label(self, frame: Frame) -> str:
-        """A frame in a few words, with what the bench did to it."""
-        word = next((word for word, note in NOTES.items() if note and note == frame.note), "")
-        note = self.say(f"lab_note_{word}") if word else frame.note
-        text = re.sub(r"^@\S+ ", "", summary(frame))
-        return f"{text} · {note}" if note else text
+        return label(frame, self.language)
 
     @staticmethod
     def color(frame: Frame) -> str:
@@ -3137,13 +3145,8 @@ class LabView:
             self.details.content = (self.lesson.root if self.tab == "lesson" else
                                     chat.blank(ft.Icons.ADS_CLICK, self.say("lab_click")))
         elif frame:
-            head = frame.head if self.reveals else mask(frame.head)
-            text = "\n".join(dump(head[:self.DUMPED], 8))
-            text += f"\n… {frame.size:,} B" if frame.size > self.DUMPED else ""
-            parts = [*self.detail_head(frame), *([ft.Container(
-                ft.Text(text, font_family="Mono", size=11), padding=6, border_radius=6,
-                bgcolor=ft.Colors.SURFACE_CONTAINER_HIGH)] if head else [])]
-            parts += [*self.detail_legs(frame), *self.detail_fields(frame)]
+            rows = self.bench.do(lambda: list(details(self.bench, frame, self.language, not self.reveals, 8, DUMPED)))
+            parts = [*self.detail_head(frame), *map(self.detail, rows)]
             self.details.content = ft.SelectionArea(ft.ListView(parts, spacing=3, padding=10))
         self.window.update(self.details)
 
@@ -3152,38 +3155,28 @@ class LabView:
                  (*(("VISIBILITY_OFF", "lab_hide") if self.reveals else ("VISIBILITY", "lab_reveal")), self.reveal),
                  ("CLOSE", "close", self.select, None))
         title = ft.Text(f"#{frame.number} {self.way(frame)}", size=13, weight=ft.FontWeight.W_600, expand=True)
-        answer = answer_of(frame, self.language)
         return [ft.Row([title, *(self.tool(*each, size=28) for each in tools)], spacing=0),
-                ft.Text(self.label(frame), size=13, color=self.color(frame)), *([chat.small(answer)] if answer else [])]
+                ft.Text(self.label(frame), size=13, color=self.color(frame))]
 
-    def detail_fields(self, frame: Frame) -> list[Any]:
-        bold = ft.TextStyle(weight=ft.FontWeight.W_600, font_family="Mono")
-        plain = ft.TextStyle(font_family="Mono")
-        lines = []
-        for name, value, meaning in explain(frame, self.language, not self.reveals):
-            if name:
-                lines.append(ft.Text(size=12, spans=[ft.TextSpan(f"{name}  ", bold), ft.TextSpan(value[:200], plain)],
-                                     max_lines=4, overflow=ft.TextOverflow.ELLIPSIS))
-            if meaning:
-                lines.append(chat.small(meaning, size=11.5))
-        return lines
-
-    def detail_legs(self, frame: Frame) -> list[Any]:
-        """The frames of its message, with the times since the first."""
-        journey = self.bench.journeys.all.get(next(iter(frame.journeys), 0))
-        if not journey:
-            return []
-        legs = self.legs()
-        lines = [chat.small(title_of(journey, self.language, self.short), size=12)]
-        for leg in legs[:60]:
-            text = f"{(leg.when - legs[0].when) / 1e6:8.1f} ms  {self.way(leg)}  {self.label(leg)}"
-            weight = ft.FontWeight.BOLD if leg is frame else None
-            lines.append(ft.Container(mono(text, 11, weight=weight, color=self.color(leg)), ink=leg is not frame,
-                                      on_click=self.on(self.select, leg)))
-        arrived = self.bench.do(journey.verdict)
-        color = {True: ft.Colors.GREEN_500, False: ft.Colors.ERROR, None: ft.Colors.OUTLINE}[arrived]
-        lines.append(ft.Text(verdict(journey, self.language), size=12.5, weight=ft.FontWeight.W_600, color=color))
-        return [*lines, ft.Divider(height=8)]
+    def detail(self, row: Row) -> Any:
+        """One line of the details."""
+        verdicts = {"lab_verdict_true": ft.Colors.GREEN_500, "lab_verdict_none": ft.Colors.OUTLINE,
+                    "lab_verdict_false": ft.Colors.ERROR, "lab_refused_by": ft.Colors.ERROR}
+        if row.style in verdicts:
+            return ft.Text(row.text, size=12.5, weight=ft.FontWeight.W_600, color=verdicts[row.style])
+        if row.style == "bytes":
+            return ft.Container(ft.Text(row.text, font_family="Mono", size=11), padding=6, border_radius=6,
+                                bgcolor=ft.Colors.SURFACE_CONTAINER_HIGH)
+        if row.style == "field":
+            bold = ft.TextStyle(weight=ft.FontWeight.W_600)
+            return ft.Text(size=12, spans=[ft.TextSpan(f"{row.name}  ", bold), ft.TextSpan(row.text)],
+                           font_family="Mono", max_lines=4, overflow=ft.TextOverflow.ELLIPSIS)
+        if row.style == "leg":
+            is_selected = row.leg is self.selected
+            text = mono(f"{row.since:8.1f} ms  {row.text}", 11, color=self.color(row.leg),
+                        weight=ft.FontWeight.BOLD if is_selected else None)
+            return ft.Container(text, ink=not is_selected, on_click=self.on(self.select, row.leg))
+        return chat.small(row.text, size=11.5 if row.style == "meaning" else 12)
 
 
 def mono(text: str, size: float, **more: Any) -> Any:
