@@ -5663,7 +5663,8 @@ class Documents(ChatTest):
     def test_only_the_standard_library(self):
         flet = {"flet", "fastapi", "uvicorn", "qrcode"}         # the others are what Flet brings along
         extra = {"common.py": set(), "run_tests.py": {"common", "playwright", "uvloop", "websockets", "msgpack"},
-                 "ChatServer.py": {"common"}, "ChatMark.py": {"common"}, "ChatLab.py": {"common", "ChatClient"} | flet,
+                 "ChatServer.py": {"common"}, "ChatMark.py": {"common"},
+                 "ChatLab.py": {"common", "ChatClient", "ChatMark"} | flet,
                  "ChatClient.py": {"common", "ChatLab"} | flet}
         for path in self.PROGRAMS:
             imported = set()
@@ -7386,6 +7387,20 @@ class BrowserBench(ChatTest):
         page.sees("cut ×1")
         page.press("Small panel")
         page.sees("Find a conversation")
+
+    def test_the_examiner_on_the_benchs_own_page(self):
+        """It marks a server through the bench, so that the diagram shows what was asked."""
+        student = Student(next(broken for broken in SERVER_BREAKS if broken.name == "logout-keeps"))
+        self.keep(student)
+        port = free_ports(1)[0]
+        page = self.page(self.serve("--page", f"--hop=mesin1={port}>{student.place}", program="ChatLab.py"))
+        page.click("Mark")
+        page.press("Mark this server")
+        page.sees("84/86 points, 53 of 54 checks")
+        page.hit(page.tab.get_by_text("C24 logout ends the token").first)
+        page.sees("logout deletes the session.")
+        page.click("Diagram")
+        self.rows(page, "inbox").first.wait_for(state="attached")
 
     def test_the_bench_alone_on_a_page(self):
         """`--page`, before a server that is somebody's own."""

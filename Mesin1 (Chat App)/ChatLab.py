@@ -2714,7 +2714,7 @@ class LabView:
 
     KEYS = (("F6", "pause"), ("F8", "lab_step"), ("F9", "lab_release"), ("Ctrl+↑ Ctrl+↓", "lab_along"),
             ("Alt+1 … Alt+4", "lab_tabs"))
-    TABS = {"diagram": "SWAP_HORIZ", "wire": "LIST", "lesson": "SCHOOL", "cables": "CABLE"}        # with their icons
+    TABS = {"diagram": "SWAP_HORIZ", "wire": "LIST", "lesson": "SCHOOL", "cables": "CABLE", "lab_mark": "GRADING"}
 
     def __init__(self, window: Any, bench: Bench, hints: Iterable[tuple[str, dict]] = ()) -> None:
         load_page()
@@ -2732,7 +2732,7 @@ class LabView:
         self.reveals = False                       # secrets
         self.is_drawing, self.rest = False, DRAW_SECONDS       # soon, after so many seconds
         self.is_stale = True                       # rows that are there may look differently now
-        self.cables, self.lesson = Cables(self), LessonView(self)
+        self.cables, self.lesson, self.mark = Cables(self), LessonView(self), MarkView(self)
         self.root = ft.Container(bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST)
         self.build()
         loop = asyncio.get_running_loop()
@@ -2746,6 +2746,7 @@ class LabView:
     def close(self) -> None:
         self.unwatch()
         self.lesson.stop()
+        self.mark.report = None
 
     @property
     def language(self) -> int:
@@ -2948,6 +2949,7 @@ class LabView:
         self.details = ft.Container(width=PANE)
         self.cables.build()
         self.lesson.draw()
+        self.mark.draw()
         self.tabs = {tab: ft.TextButton(self.say(tab), icon=getattr(ft.Icons, icon), height=34,
                                         on_click=self.on(self.choose, tab)) for tab, icon in self.TABS.items()}
         self.filter = self.part.field(hint_text=self.say("filter"), text_size=13, content_padding=8, expand=True,
@@ -2981,7 +2983,7 @@ class LabView:
         for tab, button in self.tabs.items():
             button.style = ft.ButtonStyle(padding=ft.Padding(8, 0, 8, 0), bgcolor=ft.Colors.SECONDARY_CONTAINER
                                           if tab == self.tab else None)
-            button.visible = tab != "cables" or self.is_narrow
+            button.visible = {"cables": self.is_narrow, "lab_mark": not self.window.demo}.get(tab, True)
         records = bool(self.bench.capture)
         for button, icon, key in (
                 (self.pause, *(("PLAY_ARROW", "resume") if self.paused else ("PAUSE", "pause"))),
@@ -3001,7 +3003,8 @@ class LabView:
             lines = [ft.Row([ft.Row([*self.tabs.values()], spacing=0, expand=True), *ends], spacing=0)]
             lines += [ft.Row(self.tools, spacing=0)] if self.shows_frames else []
         parts = [ft.Container(ft.Column(lines, spacing=2), padding=ft.Padding(6, 4, 6, 3))]
-        body = {"lesson": self.lesson.root, "cables": self.cables.root}.get(self.middle, self.sheet)
+        parts_of = {"lesson": self.lesson.root, "cables": self.cables.root, "lab_mark": self.mark.root}
+        body = parts_of.get(self.middle, self.sheet)
         self.details.width, self.details.expand = (PANE, False) if self.has_pane else (None, True)
         if self.has_pane:
             body = ft.Row([body, ft.VerticalDivider(width=1), self.details], spacing=0, expand=True)
@@ -3381,6 +3384,59 @@ class LessonView:
             parts.append(ft.FilledButton(self.say("lab_next"), disabled=self.is_busy, on_click=self.on(self.go_on)))
         self.buttons.content = ft.Row(parts)
         self.lab.window.update(self.buttons)
+
+
+class MarkView:
+    """The examiner on the page: marks the server at an address, check by check; a check that is missed opens."""
+
+    ICONS = {"passed": ("CHECK", "GREEN_500"), "missed": ("CLOSE", "ERROR"), "skipped": ("REMOVE", "OUTLINE")}
+
+    def __init__(self, lab: LabView) -> None:
+        self.lab, self.say = lab, lab.say
+        self.report: Any = None                    # of the examination that goes on, or was the last
+        hop = next((hop for hop in lab.bench.hops.values() if not hop.is_link), None)
+        self.place = f"127.0.0.1:{hop.port}" if hop else ""    # through the bench: the diagram shows what is asked
+        self.list, self.total = ft.ListView(expand=True), chat.small("")
+        self.root = ft.Container(expand=True, padding=10)
+
+    def draw(self) -> None:
+        self.field = self.lab.part.field(label="HOST:PORT [HOST:PORT]", value=self.place, expand=True,
+                                         on_submit=self.lab.on(self.run))
+        start = ft.FilledButton(self.say("lab_mark_start"), on_click=self.lab.on(self.run))
+        self.root.content = ft.Column([ft.Row([self.field, start]), self.total, self.list], expand=True)
+
+    async def run(self) -> None:
+        """Marks that server; an examination that still goes on is left where it is."""
+        import ChatMark
+        self.place = self.field.value or ""
+        try:
+            places = [common.parse_host_port(place) for place in self.place.split()[:2]]
+        except ValueError as error:
+            return self.lab.window.toast(str(error))
+        exam = ChatMark.Exam(places, list(REALMS))
+        self.report = report = ChatMark.Report(self.place, exam, self.lab.language)
+        self.list.controls.clear()
+        options = argparse.Namespace(client=False, run="", only=[], extra=False)
+        for row in ChatMark.chosen(options, len(places)) if places else ():
+            result = await asyncio.to_thread(exam.result_of, row)
+            if report is not self.report:
+                return
+            report.results.append(result)
+            self.list.controls.append(self.row(result))
+            self.total.value = report.summary()
+            self.lab.window.update(self.root)
+        self.total.value = f"{self.total.value}   {report.verdict()}"
+        self.lab.window.update(self.root)
+
+    def row(self, result: Any) -> Any:
+        """A check, and behind a click what was sent, expected and came."""
+        icon, color = self.ICONS[result.kind]
+        sign = ft.Icon(getattr(ft.Icons, icon), color=getattr(ft.Colors, color), size=18)
+        title = ft.Text(f"{result.score}/{result.check.points}   {self.report.title(result)}", size=13.5)
+        if not result.miss:
+            return ft.ListTile(title, leading=sign, dense=True, subtitle=self.report.why_skipped(result) or None)
+        details = ft.Text("\n".join(self.report.details(result)), font_family="Mono", size=12, selectable=True)
+        return ft.ExpansionTile(title, [ft.Container(details, padding=10)], leading=sign, dense=True)
 
 
 class Demo:
