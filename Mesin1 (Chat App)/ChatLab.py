@@ -2176,7 +2176,7 @@ def details(bench: Bench, frame: Frame, language: int = INDONESIAN, hide: bool =
         if name:
             yield Row("field", value[:200], name=name)
         if meaning:
-            yield Row("meaning", meaning)
+            yield Row("meaning" if name else "more", meaning)
 
 
 def label(frame: Frame, language: int = INDONESIAN) -> str:
@@ -2554,7 +2554,8 @@ class Console:
         for style, text, leg, since, delta, name in rows:
             if style == "leg":
                 text = f"#{leg.number:<6} {since:9.1f} ms {delta:+9.1f}   {text}"
-            self.lines(f"  {f'{name:14} ' if name else ''}{line}" for line in text.split("\n"))
+            before = f"{name:14} " if style in ("field", "meaning") else ""
+            self.lines(f"  {before}{line}" for line in text.split("\n"))
 
     def do_follow(self, number: str) -> None:
         """follow N"""
