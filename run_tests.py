@@ -8584,6 +8584,12 @@ class BenchJourneys(BenchTest):
                 numbers = [frame.number for frame in journey.legs]
                 self.assertEqual(len(numbers), len(set(numbers)))
         self.assertGreater(self.journey("g.bin", there).pieces[0], 1)
+        sent = messi.ok(f"sendfile lineker k.bin {as_base64(b'k')}")
+        for line in ("groups", "realms", "conversations", "history lineker", "info mesin2", "inbox",
+                     f"getfile {sent['id']}"):
+            messi.ok(line)
+        fields = [field for frame in list(self.bench.frames) for field in lab().explain(frame)]
+        self.assertEqual({field.name for field in fields if not field.meaning}, set(), "each has its meaning")
 
     def test_a_copy_of_a_group_comes_from_its_realm(self):
         messi, henderson = self.talk()
