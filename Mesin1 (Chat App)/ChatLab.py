@@ -1421,8 +1421,7 @@ class Journeys:
         several = values.get("GROUP-or-USERS", "")
         is_group = "GROUP" in values or several.startswith("group:")
         target = values.get("USER") or values.get("GROUP") or several.removeprefix("group:")
-        realm = values.get("REALM") or frame.flow.hop.realm
-        address = target.lower() if "@" in target else f"{target.lower()}@{realm}"
+        address = with_realm(target.lower(), values.get("REALM") or frame.flow.hop.realm)
         text = values.get("TEXT") or common.decode_file_name(values.get("NAME", ""))
         frame.asks = Journey(sender=person or f"?@{frame.flow.hop.realm}", target="" if "," in address else address,
                              text=text.strip(), tag=request.tag or "", is_group=is_group, asked=[frame])
@@ -1436,7 +1435,7 @@ class Journeys:
             reply = load(head)
             if "tokenid" in reply:
                 user = str(reply.get("user") or asked.head.split()[1].decode(errors="replace")).lower()
-                person = user if "@" in user else f"{user}@{frame.flow.hop.realm}"
+                person = with_realm(user, frame.flow.hop.realm)
                 self.tokens[digest(str(reply["tokenid"]))] = person
                 if len(self.tokens) > TOKENS_MOST:
                     self.tokens.popitem(last=False)
@@ -1447,10 +1446,8 @@ class Journeys:
         elif asked.word in TAKES:
             self._taken(frame)
         elif asked.word in GROUP_WORDS and asked.who and b'"ERROR"' not in head[:40]:
-            words = asked.head.split()
-            group = words[-1].decode(errors="replace").lower()
-            self._member(group if "@" in group else f"{group}@{frame.flow.hop.realm}", asked.who,
-                         GROUP_WORDS[asked.word])
+            group = asked.head.split()[-1].decode(errors="replace").lower()
+            self._member(with_realm(group, frame.flow.hop.realm), asked.who, GROUP_WORDS[asked.word])
         elif ask:
             self._answered(ask, frame)
 
@@ -1531,13 +1528,12 @@ class Journeys:
     # -- a message passes between realms
 
     def _deliver(self, frame: Frame) -> None:
-        _, _, rest = frame.head.partition(b"deliver ")
-        words = rest.split(b" ", 2)
-        if len(words) < 3:
+        words = frame.head.split(b" ", 3)
+        if len(words) < 4:
             return
-        caller, callee = frame.flow.caller or frame.flow.hop.only_caller, frame.flow.hop.realm
-        link = caller, callee, words[0].decode(errors="replace")
-        for item in load_items(words[2]):
+        caller, callee = frame.flow.realm, frame.flow.hop.realm
+        link = caller, callee, words[1].decode(errors="replace")
+        for item in load_items(words[3]):
             seq = item.get("seq")
             if not isinstance(seq, int):
                 continue
@@ -1566,9 +1562,7 @@ class Journeys:
 
     def _delivered(self, frame: Frame) -> None:
         """What the other realm has: `have` up to a number, of one stream or (at the greeting) of each."""
-        asked, reply = frame.answers, load(frame.head)
-        flow = frame.flow
-        caller, callee = flow.realm, flow.hop.realm
+        asked, reply, flow = frame.answers, load(frame.head), frame.flow
         if asked.word == "peerproof":
             flow.linked = reply.get("status") == "OK"
             have, refused = reply.get("have"), reply.get("refused")
@@ -1579,14 +1573,13 @@ class Journeys:
             refusals = [reply.get("refused")]
         for (stream, have), refused in zip(pairs, refusals, strict=False):
             refused = refused if isinstance(refused, dict) else {}
-            waiting = self.under_way.get((caller, callee, stream), {})
-            done = [seq for seq in waiting if isinstance(have, int) and seq <= have]
-            for seq in done:
+            waiting = self.under_way.get((flow.realm, flow.hop.realm, stream), {})
+            for seq in [seq for seq in waiting if isinstance(have, int) and seq <= have]:
                 journey = waiting.pop(seq)
                 if code := refused.get(str(seq)):
                     journey.refused = str(code)
                 else:
-                    journey.on_disk.setdefault(callee, frame)
+                    journey.on_disk.setdefault(flow.hop.realm, frame)
                 self._add(journey, frame)
 
     def _piece(self, frame: Frame) -> None:
