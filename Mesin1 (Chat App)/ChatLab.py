@@ -29,14 +29,12 @@ import contextlib
 import errno
 import functools
 import hashlib
-import heapq
 import ipaddress
 import itertools
 import json
 import queue
 import random
 import re
-import selectors
 import shlex
 import shutil
 import signal
@@ -50,7 +48,6 @@ import time
 import traceback
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
@@ -366,7 +363,7 @@ class Stream:
         self.held_size = 0
         self.timer: float | None = None            # when `pump` is called next
         self.last_due = self.next_send = self.glue_until = self.stalled = 0.0
-        self.mask = 0                              # what the loop waits for at its source
+        self.listens = False, False                # what the loop waits for at its source: bytes, room for bytes
 
     @property
     def source(self) -> socket.socket:
@@ -419,17 +416,17 @@ class Stream:
 
     # -- bytes come in
 
-    def ready(self, events: int) -> None:
-        """The loop says what can be done with the source; an earlier event of this turn may have closed it."""
-        flow = self.flow
-        if flow.dead:
-            return
-        if not flow.connected:
-            return flow.answered()
-        if events & selectors.EVENT_WRITE:
+    def readable(self) -> None:
+        """The loop says that the source has something; an earlier event of this turn may have ended the connection."""
+        if not self.flow.dead:
+            self.flow.read(self)
+
+    def writable(self) -> None:
+        """The loop says that the source takes bytes; at first, that it has answered the call."""
+        if not self.flow.connected and not self.flow.dead:
+            self.flow.answered()
+        elif not self.flow.dead:
             self.other.pump()
-        if events & selectors.EVENT_READ and not flow.dead:
-            flow.read(self)
 
     def arrive(self, data: bytes) -> None:
         flow, bench = self.flow, self.flow.bench
@@ -808,25 +805,21 @@ class Flow:
             self.close(reset=True)                 # the dead peer is back, and knows nothing of this connection
         elif data:
             stream.arrive(data)
-        elif stream.ending:
-            stream.finish()
-        elif data is None or stream.other.abandoned:           # reset, or it takes nothing any more
+        elif not stream.ending and (data is None or stream.other.abandoned):   # reset, or it takes nothing any more
             self.lost(stream)
         else:
-            self.bench.mark(self, stream.up, FINISHED)
+            if not stream.ending:
+                self.bench.mark(self, stream.up, FINISHED)
             stream.finish()
-        self.refresh()
+            self.refresh()
 
     def refresh(self) -> None:
         """Tells the loop what to wait for at both ends."""
         for stream in () if self.dead else self.streams:
-            other, mask = stream.other, 0
-            if self.connected and stream.wants_read:
-                mask = selectors.EVENT_READ
-            if (other.blocked and not other.is_stopped) or (stream is self.down and not self.connected):
-                mask |= selectors.EVENT_WRITE
-            if mask != stream.mask and stream.source.fileno() >= 0:
-                self.bench.listen(stream, mask)
+            other, is_calling = stream.other, stream is self.down and not self.connected
+            writes = is_calling or (other.blocked and not other.is_stopped)
+            if stream.source.fileno() >= 0:
+                self.bench.listen(stream, self.connected and stream.wants_read, writes)
 
     # -- its end
 
@@ -903,8 +896,7 @@ class Flow:
         end = stream.source
         if end.fileno() < 0:
             return
-        if stream.mask:
-            self.bench.listen(stream, 0)
+        self.bench.listen(stream, False, False)
         if reset:
             with contextlib.suppress(OSError):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_NOW)
@@ -957,7 +949,7 @@ class Bench:
 
     def __init__(self, seed: int | None = None) -> None:
         self.random = random.Random(seed)
-        self.selector = selectors.DefaultSelector()
+        self.loop = asyncio.SelectorEventLoop()    # of which only the waiting for sockets and moments is used
         self.hops: dict[str, Hop] = {}
         self.flows: dict[int, Flow] = {}
         self.faults: list[Fault] = []
@@ -972,18 +964,10 @@ class Bench:
         self.started = self.when = time.time_ns()  # `when`: the clock of what is being read
         self._watchers: list[Callable[[list[Frame]], None]] = []
         self._fresh: list[Frame] = []
-        self._changed = False                      # a fault, a port or a machine is not as it was
+        self._is_telling = False                   # those who watch are told at the end of this turn
         self._tally: tuple[float, dict[str, int]] = 0.0, {}
-        self._timers: list[tuple[float, int, Callable[[], object]]] = []
-        self._timer_count = itertools.count()
-        self._tasks: deque[tuple[Callable[[], Any], Future]] = deque()
-        self._wakers = socket.socketpair()
-        for waker in self._wakers:
-            waker.setblocking(False)
-        self.selector.register(self._wakers[0], selectors.EVENT_READ, self._woken)
         self.errors: list[Exception] = []          # the bench's own faults; there ought to be none
-        self._stopping = False
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self.loop.run_forever, name="bench", daemon=True)
 
     # -- from other threads
 
@@ -1001,33 +985,27 @@ class Bench:
         return hop
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="bench", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        self._stopping = True
-        self._wake()
-        if self._thread:
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join()
         for flow in list(self.flows.values()):
             flow.close(reset=True)
         for hop in self.hops.values():
-            hop.close()
-        if self.capture:
-            self.capture.close()
-            self.capture = None
-        self.selector.close()
-        for waker in self._wakers:
-            waker.close()
+            self._listen(hop, is_open=False, takes_calls=False)
+        self.stop_capture()
+        self.loop.close()
 
     def do(self, function: Callable[[], Any]) -> Any:
         """Runs the function in the loop and returns what it returns."""
-        if self._thread is None or not self._thread.is_alive() or threading.current_thread() is self._thread:
+        async def call() -> Any:
             return function()
-        future: Future = Future()
-        self._tasks.append((function, future))
-        self._wake()
-        return future.result(30)
+
+        if threading.current_thread() is self._thread or not self._thread.is_alive():
+            return function()
+        return asyncio.run_coroutine_threadsafe(call(), self.loop).result(30)
 
     def watch(self, callback: Callable[[list[Frame]], None]) -> Callable[[], None]:
         """From now on `callback` gets each turn's frames as one list, in the bench's thread. Returns what ends it.
@@ -1067,7 +1045,14 @@ class Bench:
 
     def touch(self) -> None:
         """Lets those who watch know that something other than a frame is new. In the loop."""
-        self._changed = True
+        if not self._is_telling:
+            self._is_telling = True
+            self.loop.call_soon(self._call, self._tell)
+
+    def _tell(self) -> None:
+        fresh, self._fresh, self._is_telling = self._fresh, [], False
+        for callback in self._watchers:
+            callback(fresh)
 
     def has_fault(self, word: str, flow: Flow) -> bool:
         return any(fault.kind.word == word and flow.covered_by(fault.where) for fault in self.faults)
@@ -1121,13 +1106,13 @@ class Bench:
 
     def _listen(self, hop: Hop, is_open: bool, takes_calls: bool) -> None:
         if hop.takes_calls and not takes_calls:
-            self.selector.unregister(hop.listener)
+            self.loop.remove_reader(hop.listener)
         if not is_open:
             hop.close()
         elif not hop.listener:
             hop.open()
         if takes_calls and not hop.takes_calls:
-            self.selector.register(hop.listener, selectors.EVENT_READ, lambda _: self._accept(hop))
+            self.loop.add_reader(hop.listener, self._call, functools.partial(self._accept, hop))
         hop.takes_calls = takes_calls
 
     def apply_to(self, flow: Flow) -> None:
@@ -1199,6 +1184,7 @@ class Bench:
             self.forgotten += 1
         if self._watchers:
             self._fresh.append(frame)
+            self.touch()
 
     def tally(self) -> dict[str, int]:
         """The counters as they were a moment ago at most: many pages may ask for them often."""
@@ -1227,16 +1213,21 @@ class Bench:
     # -- the loop
 
     def at(self, when: float, function: Callable[[], object]) -> None:
-        heapq.heappush(self._timers, (when, next(self._timer_count), function))
+        self.loop.call_at(when, self._call, function)
 
-    def listen(self, stream: Stream, mask: int) -> None:
-        """What the loop waits for at the source of a stream."""
-        if not mask:
-            self.selector.unregister(stream.source)
-        else:
-            change = self.selector.modify if stream.mask else self.selector.register
-            change(stream.source, mask, stream.ready)
-        stream.mask = mask
+    def listen(self, stream: Stream, *wanted: bool) -> None:
+        """What the loop waits for at the source of a stream: bytes, and room for bytes."""
+        if wanted == stream.listens:
+            return
+        loop, sock = self.loop, stream.source
+        for listens, wants, add, remove, ready in zip(
+                stream.listens, wanted, (loop.add_reader, loop.add_writer), (loop.remove_reader, loop.remove_writer),
+                (stream.readable, stream.writable), strict=True):
+            if wants and not listens:
+                add(sock, self._call, ready)
+            elif listens and not wants:
+                remove(sock)
+        stream.listens = wanted
 
     def forget(self, flow: Flow) -> None:
         self.flows.pop(flow.number, None)
@@ -1265,20 +1256,6 @@ class Bench:
             if not flow.dead:
                 flow.connect()
 
-    def _wake(self) -> None:
-        with contextlib.suppress(OSError):
-            self._wakers[1].send(b"\0")
-
-    def _woken(self, _: int) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._wakers[0].recv(4096)
-        while self._tasks:
-            function, future = self._tasks.popleft()
-            try:
-                future.set_result(function())
-            except Exception as error:
-                future.set_exception(error)
-
     def _call(self, function: Callable[..., object], *arguments: object) -> None:
         """A fault of the bench's own ends one connection, not the bench."""
         try:
@@ -1289,18 +1266,6 @@ class Bench:
             owner = getattr(function, "__self__", None)
             if isinstance(owner, Flow | Stream):
                 (owner.flow if isinstance(owner, Stream) else owner).close(reset=True)
-
-    def _run(self) -> None:
-        while not self._stopping:
-            wait = max(self._timers[0][0] - time.monotonic(), 0) if self._timers else None
-            for key, events in self.selector.select(wait):
-                self._call(key.data, events)
-            while self._timers and self._timers[0][0] <= time.monotonic():
-                self._call(heapq.heappop(self._timers)[2])
-            if self._fresh or self._changed:
-                fresh, self._fresh, self._changed = self._fresh, [], False
-                for callback in self._watchers:
-                    callback(fresh)
 
 
 # ---- Journeys ----------------------------------------------------------------------------------
