@@ -8689,6 +8689,19 @@ class BenchJourneys(BenchTest):
         self.assertEqual({frame.hop for frame in journey.legs}, {"mesin1", ">mesin2", "mesin2"})
         self.assertTrue(journey.verdict())
 
+    def test_the_examiner_gives_the_same_marks_through_the_bench(self):
+        """Whatever a client asks and a server answers, the bench passes it on, and has no fault of its own."""
+        stranger = strange_server(lambda connection: answer_all(connection, ExaminedStrangers.STEERING))
+        self.keep(student := Student(), stranger)
+        for name, place, sections in (("student", common.parse_host_port(student.place), "C,F,E,X,S"),
+                                      ("stranger", stranger.getsockname(), "C,E")):
+            with self.subTest(name):
+                hop = self.bench.do(functools.partial(self.bench.add_hop, name, place))
+                ends = [examine(f"127.0.0.1:{port}", "--only", sections).stdout.splitlines()[-1]
+                        for port in (place[1], hop.port)]
+                self.assertEqual(*(end.partition(" checks")[0] for end in ends))
+                self.assertEqual(self.bench.errors, [])
+
     def test_what_is_followed_is_bounded(self):
         self.set_constant("JOURNEYS_MOST", 50)
         near, far = self.cable("mesin1")

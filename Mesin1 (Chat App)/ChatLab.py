@@ -1375,7 +1375,7 @@ class Journeys:
             request = common.parse_request(*common.split_tag(frame.head.decode(errors="replace").encode()))
         except common.ChatError:
             return
-        words = request.arguments
+        words = request.arguments or [""]
         person = self.tokens.get(digest(words[0]), "")
         if person and person != frame.flow.person:
             self._name(frame.flow, person)
@@ -1399,8 +1399,8 @@ class Journeys:
         if asked.word in ("auth", "register"):
             reply = load(head)
             if "tokenid" in reply:
-                user = str(reply.get("user") or asked.head.split()[1].decode(errors="replace")).lower()
-                person = with_realm(user, frame.flow.hop.realm)
+                user = reply.get("user") or b"".join(asked.head.split()[1:2]).decode(errors="replace") or "?"
+                person = with_realm(str(user).lower(), frame.flow.hop.realm)
                 self.tokens[digest(str(reply["tokenid"]))] = person
                 if len(self.tokens) > TOKENS_MOST:
                     self.tokens.popitem(last=False)
@@ -1590,7 +1590,7 @@ class Journeys:
         for some in lists:
             for message in some if isinstance(some, list) else []:
                 if isinstance(message, str):
-                    message = load(message.encode())
+                    message = load(message)
                 if isinstance(message, dict):
                     self._message(message, frame.answers.who, frame)
 
@@ -1599,8 +1599,7 @@ class Journeys:
         if isinstance(uid, str):
             journey = self._of_uid(uid)
         else:
-            text = str(message.get("msg") or (message.get("file") or {}).get("name", "")).strip()
-            about = Journey(target=str(message.get("to") or person), text=text)
+            about = Journey(target=str(message.get("to") or person), text=text_of(message))
             journey = self._nameless(about, lambda other: person not in other.seen)
             if journey is None:
                 return
@@ -1661,10 +1660,9 @@ class Journeys:
             journey.sender = str(message.get("from") or "")
         journey.is_group = journey.is_group or bool(message.get("group"))
         journey.target = journey.target or str(message.get("group") or message.get("to") or "")
-        file = message.get("file")
-        if isinstance(file, dict):
+        if isinstance(file := message.get("file"), dict):
             journey.sha256 = str(file.get("sha256", ""))
-        journey.text = journey.text or str(message.get("msg") or (file or {}).get("name") or "").strip()
+        journey.text = journey.text or text_of(message)
         self._learn(journey)
         self._expect(journey)
         if not journey.asked and (ask := self._nameless(journey, journey.is_like)):
@@ -1708,16 +1706,22 @@ def by_text(journey: Journey) -> tuple[str, str]:
 
 
 def digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
+    return hashlib.sha256(token.encode(errors="replace")).digest()
 
 
-def load(head: bytes) -> dict:
+def load(head: bytes | str) -> dict:
     """A reply or an event as a dict; empty where it is none, or cut off."""
     try:
         value = json.loads(head)
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def text_of(message: dict) -> str:
+    """The text of a message, or the name of its file."""
+    file = message.get("file")
+    return str(message.get("msg") or (file.get("name") if isinstance(file, dict) else "") or "").strip()
 
 
 def load_items(text: bytes) -> Iterator[dict]:
@@ -2290,7 +2294,7 @@ class Actor:
         if frame.get("event") == "message":
             self.last_id = max(self.last_id, frame.get("id", 0))
             if frame.get("from") != f"{self.user}@{self.realm}" or frame.get("to") == frame.get("from"):
-                self.got.append(str(frame.get("msg") or (frame.get("file") or {}).get("name", "")))
+                self.got.append(text_of(frame))
         elif "status" in frame and self.waiting:
             what = self.waiting.popleft()
             if "tokenid" in frame:
