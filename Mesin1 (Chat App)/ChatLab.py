@@ -3,11 +3,11 @@
 
 The server knows nothing of it. A client connects to the bench, and the bench connects to the server; one realm calls
 the other the same way. In this order:
-  texts         what the bench says, in Indonesian and English
+  texts         what the bench says, in Indonesian and English; they lie in assets/texts.json
   frames        one request, reply or event as it passed; bytes -> frames
   faults        the table of what can be broken, and how a line of words becomes a fault
   connections   Stream (one direction), Flow (one connection), Hop (one listening port)
-  Bench         one thread, one selectors loop, and all that hangs on it
+  Bench         one thread, one loop over all sockets, and all that hangs on it
   Journeys      one message from its request over both realms to its recipients
   explanations  what each word of a frame means, and why it is there
   Capture       a pcapng file for Wireshark
@@ -389,7 +389,8 @@ class Stream:
     @property
     def wants_read(self) -> bool:
         if self.flow.half:
-            return not self.flow.bench.has_fault("half", self.flow)
+            return not any(fault.kind.word == "half" and self.flow.covered_by(fault.where)
+                           for fault in self.flow.bench.faults)
         most = QUEUE_MOST if self.shaping else QUEUE_MARK
         return not (self.finished or self.abandoned or self.queued > most or self.held_size > QUEUE_MOST
                     or self.is_stopped)
@@ -890,7 +891,8 @@ class Flow:
         for stream in self.streams:
             stream.abandon()
             self._close_end(stream, reset)
-        self.bench.forget(self)
+        self.bench.flows.pop(self.number, None)
+        self.bench.journeys.flow_ended(self)
 
     def _close_end(self, stream: Stream, reset: bool = True) -> None:
         end = stream.source
@@ -1053,9 +1055,6 @@ class Bench:
         fresh, self._fresh, self._is_telling = self._fresh, [], False
         for callback in self._watchers:
             callback(fresh)
-
-    def has_fault(self, word: str, flow: Flow) -> bool:
-        return any(fault.kind.word == word and flow.covered_by(fault.where) for fault in self.faults)
 
     def set_fault(self, fault: Fault) -> None:
         """Breaks something. Raises BenchError where the place is unknown."""
@@ -1229,32 +1228,24 @@ class Bench:
                 remove(sock)
         stream.listens = wanted
 
-    def forget(self, flow: Flow) -> None:
-        self.flows.pop(flow.number, None)
-        self.journeys.flow_ended(flow)
-
     def _accept(self, hop: Hop) -> None:
-        for _ in range(64):
-            if hop.listener is None:               # a fault of this turn has closed it
-                return
-            try:
-                near, _ = hop.listener.accept()
-            except (BlockingIOError, InterruptedError, OSError):
-                return
-            if len(self.flows) >= FLOWS_MOST:
-                near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_NOW)
-                near.close()
-                continue
-            self.flow_count += 1
-            try:
-                flow = Flow(self, hop, self.flow_count, near)
-            except OSError:                        # the caller has gone already
-                near.close()
-                continue
-            self.flows[flow.number] = flow
-            self.apply_to(flow)
-            if not flow.dead:
-                flow.connect()
+        try:
+            near, _ = hop.listener.accept()
+        except OSError:                            # the caller has gone already
+            return
+        if len(self.flows) >= FLOWS_MOST:
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_NOW)
+            near.close()
+            return
+        self.flow_count += 1
+        try:
+            flow = self.flows[self.flow_count] = Flow(self, hop, self.flow_count, near)
+        except OSError:
+            near.close()
+            return
+        self.apply_to(flow)
+        if not flow.dead:
+            flow.connect()
 
     def _call(self, function: Callable[..., object], *arguments: object) -> None:
         """A fault of the bench's own ends one connection, not the bench."""
