@@ -3389,7 +3389,7 @@ class MarkView:
         title = ft.Text(f"{result.score}/{result.check.points}   {self.report.title(result)}", size=13.5)
         if not result.miss:
             return ft.ListTile(title, leading=sign, dense=True, subtitle=self.report.why_skipped(result) or None)
-        details = ft.Text("\n".join(self.report.details(result)), font_family="Mono", size=12, selectable=True)
+        details = ft.SelectionArea(ft.Text("\n".join(self.report.details(result)), font_family="Mono", size=12))
         return ft.ExpansionTile(title, [ft.Container(details, padding=10)], leading=sign, dense=True)
 
 
