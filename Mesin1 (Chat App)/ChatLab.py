@@ -47,7 +47,7 @@ import threading
 import time
 import traceback
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
@@ -1288,8 +1288,8 @@ class Journey:
     answer: str = ""                                               # OK, queued, or the code of the refusal
     refused: str = ""                                              # the code of another realm's refusal
     sha256: str = ""                                               # of its file
-    pieces: list[int] = field(default_factory=lambda: [0, 0])      # pieces of that file on a link, and their bytes
-    expected: set[str] = field(default_factory=set)                # who has to see it, as far as the bench knows
+    pieces: Sequence[int] = (0, 0)                                 # pieces of that file on a link, and their bytes
+    expected: Set[str] = frozenset()                               # who has to see it, as far as the bench knows
 
     @property
     def home(self) -> str:
@@ -1362,8 +1362,11 @@ class Journeys:
                 self._with_token(frame, command)
 
     def _with_token(self, frame: Frame, command: common.Command) -> None:
-        try:                                       # the head may end in the middle of a letter
-            request = common.parse_request(*common.split_tag(frame.head.decode(errors="replace").encode()))
+        head = frame.head
+        if len(head) < frame.size:                 # it may end in the middle of a letter
+            head = head.decode(errors="ignore").encode()
+        try:
+            request = common.parse_request(*common.split_tag(head))
         except common.ChatError:
             return
         words = request.arguments or [""]
