@@ -5901,6 +5901,18 @@ class Terminals(TwoRealms):
         terminal.type("logout")
         terminal.sees("mesin1> ")
 
+    def test_the_bell_sounds_for_private_messages_of_others(self):
+        alice, bob = self.people("alice", "bob")
+        alice.ok("addgroup bunyi")
+        bob.ok("joingroup bunyi")
+        for options, bells in (("--bell",), 1), ((), 0):
+            terminal = self.login(alice, *options)
+            alice.ok(f"send {bob} from alice")                  # her own, from elsewhere
+            bob.ok("sendgroup bunyi to all")
+            bob.ok(f"send {alice} to alice alone")
+            self.assertEqual(terminal.sees("to alice alone").count("\a"), bells)
+            self.assertNotIn("\a", terminal.shown.decode())
+
     def test_only_people_one_talks_with_come_and_go(self):
         alice, bob, carol = self.people("alice", "bob", "carol")
         terminal = self.login(alice, "--language", "en")

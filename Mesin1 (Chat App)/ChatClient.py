@@ -686,6 +686,7 @@ class Prompt:
         self.is_script = not (sys.stdin.isatty() and sys.stdout.isatty())
         language = options.language or os.environ.get("LANG", "") if not self.is_script else "id"
         self.language = ENGLISH if language.startswith("en") else INDONESIAN
+        self.bell = "\a" * options.bell            # sounds for what is written to this person alone
         self.readline: Any = None                  # Python's module, where there is one
         self.names: set[str] = set()               # people and groups, for completion
         self.partners: set[str] = set()            # whom one talks with
@@ -847,7 +848,7 @@ class Prompt:
         elif kind == "message":
             self.names.add(who)
             self.partners.add(who)
-            self.show(*describe_messages([event], home, self.language, self.paint))
+            self.show(*describe_messages([event], home, self.language, self.paint), bell=self.bell * ("to" in event))
         elif kind == "presence" and (self.presence or ("on" if who in self.partners else "off")) == "on":
             self.show(self.say("online" if event["online"] else "offline", user=self.paint(who)))
         elif kind == "group":
@@ -870,12 +871,12 @@ class Prompt:
                 self.readline.remove_history_item(self.readline.get_current_history_length() - 1)
         return line
 
-    def show(self, *lines: str) -> None:
+    def show(self, *lines: str, bell: str = "") -> None:
         """Prints lines; a line that is being typed is taken off the screen and put back below them."""
         typed = self.typing + self.readline.get_line_buffer() if self.typing and self.readline else self.typing
         rows_above = max(0, len(typed) - 1) // (shutil.get_terminal_size().columns or 80)
         erase = f"\033[{rows_above}A" if rows_above else ""
-        sys.stdout.write(f"\r{erase}\033[J" + "".join(line + "\n" for line in lines) + typed)
+        sys.stdout.write(f"{bell}\r{erase}\033[J" + "".join(line + "\n" for line in lines) + typed)
         sys.stdout.flush()
 
     def show_progress(self, done: int, size: int) -> None:
@@ -3623,6 +3624,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_option(parser, "--tls-ca", type=Path, metavar="FILE", help="who vouches for it; implies --tls")
     add_option(parser, "--local", action="store_true", help="every realm is on this computer")
     add_option(parser, "--prompt", action="store_true", help="type commands; from a pipe, run them as a script")
+    add_option(parser, "--bell", action="store_true", help="the prompt's terminal sounds when a private message comes")
     add_option(parser, "--language", choices=["id", "en"], default=None, help="of the prompt (LANG, else Indonesian)")
     add_option(parser, "--demo", action="store_true", help="two realms on this computer, a chat in each")
     add_option(parser, "--data", type=Path, metavar="DIR", help="where the demo keeps its data (else it is removed)")
