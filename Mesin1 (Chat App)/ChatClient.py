@@ -773,15 +773,13 @@ class Prompt:
         word, *rest = line.removeprefix("/").split() or [""]
         if word == "auth" and len(rest) == 1:      # the password is asked for, and not shown
             return f"{line.removeprefix('/')} {getpass.getpass('Password: ')}"
-        if word == "chat" and (line.startswith("/") or not self.talk):
+        is_command = line.startswith("/") or not self.talk or line == "chat"
+        if word == "chat" and is_command:
             target = rest[0] if rest else ""
             is_group = self.start(self.is_group(target)).result() if target and self.conn.token else False
             self.talk = f"{'sendgroup' if is_group else 'send'} {target}" if target else ""
             return ""
-        if line == "chat":
-            self.talk = ""
-            return ""
-        if word == "presence" and rest in (["on"], ["off"]) and (line.startswith("/") or not self.talk):
+        if word == "presence" and rest in (["on"], ["off"]) and is_command:
             self.presence = rest[0]
             return ""
         if self.talk and line and not line.startswith(("/", "!")):
