@@ -1162,10 +1162,8 @@ class Chats:
             return None
         return bool(self.people.get(address, {}).get("online"))
 
-    def listed(self, words: str = "") -> list[Conversation]:
-        found = [talk for talk in self.talks.values()
-                 if words.lower() in f"{talk.address} {self.name_of(talk.key)}".lower()]
-        return sorted(found, key=lambda talk: talk.age, reverse=True)
+    def listed(self) -> list[Conversation]:
+        return sorted(self.talks.values(), key=lambda talk: talk.age, reverse=True)
 
 
 # ---- the page's parts ----------------------------------------------------------------------------
@@ -1477,28 +1475,26 @@ class ChatView(Part):
         self.chats.people |= {f"{row['user']}@{row['realm']}": row for row in reply["users"]}
         return reply
 
-    async def check_person(self, address: str) -> None:
-        """Raises ChatError where a person's realm says that there is nobody of that name."""
-        if address in self.chats.people or address.startswith("#"):
-            return
-        try:
-            reply = await self.read_realm(address.partition("@")[2])
-        except ChatError as refusal:
-            if refusal.code == "realm_unreachable":    # nobody can tell; what is written waits
-                return
-            raise
-        if address not in self.chats.people and not reply["more"]:
-            raise ChatError("user_not_found")
+    async def reach(self, key: str, word: str = "joingroup") -> None:
+        """Joins a group, or makes it. Raises ChatError where that fails, or there is no person of that name."""
+        if key.startswith("#"):
+            if word == "addgroup" or not (key in self.chats.talks and self.chats.talks[key].members):
+                await self.conn.request(word, short(key.lstrip("#"), self.realm))
+                self.chats.talk(key).complete = word == "addgroup"
+                await self.read_groups()
+        elif key not in self.chats.people:
+            try:
+                reply = await self.read_realm(key.partition("@")[2])
+            except ChatError as refusal:
+                if refusal.code != "realm_unreachable":    # else nobody can tell; what is written waits
+                    raise
+            else:
+                if key not in self.chats.people and not reply["more"]:
+                    raise ChatError("user_not_found")
 
     async def read_groups(self) -> None:
         self.chats.take_groups((await self.conn.request("groups"))["groups"])
         self.draw_soon()
-
-    async def enter_group(self, key: str, word: str = "joingroup") -> None:
-        """Joins a group, or makes it. Raises ChatError."""
-        await self.conn.request(word, short(key.lstrip("#"), self.realm))
-        self.chats.talk(key).complete = word == "addgroup"
-        await self.read_groups()
 
     async def read_history(self, talk: Conversation, count: int = 200) -> int:
         """Reads messages that are older than those here: how many came."""
@@ -1759,15 +1755,10 @@ class ChatView(Part):
 
     def step(self, by: int) -> None:
         """The conversation above or below the one that is open; the first that matches if there is none, or by 0."""
-        if talks := self.chats.listed(self.list.filter.value or ""):
+        if talks := self.chats.listed():
             current = self.shown and self.shown.talk
             place = talks.index(current) + by if by and current in talks else 0
             self.open(talks[place % len(talks)].key)
-
-    async def find(self) -> None:
-        if self.is_narrow and self.shown:
-            self.close_talk()
-        await self.list.filter.focus()
 
     def escape(self) -> None:
         """Closes what is open, one after another, and goes back to the message field."""
@@ -1775,8 +1766,6 @@ class ChatView(Part):
             self.tools.toggle()
         elif self.is_narrow and self.shown:
             return self.close_talk()
-        self.list.fresh_filter()
-        self.list.draw()
         if self.shown:
             self.shown.take_focus()
 
@@ -1973,24 +1962,25 @@ class LoginView(ChatPart):
 
 
 class TalkList(ChatPart):
-    """The list of conversations, what one looks for in it, and the ways to begin another."""
+    """The list of conversations, and the ways to find or begin another."""
 
     def build(self) -> Any:
         self.tiles: dict[str, tuple[tuple, Any]] = {}      # key: what it was drawn from, the tile
-        self.marked = 0                            # the row that Enter takes, while one looks for something
-        self.filter_box = ft.Container(padding=ft.Padding(12, 0, 12, 0))
-        self.fresh_filter()
         self.list = StillList(expand=True, padding=ft.Padding(8, 4, 8, 4), spacing=2)
         self.holder = ft.Container(self.list, expand=True)
         menu = self.menu(ft.Icons.EDIT_SQUARE, "new", [self.item(ft.Icons.PERSON_ADD, "new_message", self.ask_person),
             self.item(ft.Icons.GROUP_ADD, "new_group", self.ask_new_group),
             self.item(ft.Icons.LOGIN, "join_group", self.ask_join)])
+        finder = ft.TextButton(self.say("find"), icon=ft.Icons.SEARCH, height=40, on_click=self.on(self.find),
+                               style=ft.ButtonStyle(bgcolor=ft.Colors.SURFACE_CONTAINER_HIGHEST,
+                                                    alignment=ft.Alignment.CENTER_LEFT))
         self.self_box = ft.Container(expand=True)
         self.draw_self()
         head = ft.Row([self.self_box, self.button(ft.Icons.TERMINAL, "tools", self.view.tools.toggle), menu,
                        self.view.settings_menu()], spacing=4)
-        self.root = ft.Container(ft.Column([ft.Container(head, padding=ft.Padding(14, 10, 6, 0)),
-            self.filter_box, self.holder], spacing=8, expand=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH),
+        top = ft.Column([head, finder], spacing=8, horizontal_alignment=ft.CrossAxisAlignment.STRETCH)
+        self.root = ft.Container(ft.Column([ft.Container(top, padding=ft.Padding(12, 10, 8, 0)), self.holder],
+            spacing=8, expand=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH),
             bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
         return self.root
 
@@ -2000,14 +1990,9 @@ class TalkList(ChatPart):
         self.window.update(self.self_box)
 
     def draw(self) -> None:
-        """The tiles in their order, those that match what is looked for."""
-        self.keys = self.found()
-        tiles = [self.tile(key, bool(self.filter.value) and number == self.marked)
-                 for number, key in enumerate(self.keys)]
-        if tiles:
+        """The tiles in their order."""
+        if tiles := [self.tile(talk) for talk in self.chats.listed()]:
             self.list.controls, self.holder.content = tiles, self.list
-        elif self.filter.value:
-            self.holder.content = blank(ft.Icons.SEARCH_OFF, self.say("none_found"))
         elif self.chats.groups_known:              # else they are still to come
             self.holder.content = blank(
                 ft.Icons.CHAT_BUBBLE_OUTLINE, self.say("no_talks"),
@@ -2015,62 +2000,16 @@ class TalkList(ChatPart):
                 ft.OutlinedButton(self.say("join_group"), on_click=self.on(self.ask_join)))
         self.window.update(self.holder)
 
-    def fresh_filter(self) -> None:
-        """An empty field without the focus: where one has it, Flet gives it to no other."""
-        self.filter = self.field(
-            self.move_mark, hint_text=self.say("find"), prefix_icon=ft.Icons.SEARCH, filled=True, border=round_border(),
-            key=secrets.token_hex(4), on_change=self.on(self.look), on_submit=self.on(self.take_marked))
-        self.filter_box.content = ft.Semantics(content=self.filter, label=self.say("find"))
-        self.window.update(self.filter_box)
-
-    def found(self) -> list[str]:
-        """The conversations that match; where one looks for something, then the people and groups that match too."""
-        words, chats = (self.filter.value or "").lower(), self.chats
-        keys = [talk.key for talk in chats.listed(words)]
-        if words:
-            others = [*chats.people, *[f"#{group}" for group in chats.open_groups]]
-            keys += [key for key in others if key not in chats.talks and key != chats.own
-                     and words in f"{key} {chats.name_of(key)}".lower()][:30]
-        return keys
-
-    def look(self) -> None:
-        self.marked = 0
-        self.draw()
-
-    def move_mark(self, by: int) -> None:
-        if self.filter.value and self.keys:
-            self.marked = (self.marked + by) % len(self.keys)
-            self.draw()
-
-    async def take_marked(self) -> None:
-        if self.keys:
-            await self.take(self.keys[min(self.marked, len(self.keys) - 1) if self.filter.value else 0])
-
-    async def take(self, key: str) -> None:
-        """Opens a conversation; where it is a group that one is not in, after joining it."""
-        if key.startswith("#") and key not in self.chats.talks:
-            await self.view.enter_group(key)
-        self.view.open(key)
-        self.empty_filter()
-
-    def empty_filter(self) -> None:
-        if self.filter.value:
-            self.filter.value = ""
-            self.window.update(self.filter)
-            self.draw()
-
-    def tile(self, key: str, is_marked: bool) -> Any:
-        """A conversation, person or group in the list; drawn anew only if something about it has changed."""
-        talk, shown = self.chats.talks.get(key), self.view.shown
-        last = talk and talk.last
-        below = self.preview(talk) if talk else self.say("join_group" if key.startswith("#") else "new_message")
-        version = (self.title_of(key), below, self.chats.is_online(key), talk.unread if talk else 0,
-                   talk.mentions if talk else 0, last and self.window.show_day(last.when, short_form=True),
-                   is_marked or bool(talk and shown and shown.talk is talk))
-        known, tile = self.tiles.get(key, (None, None))
+    def tile(self, talk: Conversation) -> Any:
+        """A conversation in the list; drawn anew only if something about it has changed."""
+        shown, last = self.view.shown, talk.last
+        version = (self.title_of(talk.key), self.preview(talk), self.chats.is_online(talk.key), talk.unread,
+                   talk.mentions, last and self.window.show_day(last.when, short_form=True),
+                   bool(shown and shown.talk is talk))
+        known, tile = self.tiles.get(talk.key, (None, None))
         if known != version:
-            tile = self.draw_tile(key, *version)
-            self.tiles[key] = version, tile
+            tile = self.draw_tile(talk.key, *version)
+            self.tiles[talk.key] = version, tile
         return tile
 
     def draw_tile(self, key: str, name: str, preview: str, online: bool, unread: int, mentions: int,
@@ -2086,7 +2025,7 @@ class TalkList(ChatPart):
             ft.Column(end, spacing=4, horizontal_alignment=ft.CrossAxisAlignment.END, tight=True)], spacing=12)
         return ft.Container(content, border_radius=14, padding=ft.Padding(10, 8, 10, 8), ink=True,
                             bgcolor=ft.Colors.SECONDARY_CONTAINER if is_marked else None,
-                            on_click=self.on(self.take, key))
+                            on_click=self.on(self.view.open, key))
 
     def preview(self, talk: Conversation) -> str:
         if talk.draft and not (self.view.shown and self.view.shown.talk is talk):
@@ -2100,17 +2039,25 @@ class TalkList(ChatPart):
 
     # -- dialogs
 
+    def find(self) -> None:
+        """Conversations, and below them the people and groups that one could have one with."""
+        chats, talks = self.chats, self.chats.listed()
+        others = [(address, "new_message") for address in chats.people if address != chats.own] + [
+            (f"#{group}", "join_group") for group in chats.open_groups]
+        Chooser(self.view, self.say("find"), "person_hint", [(talk.key, self.preview(talk)) for talk in talks] + [
+            (key, f"{key.lstrip('#')} · {self.say(how)}") for key, how in others if key not in chats.talks])
+
     def ask_person(self) -> None:
         chats = self.chats
         people = sorted((address for address in chats.people if address != chats.own),
                         key=lambda address: (not chats.is_online(address), chats.name_of(address)))
         Chooser(self.view, self.say("new_message"), "person_hint", [
-            (address, f"{address} · {chats.people[address]['negara']}") for address in people], self.view.check_person)
+            (address, f"{address} · {chats.people[address]['negara']}") for address in people])
         self.window.spawn(self.view.read_people())
 
     def ask_new_group(self) -> None:
-        Chooser(self.view, self.say("new_group"), "group_name", [],
-                lambda key: self.view.enter_group(key, "addgroup"), is_group=True)
+        Chooser(self.view, self.say("new_group"), "group_name", [], is_group=True,
+                check=lambda key: self.view.reach(key, "addgroup"))
 
     async def ask_join(self) -> None:
         await self.view.read_groups()
@@ -2120,7 +2067,7 @@ class TalkList(ChatPart):
                     self.chats.take_open_groups((await self.view.conn.request("groups", realm))["groups"])
         Chooser(self.view, self.say("join_group"), "group_hint", [
             (f"#{address}", f"{address} · {self.count_members(count)}")
-            for address, count in self.chats.open_groups.items()], self.view.enter_group, is_group=True)
+            for address, count in self.chats.open_groups.items()], is_group=True)
 
 
 class Chooser(ChatPart):
@@ -2129,14 +2076,15 @@ class Chooser(ChatPart):
     MOST = 100                 # rows at once; who looks for another one types
 
     def __init__(self, view: ChatView, title: str, hint: str, rows: list[tuple[str, str]],
-                 check: Callable[[str], Awaitable[None]], work: Callable[[str], Any] | None = None,
+                 check: Callable[[str], Awaitable[None]] | None = None, work: Callable[[str], Any] | None = None,
                  is_group: bool = False, buttons: Iterable[Any] = ()) -> None:
         """Each row is a conversation's key, and the line below its name.
 
-        `check` raises ChatError where a name is not to be had; `work` is done with it, else its conversation opened.
+        `check`, else `reach`, raises ChatError where a name is not to be had; `work` is done with it, else its
+        conversation opened.
         """
         super().__init__(view)
-        self.rows, self.check, self.work, self.is_group = rows, check, work or view.open, is_group
+        self.rows, self.check, self.work, self.is_group = rows, check or view.reach, work or view.open, is_group
         self.marked = 0
         self.entry = self.field(self.draw, label=self.say(hint), autofocus=True, on_change=self.on(self.draw),
                                 on_submit=self.on(self.submit))
@@ -2149,7 +2097,7 @@ class Chooser(ChatPart):
 
     def matching(self) -> list[tuple[str, str]]:
         words = (self.entry.value or "").lower()
-        return [row for row in self.rows if words in f"{self.title_of(row[0])} {row[1]}".lower()][:self.MOST]
+        return [row for row in self.rows if words in f"{row[0]} {self.title_of(row[0])}".lower()][:self.MOST]
 
     def draw(self, by: int = 0) -> None:
         """The rows that match; the mark moves that far, or is at the first where something else was typed."""
@@ -2221,7 +2169,7 @@ class TalkView(ChatPart):
             padding=ft.Padding(8, 6, 8, 10), bgcolor=ft.Colors.SURFACE_CONTAINER_LOW)
         self.left_note = ft.Container(ft.Row([
             small(self.say("not_a_member"), expand=True),
-            ft.FilledTonalButton(self.say("join_again"), on_click=self.on(self.view.enter_group, talk.key))]),
+            ft.FilledTonalButton(self.say("join_again"), on_click=self.on(self.view.reach, talk.key))]),
             padding=14, visible=False)
         self.root = ft.Column([self.header, ft.Stack([self.holder, self.jump], expand=True), self.composer,
                                self.left_note], spacing=0, expand=True)
@@ -2631,7 +2579,7 @@ class TalkView(ChatPart):
             await self.view.send_message(self.chats.talk(key), copy)
 
         rows = [(talk.key, talk.address) for talk in self.chats.listed()]
-        Chooser(self.view, self.say("forward"), "person_hint", rows, self.view.check_person, send)
+        Chooser(self.view, self.say("forward"), "person_hint", rows, work=send)
 
     def fence(self) -> None:
         """Makes code of what is selected, or of all that was typed."""
@@ -2752,8 +2700,7 @@ class TalkView(ChatPart):
         here = sum(bool(self.chats.is_online(member)) for member in talk.members)
         title = f"{self.title_of(talk.key)} · {self.count_members(talk.count)}, {here} online"
         leave_button = ft.TextButton(self.say("leave_group"), icon=ft.Icons.LOGOUT, on_click=self.on(ask))
-        Chooser(self.view, title, "person_hint", [(member, member) for member in talk.members],
-                self.view.check_person, buttons=[leave_button])
+        Chooser(self.view, title, "person_hint", [(member, member) for member in talk.members], buttons=[leave_button])
 
 
 # ---- prompt, wire and realms on the page ---------------------------------------------------------
@@ -3373,8 +3320,8 @@ class Window:
             for view in self.views:
                 if view.shown and entry is view.shown.input:
                     view.shown.fence()
-        elif view and event.key.upper() == "K" and command:
-            await view.find()
+        elif view and event.key.upper() == "K" and command and self.busy_until < math.inf:
+            view.list.find()
         elif view and event.key == "Escape" and time.monotonic() > self.busy_until:
             view.escape()
         elif event.key in ("?", "/") and (event.key == "?" or event.shift) and not entry and \
