@@ -6008,21 +6008,6 @@ class PromptConnection(TwoRealms):
 
         self.run_with(work)
 
-    def test_the_size_of_a_picture(self):
-        segment = b"\xff\xe0\x00\x10" + bytes(14)
-        frame = b"\xff\xc2\x00\x11\x08\x00\x07\x00\x05" + bytes(10)
-        chunk = b"RIFF\0\0\0\0WEBP"
-        for data, expected in (
-                (gray_png(5, 7), (5, 7)), (b"GIF89a\x05\0\x07\0", (5, 7)),
-                (b"\xff\xd8" + segment + frame, (5, 7)), (b"\xff\xd8" + segment, None),
-                (chunk + b"VP8 \0\0\0\0\0\0\0\x9d\x01\x2a\x05\0\x07\0", (5, 7)),
-                (chunk + b"VP8L\0\0\0\0\x2f\x04\x80\x01\0" + bytes(9), (5, 7)),
-                (chunk + b"VP8X\0\0\0\0\0\0\0\0\x04\0\0\x06\0\0", (5, 7)),
-                (b"\x89PNG", None), (b"GIF8", None), (b"no picture", None), (b"", None)):
-            path = SCRATCH / "picture"
-            path.write_bytes(data)
-            self.assertEqual(self.program.picture_size(path), expected, data[:16])
-
     def test_nobody_waits_for_a_connection_that_was_closed(self):
         async def work(conn: object) -> None:
             await conn.request("auth", "messi", "surabaya")

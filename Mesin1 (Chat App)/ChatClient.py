@@ -35,7 +35,6 @@ import shutil
 import signal
 import socket
 import ssl
-import struct
 import sys
 import tempfile
 import threading
@@ -943,7 +942,6 @@ class Message:
     picked: Any = None         # what the file picker gave for one that goes out
     path: Path | None = None   # where that file lies
     source: str = ""           # of a picture: where the page gets it; "none": it cannot be shown
-    shape: tuple[int, int] = (0, 0)    # of a picture: its width and height
     task: asyncio.Task | None = None
 
     @classmethod
@@ -1291,45 +1289,6 @@ def unseen(text: str) -> Any:
 def is_picture(message: Message) -> bool:
     """Whether a message's file is shown as a picture, if it turns out to be one."""
     return Path(message.file["name"]).suffix.lower() in IMAGES and message.file["size"] <= PICTURE_MOST
-
-
-def picture_size(path: Path) -> tuple[int, int] | None:
-    """The width and height of a PNG, GIF, JPEG or WebP, as its first bytes say them; None for anything else."""
-    data = path.read_bytes()
-    if data.startswith(b"\x89PNG"):
-        width, height = struct.unpack(">II", data[16:24].ljust(8, b"\0"))
-    elif data.startswith(b"GIF8"):
-        width, height = struct.unpack("<HH", data[6:10].ljust(4, b"\0"))
-    elif data.startswith(b"\xff\xd8"):
-        return jpeg_size(data)
-    elif data[:4] + data[8:15] == b"RIFFWEBPVP8":
-        width, height = webp_size(data[12:30].ljust(18, b"\0"))
-    else:
-        return None
-    return (width, height) if width and height else None
-
-
-def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """A JPEG is a chain of segments: 0xff, a kind, a length. One of the kinds 0xc0 to 0xcf has the size."""
-    place = 2
-    while place + 9 <= len(data) and data[place] == 0xFF:
-        kind, length = data[place + 1], int.from_bytes(data[place + 2:place + 4], "big")
-        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack(">HH", data[place + 5:place + 9])
-            return (width, height) if width and height else None
-        place += 2 + length
-    return None
-
-
-def webp_size(head: bytes) -> tuple[int, int]:
-    """Of the first chunk of a WebP, in each of its three forms."""
-    if head.startswith(b"VP8 "):
-        width, height = struct.unpack("<HH", head[14:18])
-        return width & 0x3FFF, height & 0x3FFF
-    if head.startswith(b"VP8L"):
-        bits = int.from_bytes(head[9:13], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    return int.from_bytes(head[12:15], "little") + 1, int.from_bytes(head[15:18], "little") + 1
 
 
 def pill(text: str) -> Any:
@@ -2361,12 +2320,11 @@ class TalkView(ChatPart):
             message.task = self.window.spawn(self.load_picture(message))
         if not (shown and message.source):
             return self.draw_card(message, shown)
-        width, height = message.shape
-        scale = min(1, 280 / width, 320 / height)
-        picture = ft.Image(src=message.source, fit=ft.BoxFit.SCALE_DOWN, border_radius=10, semantics_label=name,
+        picture = ft.Image(src=message.source, border_radius=10, semantics_label=name,
                            error_content=self.draw_card(message, shown))
-        return ft.Container(picture, width=max(24, width * scale), height=max(24, height * scale), ink=True,
-                            tooltip=name, on_click=self.on(self.enlarge, message))
+        return ft.IconButton(       # a picture has its own size, and no button but this one can bound that
+            picture, size_constraints=ft.BoxConstraints(max_width=280, max_height=320), padding=0, tooltip=name,
+            style=ft.ButtonStyle(shape=ft.RoundedRectangleBorder(radius=10)), on_click=self.on(self.enlarge, message))
 
     def draw_card(self, message: Message, as_picture: bool) -> Any:
         """A file's name and size; a bar while it is on its way."""
@@ -2632,11 +2590,11 @@ class TalkView(ChatPart):
     def preview(self, message: Message) -> Any:
         """A file that is about to go: a picture if it is one and is here, else its name and size."""
         name = message.file["name"]
-        if is_picture(message) and message.path and picture_size(message.path):
+        words = two_lines(name, show_size(message.file["size"]))
+        if is_picture(message) and message.path:
             picture = message.path.with_suffix(Path(name).suffix.lower())
             shutil.copyfile(message.path, picture)
-            return ft.Image(src=self.window.publish(picture), height=160, fit=ft.BoxFit.SCALE_DOWN)
-        words = two_lines(name, show_size(message.file["size"]))
+            return ft.Image(src=self.window.publish(picture), height=160, fit=ft.BoxFit.SCALE_DOWN, error_content=words)
         return ft.Container(ft.Row([ft.Icon(ft.Icons.INSERT_DRIVE_FILE), words]), height=44)
 
     def cancel(self, message: Message) -> None:
@@ -2646,8 +2604,7 @@ class TalkView(ChatPart):
     async def load_picture(self, message: Message) -> None:
         try:
             path = await self.view.conn.fetch_file(str(message.file["id"]), self.window.new_folder())
-            shape = await asyncio.to_thread(picture_size, path)
-            message.source, message.shape = (self.window.publish(path), shape) if shape else ("none", (0, 0))
+            message.source = self.window.publish(path)
         except (ChatError, OSError) as refusal:
             message.fault, message.source = refusal, "none"
         message.task = None
