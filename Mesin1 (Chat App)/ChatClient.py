@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import atexit
 import bisect
-import collections
 import concurrent.futures
 import contextlib
 import getpass
@@ -1168,7 +1167,6 @@ class Chats:
 
 ft: Any = None                                     # Flet, once `load_flet` has fetched it
 StillList: Any = None                              # a list whose items the page's other updates pass over
-StillBox: Any = None                               # likewise a box
 
 HUES = ("BLUE", "TEAL", "DEEP_ORANGE", "PURPLE", "INDIGO", "PINK", "GREEN", "BROWN", "CYAN", "DEEP_PURPLE", "RED")
 FENCED = re.compile(r"```(?:\w*\n)?(.*?)\n?```", re.DOTALL)
@@ -1183,13 +1181,12 @@ IMAGES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gi
 
 def load_flet() -> None:
     """Flet takes half a second to import, and nothing but the page needs it."""
-    global ft, StillList, StillBox
+    global ft, StillList
     if ft:
         return
     import flet as ft
     ft.context.disable_auto_update()
     StillList = ft.control(isolated=True)(type("StillList", (ft.ListView,), {"__module__": __name__}))
-    StillBox = ft.control(isolated=True)(type("StillBox", (ft.Container,), {"__module__": __name__}))
 
 
 def color_of(name: str) -> str:
@@ -1362,7 +1359,7 @@ class ChatView(Part):
         """A connection to the server that the form names, or to that one."""
         if self.conn:
             self.window.spawn(self.conn.close())
-        self.conn = ServerConnection(host or self.host, port or self.port, self.realm, self.hear, self.tools.wire.see,
+        self.conn = ServerConnection(host or self.host, port or self.port, self.realm, self.hear, self.tools.see,
                                      self.window.options.context)
         return self.conn
 
@@ -1394,7 +1391,6 @@ class ChatView(Part):
         self.chats, self.shown = Chats(f"{conn.user}@{conn.realm}"), None
         self.chats.realms = realms
         self.tools.serve(self.chats.own)
-        self.tools.draw_realms()
         await self.remember_session()
         self.show_chat()
         await self.read_conversations()
@@ -1545,7 +1541,6 @@ class ChatView(Part):
             if not self.chats.cut_off:
                 self.chats.cut_off = self.banner.visible = True
                 self.window.spawn(self.count_down())
-                self.tools.draw_realms()
                 self.draw_soon()
         elif event["state"] == "up" and self.chats.cut_off:
             self.chats.cut_off = self.banner.visible = False
@@ -1567,7 +1562,6 @@ class ChatView(Part):
     async def read_realms(self) -> None:
         """The links' state."""
         self.chats.realms = (await self.conn.request("realms"))["realms"]
-        self.tools.draw_realms()
         self.draw_soon()
 
     async def read_states(self) -> None:
@@ -1677,6 +1671,7 @@ class ChatView(Part):
                 self.lay_out()
                 self.window.update(self.root)
             self.list.draw()
+            self.tools.draw_realms()
             self.window.count_unread()
 
     def show_chat(self) -> None:
@@ -2525,8 +2520,7 @@ class TalkView(ChatPart):
                 ("to", self.chats.own if message.sender == self.talk.key else self.talk.address),
                 ("ts", message.when.isoformat(" ", "milliseconds")), ("state", message.state), ("read", readers),
                 ("size", f"{file['size'] if file else len(message.text.encode())} B"), ("sha256", file.get("sha256"))]
-        text = "\n".join(f"{key:>6}  {value}" for key, value in rows if value)
-        self.window.show_dialog(self.say("info"), ft.SelectionArea(ft.Text(text, font_family="Mono", size=13)), [])
+        self.window.show_fields(self.say("info"), [(key, str(value)) for key, value in rows if value])
 
     def forward(self, message: Message) -> None:
         """A dialog that asks to which conversation."""
@@ -2660,214 +2654,129 @@ class TalkView(ChatPart):
         Chooser(self.view, title, "person_hint", [(member, member) for member in talk.members], buttons=[leave_button])
 
 
-# ---- prompt, wire and realms on the page ---------------------------------------------------------
+# ---- commands and frames on the page -------------------------------------------------------------
 
 
-class Wire(Part):
-    """Every frame that crossed the chat's connection, the newest last; so many and no more."""
-
-    KEPT = 500
-    SHOWN = 150
-
-    def __init__(self, window: Window) -> None:
-        super().__init__(window)
-        self.frames: collections.deque[tuple[Frame, bytes]] = collections.deque(maxlen=self.KEPT)
-        self.paused = False
-        self.drawing: asyncio.TimerHandle | None = None
-        self.undrawn = 0
-        self.list = StillList(expand=True, reverse=True, spacing=0, padding=6)
-        self.holder = ft.Container(self.list, expand=True)
-
-    def see(self, frame: Frame) -> None:
-        """A frame; drawn a little later with others."""
-        if self.paused:
-            return
-        self.frames.append((frame, common.mask(frame.head)))
-        self.undrawn += 1
-        if not self.drawing and self.window.holds(self.holder):
-            self.drawing = asyncio.get_running_loop().call_later(0.05, self.draw)
-
-    def build(self) -> Any:
-        self.filter = ft.TextField(hint_text=self.say("filter"), dense=True, text_size=13, width=220, height=36,
-                                   on_change=self.on(self.redraw), content_padding=8)
-        self.pause = self.button(ft.Icons.PAUSE, "pause", self.toggle, icon_size=18)
-        self.draw_pause()
-        bar = ft.Row([ft.Semantics(content=self.filter, label=self.say("filter")), self.pause,
-                      self.button(ft.Icons.COPY, "copy", self.copy, icon_size=18),
-                      self.button(ft.Icons.DELETE_SWEEP, "clear", self.clear, icon_size=18)], spacing=2)
-        self.redraw()
-        return ft.Column([ft.Container(bar, padding=ft.Padding(10, 4, 0, 0)), self.holder], spacing=0, expand=True)
-
-    def matching(self, entries: Iterable[tuple[Frame, bytes]]) -> list[tuple[Frame, bytes]]:
-        words = (self.filter.value or "").encode().lower()
-        return [entry for entry in entries if words in entry[1].lower()]
-
-    def row(self, entry: tuple[Frame, bytes]) -> Any:
-        """A frame on one line; a click shows its fields."""
-        frame, head = entry
-        box = StillBox(ink=True, padding=ft.Padding(6, 2, 6, 2), border_radius=6)
-        more = f" … {frame.size} B" if frame.size > FRAME_HEAD else ""
-        text = common.visible(head if frame.outgoing or more else head + FRAME_END)
-        mono = {"font_family": "Mono", "size": 12}
-        arrow, color = ("→", ft.Colors.PRIMARY) if frame.outgoing else ("←", ft.Colors.TERTIARY)
-        end = f"{frame.elapsed * 1000:.1f} ms" if frame.elapsed is not None else f"{frame.size} B"
-        line = ft.Row([
-            ft.Text(f"{datetime.fromtimestamp(frame.when):%H:%M:%S.%f}"[:-3], color=ft.Colors.OUTLINE, **mono),
-            ft.Text(arrow, weight=ft.FontWeight.BOLD, color=color, **mono),
-            ft.Text(text[:400] + more, expand=True, max_lines=1, overflow=ft.TextOverflow.ELLIPSIS, **mono),
-            ft.Text(end, color=ft.Colors.OUTLINE, **mono)], spacing=10)
-        box.content = line
-
-        def unfold() -> None:
-            if box.content is line:
-                fields = ft.Text("\n".join(f"{key:>12}: {value}" for key, value in common.decode(head)), **mono)
-                box.content = ft.Column([line, ft.Container(fields, padding=ft.Padding(20, 0, 0, 6))], spacing=2)
-            else:
-                box.content = line
-            self.window.update(box)
-
-        box.on_click = self.on(unfold)
-        return box
-
-    def draw(self) -> None:
-        new = list(self.frames)[-self.undrawn:] if self.undrawn else []
-        self.drawing, self.undrawn = None, 0
-        self.list.controls[:0] = [self.row(entry) for entry in reversed(self.matching(new)[-self.SHOWN:])]
-        del self.list.controls[self.SHOWN:]
-        self.window.update(self.holder)
-
-    def redraw(self) -> None:
-        self.list.controls.clear()
-        self.undrawn = len(self.frames)
-        self.draw()
-
-    def toggle(self) -> None:
-        self.draw()                                # what came before; from here on no row moves
-        self.paused = not self.paused
-        self.draw_pause()
-        self.window.update(self.pause)
-
-    def draw_pause(self) -> None:
-        key = "resume" if self.paused else "pause"
-        self.pause.tooltip = self.say(key)
-        self.pause.icon = self.named(ft.Icons.PLAY_ARROW if self.paused else ft.Icons.PAUSE, key)
-
-    async def copy(self) -> None:
-        lines = [f"{datetime.fromtimestamp(frame.when):%H:%M:%S.%f} {'>' if frame.outgoing else '<'} "
-                 + head.decode(errors="replace").rstrip() for frame, head in self.matching(self.frames)]
-        await self.window.copy("\n".join(lines))
-
-    def clear(self) -> None:
-        self.frames.clear()
-        self.list.controls.clear()
-        self.undrawn = 0
-        self.window.update(self.holder)
-
-
-class Tools(Part):
-    """Below a chat: the commands of the README to type, the frames they become, the realms."""
+class Tools(ChatPart):
+    """Below a chat: the links of the realms, the commands of the README to type, and the frames that they become."""
 
     HEIGHT = 300
+    KEPT = 300                 # rows
 
     def __init__(self, view: ChatView) -> None:
-        super().__init__(view.window)
-        self.view, self.wire = view, Wire(view.window)
-        self.root = ft.Container(visible=False, height=self.HEIGHT, bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST,
+        super().__init__(view)
+        self.user = ""
+        self.root = ft.Container(visible=False, bgcolor=ft.Colors.SURFACE_CONTAINER_LOWEST,
                                  border=ft.Border.only(top=ft.BorderSide(1, ft.Colors.OUTLINE_VARIANT)))
-        self.list = StillList(expand=True, reverse=True, spacing=1, padding=10)      # what was typed and answered
-        self.list_holder = ft.Container(ft.SelectionArea(self.list), expand=True)
-        self.table = ft.Row(wrap=True, spacing=12, run_spacing=12)     # of the realms
+        self.list = StillList(expand=True, reverse=True, spacing=1, padding=10)      # what was typed, answered, sent
+        self.holder = ft.Container(ft.SelectionArea(self.list), expand=True)
+        self.realms = small("", font_family="Mono")
+        self.shows_wire = False
+        self.drawing: asyncio.TimerHandle | None = None
         self.typed: list[str] = []
         self.recalled = 0
-        self.tab = "commands"
-        self.user = ""
 
     def serve(self, user: str) -> None:
         """This user has logged in: what an earlier one typed and was sent is not theirs to see."""
         if self.user not in ("", user):
             self.typed.clear()
             self.list.controls.clear()
-            self.window.update(self.list_holder)
-            self.wire.clear()
+            self.draw_rows()
         self.user = user
 
     def toggle(self) -> None:
         self.root.visible = not self.root.visible
         self.draw()
-        self.window.update(self.view.root)
-
-    def draw(self) -> None:
-        if not self.root.visible:
-            self.root.content = None
-            return
-        tabs = [ft.TextButton(self.say(tab), icon=icon, on_click=self.on(self.choose, tab), style=ft.ButtonStyle(
-            bgcolor=ft.Colors.SECONDARY_CONTAINER if tab == self.tab else None))
-            for tab, icon in (("commands", ft.Icons.TERMINAL), ("wire", ft.Icons.CABLE), ("realms", ft.Icons.HUB))]
-        close = self.button(ft.Icons.CLOSE, "close", self.toggle, icon_size=18)
-        panel = {"commands": self.build_commands, "wire": self.wire.build, "realms": self.build_realms}[self.tab]()
-        self.root.height = min(self.HEIGHT, (self.page.height or 800) * 0.45)
-        self.root.content = ft.Column([ft.Row([*tabs, ft.Container(expand=True), close], spacing=4), panel],
-                                      spacing=0, expand=True)
-
-    def choose(self, tab: str) -> None:
-        self.tab = tab
-        self.draw()
-        self.window.update(self.root.parent)
-        if tab == "realms" and self.view.chats.own:
+        if self.root.visible and self.chats.own:
             self.window.spawn(self.view.read_realms())
 
-    # -- commands
+    def draw(self) -> None:
+        """The whole panel, in the page's language."""
+        self.root.content = None
+        if self.root.visible:
+            color = ft.Colors.SECONDARY_CONTAINER if self.shows_wire else None
+            wire = ft.TextButton(self.say("wire"), icon=ft.Icons.CABLE, on_click=self.on(self.switch),
+                                 style=ft.ButtonStyle(bgcolor=color))
+            close = self.button(ft.Icons.CLOSE, "close", self.toggle, icon_size=18)
+            self.input = self.field(
+                self.recall, label=self.say("command"), text_style=ft.TextStyle(font_family="Mono", size=13),
+                autofocus=True, on_submit=self.on(self.submit), on_change=self.on(self.suggest))
+            self.suggest()
+            self.root.height = min(self.HEIGHT, (self.page.height or 800) * 0.45)
+            self.root.content = ft.Column([
+                ft.Row([wire, ft.Container(self.realms, expand=True), close], spacing=10), self.holder,
+                ft.Container(self.input, padding=ft.Padding(10, 0, 10, 6))], spacing=0, expand=True,
+                horizontal_alignment=ft.CrossAxisAlignment.STRETCH)
+            self.draw_realms()
+        self.window.update(self.view.root)
 
-    def build_commands(self) -> Any:
-        self.choices = ft.Row(spacing=6, scroll=ft.ScrollMode.AUTO)
-        self.input = self.field(
-            self.recall, label=self.say("command"), text_style=ft.TextStyle(font_family="Mono", size=13),
-            autofocus=True, on_submit=self.on(self.submit), on_change=self.on(self.suggest))
-        self.suggest()
-        return ft.Column([self.list_holder, ft.Container(self.choices, padding=ft.Padding(10, 0, 10, 0)),
-                          ft.Container(self.input, padding=ft.Padding(10, 6, 10, 8))],
-                         spacing=0, expand=True, horizontal_alignment=ft.CrossAxisAlignment.STRETCH)
+    def draw_realms(self) -> None:
+        """Each realm: its address, whether the link to it is up, how quick, and what waits for it."""
+        self.realms.value = "\n".join(describe("realms", {"realms": self.chats.realms}, self.view.realm,
+                                               self.window.settings["language"]))
+        self.window.update(self.realms)
+
+    def switch(self) -> None:
+        """From here on every frame has a row; or none, and one can click on those that are there."""
+        self.shows_wire = not self.shows_wire
+        self.draw()
+
+    def see(self, frame: Frame) -> None:
+        """A frame on one line: when, which way, how long its answer took, or its size; a click shows its fields."""
+        if not self.shows_wire:
+            return
+        head, is_whole = common.mask(frame.head), frame.size <= FRAME_HEAD
+        text = common.visible(head + FRAME_END * (is_whole and not frame.outgoing))[:400] + " …" * (not is_whole)
+        arrow, color = ("→", ft.Colors.PRIMARY) if frame.outgoing else ("←", ft.Colors.TERTIARY)
+        end = f"{frame.size} B" if frame.elapsed is None else f"{frame.elapsed * 1000:.1f} ms"
+        moment = f"{datetime.fromtimestamp(frame.when):%H:%M:%S.%f}"[:-3]
+        line = ft.Text(f"{moment} {arrow} {end:>8}  {text}", font_family="Mono", size=12, color=color, max_lines=1,
+                       overflow=ft.TextOverflow.ELLIPSIS)
+        self.add(ft.Container(line, ink=True, on_click=self.on(
+            lambda: self.window.show_fields(self.say("wire"), common.decode(head)))))
+
+    def print(self, *texts: str, color: str | None = None) -> None:
+        for text in texts:
+            self.add(ft.Text(text, font_family="Mono", size=12.5, color=color))
+
+    def add(self, row: Any) -> None:
+        """A row, drawn a little later with others."""
+        self.list.controls.insert(0, row)
+        del self.list.controls[self.KEPT:]
+        self.drawing = self.drawing or asyncio.get_running_loop().call_later(0.05, self.draw_rows)
+
+    def draw_rows(self) -> None:
+        self.drawing = None
+        self.window.update(self.holder)
+
+    # -- commands
 
     @property
     def is_typed_in(self) -> bool:
         """Whether the line of the panel has the focus."""
-        return self.tab == "commands" and self.window.focused[0] is self.input
+        return self.root.visible and self.window.focused[0] is self.input
 
-    def print(self, *texts: str, color: str | None = None) -> None:
-        for text in texts:
-            self.list.controls.insert(0, ft.Text(text, font_family="Mono", size=12.5, color=color))
-        del self.list.controls[300:]
-        self.window.update(self.list_holder)
-
-    def completions(self) -> list[tuple[str, str]]:
-        text, chats = self.input.value or "", self.view.chats
-        before, space, last = text.rpartition(" ")
-        kind = parameter_after(before.split())
-        if kind == "COMMAND":
-            found = [(command.word, command.prompt_usage) for command in PUBLIC_COMMANDS]
-        else:
-            talks = list(chats.talks.values())
-            names = {"USER": chats.people, "GROUP": [talk.address for talk in talks if talk.is_group],
-                     "USER-or-GROUP": [talk.address for talk in talks], "REALM": chats.realms}.get(kind, ())
-            found = [(name, name) for name in (short(name, self.view.realm) for name in names)]
-        return [(f"{before}{space}{word} ", label) for word, label in found if word.startswith(last.lower())]
+    def completions(self) -> list[str]:
+        """The lines that what was typed could become."""
+        chats, (before, space, last) = self.chats, (self.input.value or "").rpartition(" ")
+        talks = [talk.address for talk in chats.talks.values()]
+        kinds = {"COMMAND": [command.word for command in PUBLIC_COMMANDS], "USER": chats.people, "REALM": chats.realms,
+                 "GROUP": [talk.address for talk in chats.talks.values() if talk.is_group], "USER-or-GROUP": talks}
+        words = [short(word, self.view.realm) for word in kinds.get(parameter_after(before.split()), ())]
+        return [f"{before}{space}{word} " for word in words if word.startswith(last.lower())]
 
     def suggest(self) -> None:
+        """Below the line, the usage of its command, and what Tab could make of it."""
         text = self.input.value or ""
         command = COMMANDS.get(text.partition(" ")[0].lower())
-        usage = [small(command.prompt_usage, font_family="Mono")] if command in PUBLIC_COMMANDS and " " in text else []
-        self.choices.controls = [*usage, *[
-            ft.TextButton(ft.Text(label, size=12), on_click=self.on(self.complete, value), height=26,
-                          style=ft.ButtonStyle(padding=ft.Padding(8, 0, 8, 0)))
-            for value, label in self.completions()[:12]]]
-        self.window.update(self.choices)
+        usage = [command.prompt_usage] if command in PUBLIC_COMMANDS and " " in text else []
+        self.input.helper = "   ".join(usage + [line[text.rfind(" ") + 1:] for line in self.completions()[:12]])
+        self.window.update(self.input)
 
-    async def complete(self, value: str = "") -> None:
-        """Puts a completion into the line: the one clicked, or what all have in common."""
-        found = [value] if value else [value for value, _ in self.completions()]
-        if found:
-            self.input.value = os.path.commonprefix(found)
-            self.suggest()
+    async def complete(self) -> None:
+        """Adds to the line what all completions have in common."""
+        self.input.value = os.path.commonprefix(self.completions()) or self.input.value
+        self.suggest()
         await self.input.focus()
         end = len(self.input.value or "")          # a field that gets the focus by Tab selects all of its text
         self.input.selection = ft.TextSelection(base_offset=end, extent_offset=end)
@@ -2915,32 +2824,6 @@ class Tools(Part):
         if not picked:
             raise Refused({"message": self.say("cancelled")})
         return await self.window.upload(picked[0]), picked[0].name
-
-    # -- realms
-
-    def build_realms(self) -> Any:
-        self.draw_realms()
-        return ft.Container(ft.Column([self.table], scroll=ft.ScrollMode.AUTO), padding=14, expand=True)
-
-    def draw_realms(self) -> None:
-        self.table.controls = [self.card(name, row) for name, row in self.view.chats.realms.items()] or [
-            small(self.say("no_realms"))]
-        self.window.update(self.table)
-
-    def card(self, name: str, row: dict) -> Any:
-        """A realm: whether the link to it is up, how quick, and what waits for it."""
-        up = row["link"] in ("up", "local")
-        words = [f"{row['address']}:{row['port']}", self.say(f"link_{row['link']}")]
-        if up and row.get("rtt_ms") is not None:
-            words.insert(1, f"{row['rtt_ms']:.1f} ms")
-        if row.get("queued"):
-            words.append(self.say("queued_count", count=row["queued"]))
-        icon, color = (ft.Icons.LINK, ft.Colors.GREEN_500) if up else (ft.Icons.LINK_OFF, ft.Colors.ERROR)
-        link = ft.Row([ft.Icon(icon, size=16, color=color), small(" · ".join(words))], spacing=6, tight=True)
-        title = ft.Text(name, weight=ft.FontWeight.W_600)
-        return ft.Container(ft.Row([ft.Icon(ft.Icons.DNS, color=ft.Colors.PRIMARY),
-            ft.Column([title, link], spacing=2, tight=True)], spacing=12, tight=True), border_radius=14, padding=12,
-            bgcolor=ft.Colors.SURFACE_CONTAINER_HIGH)
 
 
 # ---- the page ------------------------------------------------------------------------------------
@@ -3037,6 +2920,11 @@ class Window:
             barrier_color=ft.Colors.BLACK_38,
             title=ft.Text(title, size=18), content=content, on_dismiss=self.heard(dismissed), actions=[
                 ft.TextButton(self.say("close"), on_click=self.on(self.page.pop_dialog)), *buttons]))
+
+    def show_fields(self, title: str, fields: list[tuple[str, str]]) -> None:
+        text = "\n".join(f"{key:>8}: {value}" for key, value in fields)
+        content = ft.Column([ft.Text(text, font_family="Mono", size=13)], scroll=ft.ScrollMode.AUTO, tight=True)
+        self.show_dialog(title, ft.SelectionArea(content), [])
 
     async def copy(self, text: str) -> None:
         await self.clipboard.set(text)
@@ -3266,7 +3154,7 @@ class Window:
         arrow = {"Arrow Up": -1, "Arrow Down": 1}.get(event.key, 0)
         command = event.ctrl or event.meta
         view = next((view for view in self.views if view.chats.own), None)
-        panel = next((view.tools for view in self.views if view.tools.root.visible and view.tools.is_typed_in), None)
+        panel = next((view.tools for view in self.views if view.tools.is_typed_in), None)
         if event.key == "Tab" and panel:
             await panel.complete()
         elif arrow and arrows and not event.alt:
