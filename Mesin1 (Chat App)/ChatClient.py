@@ -3212,6 +3212,9 @@ class Window:
         shutil.rmtree(self.folder, ignore_errors=True)
         for task in list(self.tasks):
             task.cancel()
+        self.views.clear()                         # Flet holds on to the last page that ended, until another one ends
+        with contextlib.suppress(AttributeError, RuntimeError):
+            self.page.clean()
 
 
 # ---- serving the page ----------------------------------------------------------------------------
