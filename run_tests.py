@@ -6969,6 +6969,22 @@ class BrowserReading(BrowserTest):
         page.bubble(bob.ok(f"history {alice}")["messages"][-1]["id"]).wait_for(state="attached")
         eventually(lambda: alice.ok("conversations")["conversations"][0]["unread"] == 0, "that all was read")
 
+    def test_what_comes_while_one_reads_above_moves_nothing(self):
+        alice, bob = self.people("alice", "bob")
+        bob.ok_all(f"send {alice} number {number}" for number in range(60))
+        alice.ok(f"read {bob} {alice.ok('conversations')['conversations'][0]['last']['id']}")
+        page = self.page_of(alice)
+        page.choose("number 59")
+        page.sees("number 59")
+        page.tab.mouse.move(700, 400)
+        for _ in range(3):                                      # slowly, and not far
+            page.tab.mouse.wheel(0, -100)
+            page.tab.wait_for_timeout(200)
+        page.tab.get_by_role("button", name="Newest", exact=True).wait_for(state="attached")
+        bob.ok(f"send {alice} came meanwhile")
+        page.tab.get_by_role("button", name="1 new", exact=True).click()
+        page.tab.locator('[flt-semantics-identifier^="msg-"]', has_text="came meanwhile").wait_for(state="attached")
+
     def test_a_page_opens_as_quickly_with_all_that_was_ever_received(self):
         few, many, bob = self.people("few", "many", "bob")
         for person, count in ((few, 1000), (many, 100_000)):

@@ -978,7 +978,6 @@ class Conversation:
     messages: list[Message] = field(default_factory=list)
     held: list[dict] = field(default_factory=list)     # own events that came while own messages were unanswered
     complete: bool = True      # whether its first message is here
-    loading: bool = False      # whether older ones are being read
     unread: int = 0
     mentions: int = 0          # how many of the unread have one's own name in them, as far as they are here
     notes: list[tuple[int, str, str]] = field(default_factory=list)    # after that id: joined or left, and who
@@ -2101,7 +2100,7 @@ class TalkView(ChatPart):
         self.talk = talk
         self.first = max(0, len(talk.messages) - self.PAGE)        # the index of the oldest message that is shown
         self.last_id = 0                           # of the newest one shown; 0: whatever is the newest
-        self.at_bottom = True
+        self.at_bottom, self.loading = True, False
         self.rows: dict[Message, tuple[tuple, Any]] = {}           # each with what it was drawn from
         self.bars: dict[Message, tuple[Any, Any]] = {}     # of the files among them, and what is said beside it
         self.pointed: Message | None = None        # the message on which the mouse or a finger was last
@@ -2359,20 +2358,22 @@ class TalkView(ChatPart):
     # -- reading
 
     async def scrolled(self, event: Any) -> None:
-        """Near the top older messages come, at the bottom those that came meanwhile."""
-        was, self.at_bottom = self.at_bottom, event.pixels < 40 and not (self.last_id and self.end < len(
-            self.talk.messages))
-        if event.pixels < 600 and self.last_id and not self.talk.loading:
-            self.talk.loading = True
+        """Near the top older messages come, near the bottom newer ones; else nothing moves, whatever arrives."""
+        messages = self.talk.messages
+        self.at_bottom = event.pixels < 40 and self.end == len(messages)
+        if self.at_bottom:
+            self.last_id = 0
+        elif messages and not self.last_id:
+            self.last_id = messages[-1].place
+        if not self.loading:
+            self.loading = True
             try:
-                await self.load_newer(event)
+                if event.pixels < 600 and self.end < len(messages):
+                    await self.load_newer(event)
+                if event.pixels > event.max_scroll_extent - 600 and (self.first or not self.talk.complete):
+                    await self.load_older(event)
             finally:
-                self.talk.loading = False
-            self.mark_read()
-        elif was and not self.at_bottom and self.talk.messages:
-            self.last_id = self.talk.newest_id
-        if event.pixels > event.max_scroll_extent - 600:
-            await self.load_older(event)
+                self.loading = False
         self.draw_jump()
 
     def go_to_newest(self) -> None:
@@ -2414,43 +2415,36 @@ class TalkView(ChatPart):
         """A page of messages that are older than those here."""
         self.first += await self.view.read_history(self.talk)
 
-    async def load_older(self, event: Any = None) -> None:
+    async def load_older(self, event: Any) -> None:
         """One more page above those that are shown; past LOOK_BACK rows the newest ones are let go."""
-        talk = self.talk
-        if talk.loading or not self.first and talk.complete:
-            return
-        talk.loading = True
-        try:
-            if self.first < self.PAGE and not talk.complete:
-                await self.read_history()
-            if event and self.end - self.first >= self.LOOK_BACK:
-                height = (event.max_scroll_extent + event.viewport_dimension) / (self.end - self.first)
-                below = self.first + round((event.max_scroll_extent + event.viewport_dimension - event.pixels) / height)
-                self.last_id = talk.messages[min(below, self.end - 1)].id
-                self.fresh_list()
-            self.first = max(0, self.first - self.PAGE)
-            self.draw()
-        finally:
-            talk.loading = False
+        if self.first < self.PAGE and not self.talk.complete:
+            await self.read_history()
+        if self.end - self.first >= self.LOOK_BACK:
+            height = (event.max_scroll_extent + event.viewport_dimension) / (self.end - self.first)
+            below = self.first + round((event.max_scroll_extent + event.viewport_dimension - event.pixels) / height)
+            self.last_id = self.talk.messages[min(below, self.end - 1)].place
+            self.fresh_list()
+        self.first = max(0, self.first - self.PAGE)
+        self.draw()
 
     async def load_newer(self, event: Any) -> None:
         """More below those that are shown, and the view stays about where it is."""
-        end = self.end + 4 * self.PAGE
-        height = (event.max_scroll_extent + event.viewport_dimension) / max(1, self.end - self.first)
-        more = min(end, len(self.talk.messages)) - self.end
-        self.last_id = self.talk.messages[end - 1].id if end < len(self.talk.messages) else 0
+        messages, before = self.talk.messages, self.end
+        end = min(before + 4 * self.PAGE, len(messages))
+        height = (event.max_scroll_extent + event.viewport_dimension) / max(1, before - self.first)
+        self.last_id = messages[end - 1].place if end < len(messages) else 0
         self.first = max(self.first, end - self.LOOK_BACK)
         self.draw()
-        if more:                                   # the list has them only with the page's next frame
-            await asyncio.sleep(0.05)
-            await self.list.scroll_to(offset=event.pixels + more * height, duration=0)
+        await asyncio.sleep(0.05)                  # the list has them only with the page's next frame
+        await self.list.scroll_to(offset=event.pixels + (end - before) * height, duration=0)
+        self.mark_read()
 
     def mark_read(self) -> None:
         """What is shown has been seen, if the page is."""
         newest = max((message.id for message in self.talk.messages[self.first:self.end][-self.PAGE:]), default=0)
         if self.window.visible and self.talk.mark(newest):
             self.window.spawn(self.view.conn.request("read", self.talk.name, str(newest)))
-        self.view.draw_soon()
+            self.view.draw_soon()
 
     # -- writing
 
