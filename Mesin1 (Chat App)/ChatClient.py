@@ -1804,8 +1804,8 @@ class LoginView(ChatPart):
             self.fields |= {"nama": entry("nama"), "negara": entry("negara")}
         entries = list(self.fields.values())
         self.fields["server"] = server
-        known = server.value in [f"{row.address}:{row.port}" for row in self.table.values()]
-        self.elsewhere = ft.Column([self.here, server], spacing=10, visible=not (self.is_fixed or known), tight=True,
+        is_hidden = self.is_fixed or server.value in self.table.values()
+        self.elsewhere = ft.Column([self.here, server], spacing=10, visible=not is_hidden, tight=True,
                                    horizontal_alignment=ft.CrossAxisAlignment.STRETCH)
         self.choices = ft.Row(wrap=True, spacing=8, run_spacing=8)
         self.draw_choices()
@@ -1831,22 +1831,20 @@ class LoginView(ChatPart):
         return bool(self.window.options.web_bind)
 
     @property
-    def table(self) -> dict[str, common.Realm]:
-        """The realms that one can log in at."""
+    def table(self) -> dict[str, str]:
+        """The realms that one can log in at, and where each is."""
         options, demo = self.window.options, self.window.demo
         if demo:
-            return {name: common.Realm(name, "127.0.0.1", port, "") for name, port in demo.ports.items()}
-        table = common.realm_table(options.local if self.is_fixed else bool(self.here.value))
-        host, port = options.place
-        row = common.Realm(options.realm, host, port, "")
-        return {**table, options.realm: row} if self.is_fixed else table
+            return {name: f"127.0.0.1:{port}" for name, port in demo.ports.items()}
+        rows = common.realm_table(options.local if self.is_fixed else bool(self.here.value))
+        table = {name: f"{row.address}:{row.port}" for name, row in rows.items()}
+        return {**table, options.realm: "{}:{}".format(*options.place)} if self.is_fixed else table
 
     def draw_choices(self) -> None:
         """The realms of the table, the one that the server field names marked."""
         self.choices.controls = [
-            ft.Chip(label=ft.Text(row.name), show_checkmark=True, tooltip=f"{row.address}:{row.port}",
-                    selected=self.fields["server"].value == f"{row.address}:{row.port}",
-                    on_select=self.on(self.choose_realm, row.name)) for row in self.table.values()]
+            ft.Chip(label=ft.Text(name), show_checkmark=True, tooltip=place, on_select=self.on(self.choose_realm, name),
+                    selected=self.fields["server"].value == place) for name, place in self.table.items()]
         if not self.is_fixed:
             self.choices.controls.append(ft.TextButton(self.say("elsewhere"), on_click=self.on(self.unfold)))
         self.window.update(self.choices)
@@ -1862,14 +1860,13 @@ class LoginView(ChatPart):
 
     def fill_server(self) -> None:
         """Writes the chosen realm's address into the server field."""
-        if row := self.table.get(self.view.realm):
-            self.fields["server"].value = f"{row.address}:{row.port}"
+        self.fields["server"].value = self.table.get(self.view.realm, self.fields["server"].value)
         self.draw_choices()
         self.window.update(self.fields["server"])
 
     def allows(self, host: str, port: int) -> bool:
         """Whether this page may lead to that server."""
-        return not self.is_fixed or (host, port) in [(row.address, row.port) for row in self.table.values()]
+        return not self.is_fixed or f"{host}:{port}" in self.table.values()
 
     async def enter(self) -> None:
         """Logs in, or registers; what is wrong stands beside its field."""
