@@ -2,12 +2,12 @@
 
 In this order, each part using only what stands above it:
   texts              what a person reads, in Indonesian and English
-  frames, files      what those who watch are shown; a file that arrives -> a name on disk
+  files              a file that arrives -> a name on disk
   ServerConnection   requests, events, reconnecting; knows neither terminal nor page
   typed commands     a line as a person types it -> a request -> lines to show
   prompt             the terminal, or a script from a pipe
   what a chat shows  conversations and messages, no control in them
-  the page's parts   ChatView (one whole chat: LoginView, TalkList, TalkView), Tools and Wire below it, Window
+  the page's parts   ChatView (one whole chat: LoginView, TalkList, TalkView), Tools below it, Window
   serving the page   to browsers or in a window
 """
 from __future__ import annotations
@@ -44,7 +44,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -104,23 +104,13 @@ def reason(error: Exception, language: int = INDONESIAN) -> str:
     return f"{words} ({error.fields['retry_after']} s)" if "retry_after" in error.fields else words
 
 
-# ---- frames and files ----------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 Progress = Callable[[int, int], None]              # bytes done, and of how many
 
 
 def unwatched(done: int, size: int) -> None:
     """The Progress of a file that nobody watches."""
-
-
-class Frame(NamedTuple):
-    """One request, reply or event as it crossed. Its head may hold a password or a token: see `common.mask`."""
-
-    when: float
-    outgoing: bool
-    head: bytes
-    size: int
-    elapsed: float | None      # of a reply: seconds since its request
 
 
 CONTENT = re.compile(rb'"file_content"\s*:\s*"')    # a quote within a JSON string is escaped: this is nothing else
@@ -211,11 +201,13 @@ class ServerConnection:
 
     After `subscribe`, `on_event` is called with each event as it came, each message once; also with the connection's
     own: `{"event": "connection", "state": "up" | "lost" | "ended", "retry": seconds}`, or the state "restored" when the
-    server was put back to an older copy of its data. `on_frame` sees every Frame.
+    server was put back to an older copy of its data. `on_frame` is called with each request, reply and event: whether
+    it went out, its first bytes (with passwords and tokens: see `common.mask`), its size, and of a reply the seconds
+    since its request.
     """
 
     def __init__(self, host: str, port: int, realm: str, on_event: Callable[[dict], None] = lambda event: None,
-                 on_frame: Callable[[Frame], None] = lambda frame: None, tls: ssl.SSLContext | None = None) -> None:
+                 on_frame: Callable[..., None] = lambda *frame: None, tls: ssl.SSLContext | None = None) -> None:
         self.host, self.port, self.tls = host, port, tls
         self.realm = realm                         # what a bare name means; `realms` may know better
         self.user = ""                             # a bare name
@@ -508,7 +500,7 @@ class ServerConnection:
     # -- those who watch
 
     def _show(self, outgoing: bool, data: bytes, size: int, elapsed: float | None = None) -> None:
-        self._on_frame(Frame(time.time(), outgoing, data[:FRAME_HEAD], size, elapsed))
+        self._on_frame(outgoing, data[:FRAME_HEAD], size, elapsed)
 
     def _notify(self, **fields: object) -> None:
         self._tell({"event": "connection", **fields})
@@ -2695,7 +2687,8 @@ class Tools(ChatPart):
             self.suggest()
             self.root.height = min(self.HEIGHT, (self.page.height or 800) * 0.45)
             self.root.content = ft.Column([
-                ft.Row([wire, ft.Container(self.realms, expand=True), close], spacing=10), self.holder,
+                ft.Container(ft.Row([wire, ft.Container(self.realms, expand=True), close], spacing=10),
+                             padding=ft.Padding(10, 2, 0, 0)), self.holder,
                 ft.Container(self.input, padding=ft.Padding(10, 0, 10, 6))], spacing=0, expand=True,
                 horizontal_alignment=ft.CrossAxisAlignment.STRETCH)
             self.draw_realms()
@@ -2712,17 +2705,16 @@ class Tools(ChatPart):
         self.shows_wire = not self.shows_wire
         self.draw()
 
-    def see(self, frame: Frame) -> None:
+    def see(self, outgoing: bool, head: bytes, size: int, elapsed: float | None) -> None:
         """A frame on one line: when, which way, how long its answer took, or its size; a click shows its fields."""
         if not self.shows_wire:
             return
-        head, is_whole = common.mask(frame.head), frame.size <= FRAME_HEAD
-        text = common.visible(head + FRAME_END * (is_whole and not frame.outgoing))[:400] + " …" * (not is_whole)
-        arrow, color = ("→", ft.Colors.PRIMARY) if frame.outgoing else ("←", ft.Colors.TERTIARY)
-        end = f"{frame.size} B" if frame.elapsed is None else f"{frame.elapsed * 1000:.1f} ms"
-        moment = f"{datetime.fromtimestamp(frame.when):%H:%M:%S.%f}"[:-3]
-        line = ft.Text(f"{moment} {arrow} {end:>8}  {text}", font_family="Mono", size=12, color=color, max_lines=1,
-                       overflow=ft.TextOverflow.ELLIPSIS)
+        head, is_whole = common.mask(head), size <= FRAME_HEAD
+        text = common.visible(head + FRAME_END * (is_whole and not outgoing))[:400] + " …" * (not is_whole)
+        arrow, color = ("→", ft.Colors.PRIMARY) if outgoing else ("←", ft.Colors.TERTIARY)
+        end = f"{size} B" if elapsed is None else f"{elapsed * 1000:.1f} ms"
+        line = ft.Text(f"{datetime.now():%H:%M:%S.%f}"[:-3] + f" {arrow} {end:>8}  {text}", font_family="Mono", size=12,
+                       color=color, max_lines=1, overflow=ft.TextOverflow.ELLIPSIS)
         self.add(ft.Container(line, ink=True, on_click=self.on(
             lambda: self.window.show_fields(self.say("wire"), common.decode(head)))))
 
@@ -2914,8 +2906,7 @@ class Window:
 
     def show_fields(self, title: str, fields: list[tuple[str, str]]) -> None:
         text = "\n".join(f"{key:>8}: {value}" for key, value in fields)
-        content = ft.Column([ft.Text(text, font_family="Mono", size=13)], scroll=ft.ScrollMode.AUTO, tight=True)
-        self.show_dialog(title, ft.SelectionArea(content), [])
+        self.show_dialog(title, ft.SelectionArea(ft.Text(text, font_family="Mono", size=13)), [])
 
     async def copy(self, text: str) -> None:
         await self.clipboard.set(text)
