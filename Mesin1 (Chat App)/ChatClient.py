@@ -1910,9 +1910,9 @@ class TalkList(ChatPart):
         self.tiles: dict[str, tuple[tuple, Any]] = {}      # key: what it was drawn from, the tile
         self.list = StillList(expand=True, padding=ft.Padding(8, 4, 8, 4), spacing=2)
         self.holder = ft.Container(self.list, expand=True)
-        menu = self.menu(ft.Icons.EDIT_SQUARE, "new", [self.item(ft.Icons.PERSON_ADD, "new_message", self.ask_person),
-            self.item(ft.Icons.GROUP_ADD, "new_group", self.ask_new_group),
-            self.item(ft.Icons.LOGIN, "join_group", self.ask_join)])
+        menu = self.menu(ft.Icons.EDIT_SQUARE, "new", [self.item(icon, key, work) for icon, key, work in (
+            (ft.Icons.PERSON_ADD, "new_message", lambda: self.find("new_message")),
+            (ft.Icons.GROUP_ADD, "new_group", self.ask_new_group), (ft.Icons.LOGIN, "join_group", self.ask_join))])
         finder = ft.TextButton(self.say("find"), icon=ft.Icons.SEARCH, height=40, on_click=self.on(self.find),
                                style=ft.ButtonStyle(bgcolor=ft.Colors.SURFACE_CONTAINER_HIGHEST,
                                                     alignment=ft.Alignment.CENTER_LEFT))
@@ -1938,7 +1938,7 @@ class TalkList(ChatPart):
         elif self.chats.groups_known:              # else they are still to come
             self.holder.content = blank(
                 ft.Icons.CHAT_BUBBLE_OUTLINE, self.say("no_talks"),
-                ft.FilledButton(self.say("new_message"), on_click=self.on(self.ask_person)),
+                ft.FilledButton(self.say("new_message"), on_click=self.on(self.find, "new_message")),
                 ft.OutlinedButton(self.say("join_group"), on_click=self.on(self.ask_join)))
         self.window.update(self.holder)
 
@@ -1981,20 +1981,16 @@ class TalkList(ChatPart):
 
     # -- dialogs
 
-    def find(self) -> None:
+    def find(self, title: str = "find") -> None:
         """Conversations, and below them the people and groups that one could have one with."""
-        chats, talks = self.chats, self.chats.listed()
-        others = [(address, "new_message") for address in chats.people if address != chats.own] + [
-            (f"#{group}", "join_group") for group in chats.open_groups]
-        Chooser(self.view, self.say("find"), "person_hint", [(talk.key, self.preview(talk)) for talk in talks] + [
-            (key, f"{key.lstrip('#')} · {self.say(how)}") for key, how in others if key not in chats.talks])
-
-    def ask_person(self) -> None:
         chats = self.chats
-        people = sorted((address for address in chats.people if address != chats.own),
-                        key=lambda address: (not chats.is_online(address), chats.name_of(address)))
-        Chooser(self.view, self.say("new_message"), "person_hint", [
-            (address, f"{address} · {chats.people[address]['negara']}") for address in people])
+        rows = [(talk.key, self.preview(talk)) for talk in chats.listed()]
+        rows += [(address, f"{address} · {person['negara']}") for address, person in sorted(
+            chats.people.items(), key=lambda row: (not chats.is_online(row[0]), row[1]["nama"]))
+            if address not in chats.talks and address != chats.own]
+        rows += [(f"#{group}", f"{group} · {self.say('join_group')}") for group in chats.open_groups
+                 if f"#{group}" not in chats.talks]
+        Chooser(self.view, self.say(title), "person_hint", rows)
         self.window.spawn(self.view.read_people())
 
     def ask_new_group(self) -> None:
