@@ -3160,7 +3160,8 @@ class Window:
                 view.open(key)
 
     def show_keys(self) -> None:
-        rows = [ft.Row([ft.Container(ft.Text(keys, font_family="Mono", size=13), width=150), small(self.say(key))])
+        rows = [ft.Row([ft.Container(ft.Text(keys, font_family="Mono", size=13), width=150),
+                        small(self.say(key), expand=True)])
                 for keys, key in (*KEYS, *(self.lab.KEYS if self.lab else ()))]
         self.show_dialog(self.say("keys"), ft.Column(rows, tight=True, width=420), [])
 
