@@ -528,20 +528,21 @@ class LineBuffer:
         self.limit = limit
         self.overlong = False                      # the unfinished line is past the limit; see take_overlong
         self.lines: list[bytes] = []               # the next whole lines, without their LF, the last one first
-        self._uncut = b""                          # whole lines behind those
-        self._rest = bytearray()                   # the unfinished line
+        self._uncut = b""                          # what came behind those
+        self._rest = bytearray()                   # the unfinished line, where nothing is uncut
 
     def feed(self, data: bytes) -> None:
         """Takes in what a socket gave."""
-        if b"\n" in data and not self.overlong:
-            whole, _, data = data.rpartition(b"\n")
-            self._uncut += bytes(self._rest) + whole + b"\n"
-            self._rest.clear()
-            if not self.lines:
-                self._cut()
-        if data:
+        if self.overlong or (b"\n" not in data and not self._uncut):
             self._rest += data
             self.overlong = self.overlong or len(self._rest) > self.limit
+            return
+        if self._rest:
+            data = bytes(self._rest) + data
+            self._rest.clear()
+        self._uncut += data
+        if not self.lines:
+            self._cut()
 
     def take(self) -> bytes:
         """The next whole line; there has to be one in `lines`."""
@@ -551,8 +552,12 @@ class LineBuffer:
         return line
 
     def _cut(self) -> None:
-        *self.lines, self._uncut = self._uncut.split(b"\n", self.CUT)
+        *self.lines, left = self._uncut.split(b"\n", self.CUT)
+        self._uncut = left if len(self.lines) == self.CUT else b""
         self.lines.reverse()
+        if left and not self._uncut:               # there is no other end of a line in it
+            self._rest += left
+            self.overlong = len(left) > self.limit
 
     def take_overlong(self) -> tuple[bytes, bool]:
         """What is here of the overlong line, and whether that was its end. Lines behind the end are kept as lines."""

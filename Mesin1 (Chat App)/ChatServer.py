@@ -2298,7 +2298,7 @@ class Server:
         except sqlite3.Error as error:
             self.fail_turn(error)
         chat.release()
-        for conn in list(chat.ready):
+        for conn in reversed(list(chat.ready)):    # events before replies: somebody else waits for them
             self.write(conn)
             works = conn.has_work or conn.state.sends and (
                 (conn.replies and conn.has_answer) or (conn.has_output and not conn.blocked))
@@ -3408,7 +3408,7 @@ class Realms:
 
     def outcome(self, reply: dict, queued: bool = False) -> dict:
         """A send's reply with what became of its messages."""
-        failed = self.outbox.failures(reply.get("ids") or [reply["id"]])
+        failed = self.outbox.has_failed and self.outbox.failures(reply.get("ids") or [reply["id"]])
         if failed:
             fields = {name: value for name, value in reply.items() if name not in ("status", "code", "message")}
             users = fields.get("users", [])
@@ -3443,7 +3443,7 @@ class Realms:
     def word(self, link: RealmLink, stream: Stream, have: int, refused: dict[str, str]) -> None:
         """The other realm has the items up to `have` on disk, but refused some of them."""
         for row in self.outbox.remove(link.name, stream.number, have, stream.sent):
-            code = refused.get(str(row.seq))
+            code = refused.get(str(row.seq)) if refused else None
             if code is not None:
                 self.hear_refusal(link, stream, row, code)
             elif row.sender is not None:
@@ -3466,7 +3466,7 @@ class Realms:
     def tell_state(self, row: Row, state: str, **code: str) -> None:
         """Tells a sender what became of a message."""
         sender = self.store.person_of[row.sender]
-        if any(conn.subscribed for conn in sender.connections):
+        if self.chat.subscribers and any(conn.subscribed for conn in sender.connections):
             uid = f"{self.home}:{row.message}"
             self.chat.announce("status", [sender], id=row.message, uid=uid, state=state, **code)
 
@@ -3687,8 +3687,8 @@ class Realms:
             raise ChatError("realm_unreachable")
 
     def meet(self, name: str, realm: str, nama: str, negara: str = "") -> Person:
-        """A person of another realm as that realm tells of them, added or brought up to date."""
-        nama, negara = self.full_name(nama) or name, self.full_name(negara)
+        """A person of another realm as that realm tells of them (see `full_name`), added or brought up to date."""
+        nama = nama or name
         person = self.store.people.get(f"{name}@{realm}")
         if person is None:
             self.check_people(realm)
@@ -3966,9 +3966,10 @@ class Realms:
     def origin_of(item: dict, realm: str) -> int:
         """The id that a message has in its sender's realm. Raises ValueError."""
         prefix, _, id = item["uid"].partition(":")
-        if prefix != realm or not 0 < Chat.number(id) < MAX_NUMBER:
+        number = Chat.number(id)
+        if prefix != realm or not 0 < number < MAX_NUMBER:
             raise ValueError("uid")
-        return int(id)
+        return number
 
     def body_of(self, item: dict, realm: str, sender: Person | None) -> str | File:
         """The text, or the file, of another realm's message. Raises ChatError, and Missing without the file."""
