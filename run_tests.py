@@ -7198,8 +7198,9 @@ class BrowserKeys(TwoRealms):
         page.press("Panel of the whole page")
         page.hit(rows("send henderson@mesin2 wait for me"))
         page.sees("0000  40")                                   # a request begins with the @ of its tag
-        self.keys("ctrl+Down")                                  # to the next frame of that message
-        page.sees("0000  7b")
+        self.keys("ctrl+Down")                                  # to the next frame of that message, on whatever hop
+        page.sees("0000  40", gone=True)
+        page.sees("The next frame of this message")
         self.keys("ctrl+Up")
         page.sees("0000  40")
         self.keys("Escape")
