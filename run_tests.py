@@ -5110,6 +5110,13 @@ class Fairness(ChatTest):
             self.assertEqual(event["file"]["name"], f"{number}.bin")
             self.assertEqual(event["file"]["sha256"], hashlib.sha256(some_bytes(100_000, seed=number)).hexdigest())
 
+    def test_unread_texts_are_counted_and_not_read(self, messi):
+        """Of eight conversations, each with 2,000 of the longest texts."""
+        for person in self.people(*"pppppppp"):
+            for _ in range(10):
+                person.ok_all([f"send messi {'x' * 8000}"] * 200)
+        self.assertLess(statistics.median(timed(lambda: messi.ok("conversations")) for _ in range(5)), QUICK)
+
 
 class Floods(ChatTest):
     """Connections that are only there to be in the way."""

@@ -238,9 +238,9 @@ PLACED_AFTER = SELECT + """places JOIN messages USING(conversation, id)
     WHERE conversation=? AND id>? ORDER BY id LIMIT ?"""
 TAIL_AFTER = SELECT + """messages CROSS JOIN members USING(conversation)
     WHERE id>? AND id>since AND person=? ORDER BY id"""
-PLACED_BEFORE = SELECT + """places JOIN messages USING(conversation, id)
-    WHERE conversation=? AND id>? AND id<? ORDER BY id DESC LIMIT ?"""
-TAIL_BEFORE = SELECT + "messages WHERE conversation=? AND id>? AND id<? ORDER BY id DESC LIMIT ?"
+PLACED_BEFORE = "places JOIN messages USING(conversation, id) WHERE conversation=? AND id>? AND id<? " \
+    "ORDER BY id DESC LIMIT ?"
+TAIL_BEFORE = "messages WHERE conversation=? AND id>? AND id<? ORDER BY id DESC LIMIT ?"
 FIND = """SELECT id FROM (
     SELECT id, text FROM messages WHERE conversation=?1 AND id>MAX(?2, ?3)
     UNION ALL SELECT id, text FROM places JOIN messages USING(conversation, id) WHERE conversation=?1 AND id>?2)
@@ -599,18 +599,18 @@ class Store:
             after = rows[-1][0]
 
     def messages_before(self, conversation: Conversation, since: int, before: int, most: int) -> Iterator[Message]:
-        """The last messages of a conversation with an id past `since` and below `before`, newest first.
+        """The last messages of a conversation with an id past `since` and below `before`, newest first."""
+        return map(self._message, self._rows_before(SELECT, conversation, since, before, most))
 
-        They are read from the disk as they are asked for, in this turn.
-        """
+    def _rows_before(self, select: str, conversation: Conversation, since: int, before: int, most: int) -> list[tuple]:
         self.flush()
-        place = (conversation.id, max(since, self._placed), before, most)
-        count = 0
-        for row in self.db.execute(TAIL_BEFORE, place) if conversation.last_id > self._placed else ():
-            count += 1
-            yield self._message(row)
-        for row in self.db.execute(PLACED_BEFORE, (conversation.id, since, before, most - count)):
-            yield self._message(row)
+        place, rows = (conversation.id, max(since, self._placed), before, most), []
+        if conversation.last_id > self._placed:
+            rows = self.db.execute(select + TAIL_BEFORE, place).fetchall()
+        if len(rows) < most:
+            place = (conversation.id, since, before, most - len(rows))
+            rows += self.db.execute(select + PLACED_BEFORE, place).fetchall()
+        return rows
 
     def unread(self, conversation: Conversation, person: Person) -> tuple[int, int]:
         """How many messages of others a person has not read yet, and at how many messages it had to look.
@@ -620,9 +620,8 @@ class Store:
         since = max(conversation.reads.get(person, 0), conversation.members[person])
         if conversation.last_id <= since:
             return 0, 0
-        senders = [message.sender for message in self.messages_before(
-            conversation, since, sys.maxsize, common.UNREAD_LOOK)]
-        return min(len(senders) - senders.count(person), common.MAX_UNREAD_COUNT), len(senders)
+        senders = self._rows_before("SELECT sender FROM ", conversation, since, sys.maxsize, common.UNREAD_LOOK)
+        return min(len(senders) - senders.count((person.id,)), common.MAX_UNREAD_COUNT), len(senders)
 
     def set_read(self, conversation: Conversation, person: Person, id: int) -> None:
         """A person has read a conversation up to this message."""
